@@ -1,0 +1,82 @@
+"""Checkpoints: written whole or not at all, rotated, and read without running code from the file."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+from pathlib import Path
+
+import torch
+
+log = logging.getLogger("cifar100")
+
+KEEP_NEWEST = 2
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be read, or belongs to another configuration. The message says what to do."""
+
+
+def save_atomically(state: dict, path) -> Path:
+    """`torch.save` into a temporary file beside `path`, flushed to disk and then renamed over it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def load(path, map_location="cpu") -> dict:
+    """The dict in a checkpoint, read with `weights_only=True`. Raises CheckpointError naming the file."""
+    try:
+        state = torch.load(path, map_location=map_location, weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such checkpoint; resume='auto' looks for the newest") from None
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path}: is truncated or no checkpoint ({reason}); delete it") from error
+    if not isinstance(state, dict) or "model_state_dict" not in state:
+        raise CheckpointError(f"{path}: has no 'model_state_dict'; it is not a checkpoint of this project")
+    return state
+
+
+def save_step(state: dict, folder) -> Path:
+    """Save as `step_<step>.pt` in `folder` and delete all but the newest two of these."""
+    folder = Path(folder)
+    path = save_atomically(state, folder / f"step_{state['step']:07d}.pt")
+    for old in list_steps(folder)[KEEP_NEWEST:]:
+        old.unlink()
+    return path
+
+
+def list_steps(folder) -> list[Path]:
+    """The `step_*.pt` files in `folder`, newest (most steps) first."""
+    return sorted(Path(folder).glob("step_*.pt"), key=lambda path: path.name, reverse=True)
+
+
+def load_newest(folder) -> tuple[Path, dict] | None:
+    """(path, state) of the newest readable checkpoint, None if there is none. Unreadable ones are reported."""
+    for path in list_steps(folder):
+        try:
+            return path, load(path)
+        except CheckpointError as error:
+            log.warning("passed over: %s", error)
+    return None
+
+
+def check_same_run(saved: dict, current: dict, path) -> None:
+    """Raise CheckpointError naming every training setting in which `saved` and `current` differ."""
+    names = [name for name in dict.fromkeys([*saved, *current]) if saved.get(name) != current.get(name)]
+    if names:
+        lines = "\n".join(f"  - {name}: {saved.get(name)!r} in the checkpoint, {current.get(name)!r} now"
+                          for name in names)
+        raise CheckpointError(f"{path} is from another configuration:\n{lines}\n"
+                              "Set these back to continue it, choose another run_name, or resume='never' to start over.")

@@ -1,0 +1,456 @@
+"""CIFAR-100 from torchvision, a prepared .npz, class folders, or drawn; its split; batches made on the device."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision import datasets
+from torchvision.transforms import v2
+from tqdm.auto import tqdm
+
+from . import demo_data
+from .augment import Augmentation, augment, resize
+from .config import TrainingConfig
+from .system import cpu_cores, progress_style
+
+log = logging.getLogger("cifar100")
+
+IMAGE_SIZE = 32
+NPZ_NAME = "cifar100.npz"
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg"}
+
+# The 20 superclasses of CIFAR-100 (Krizhevsky 2009, https://www.cs.toronto.edu/~kriz/cifar.html).
+SUPERCLASSES = {
+    "aquatic mammals": "beaver dolphin otter seal whale",
+    "fish": "aquarium_fish flatfish ray shark trout",
+    "flowers": "orchid poppy rose sunflower tulip",
+    "food containers": "bottle bowl can cup plate",
+    "fruit and vegetables": "apple mushroom orange pear sweet_pepper",
+    "household electrical devices": "clock keyboard lamp telephone television",
+    "household furniture": "bed chair couch table wardrobe",
+    "insects": "bee beetle butterfly caterpillar cockroach",
+    "large carnivores": "bear leopard lion tiger wolf",
+    "large man-made outdoor things": "bridge castle house road skyscraper",
+    "large natural outdoor scenes": "cloud forest mountain plain sea",
+    "large omnivores and herbivores": "camel cattle chimpanzee elephant kangaroo",
+    "medium-sized mammals": "fox porcupine possum raccoon skunk",
+    "non-insect invertebrates": "crab lobster snail spider worm",
+    "people": "baby boy girl man woman",
+    "reptiles": "crocodile dinosaur lizard snake turtle",
+    "small mammals": "hamster mouse rabbit shrew squirrel",
+    "trees": "maple_tree oak_tree palm_tree pine_tree willow_tree",
+    "vehicles 1": "bicycle bus motorcycle pickup_truck train",
+    "vehicles 2": "lawn_mower rocket streetcar tank tractor",
+}
+
+
+class DataError(RuntimeError):
+    """The data set is not to be had, or a file of it is wrong. The message names the file and the remedy."""
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A whole image classification set in memory. `note` is not empty when it is not the real thing."""
+
+    train_images: Tensor            # uint8 [N, 32, 32, 3]
+    train_labels: Tensor            # int64 [N]
+    test_images: Tensor             # uint8 [M, 32, 32, 3]
+    test_labels: Tensor             # int64 [M]
+    class_names: tuple[str, ...]
+    superclass_names: tuple[str, ...] = ()
+    superclass_of: Tensor | None = None     # int64 [num_classes], None where there are no superclasses
+    source: str = ""
+    note: str = ""
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def channel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of each colour channel over the training images, in [0, 1]."""
+        values = torch.arange(256, dtype=torch.float64) / 255
+        means, deviations = [], []
+        for channel in self.train_images.unbind(-1):
+            share = torch.bincount(channel.flatten().int(), minlength=256).double() / channel.numel()
+            mean = (share * values).sum()
+            means.append(round(mean.item(), 6))
+            deviations.append(round((share * (values - mean) ** 2).sum().sqrt().item(), 6))
+        return tuple(means), tuple(deviations)
+
+    def __str__(self) -> str:
+        superclasses = f" in {len(self.superclass_names)} superclasses" if self.superclass_names else ""
+        return (f"{self.note + ': ' if self.note else ''}{len(self.train_images):,} training and "
+                f"{len(self.test_images):,} test images, {self.num_classes} classes{superclasses}, from {self.source}")
+
+
+# Sources ---------------------------------------------------------------------------------------------------
+
+def load_cifar100(config: TrainingConfig) -> ImageData:
+    """The data set that `data_source`, `data_dir` and `download` name, checked. Raises DataError."""
+    folder = _folder_with_data(Path(config.data_dir).expanduser())
+    source = _find_source(folder) if config.data_source == "auto" else config.data_source
+    load = {"drawn": lambda: _from_drawing(config.seed), "npz": lambda: _from_npz(folder / NPZ_NAME),
+            "folder": lambda: _from_folders(folder, config.progress),
+            "torchvision": lambda: _from_torchvision(folder, config.download)}[source]
+    data = load()
+    if data.num_classes != config.num_classes:
+        raise DataError(f"num_classes={config.num_classes}, but {data.source} holds {data.num_classes} classes; "
+                        f"set num_classes={data.num_classes}, or data_dir to the set you mean")
+    return data
+
+
+def _folder_with_data(folder: Path) -> Path:
+    """`folder`, or its subfolder `cifar100` where archives of the class folders unpack to."""
+    return folder / "cifar100" if not _find_local(folder) and _find_local(folder / "cifar100") else folder
+
+
+def _find_source(folder: Path) -> str:
+    return _find_local(folder) or "torchvision"
+
+
+def _find_local(folder: Path) -> str | None:
+    if (folder / "train").is_dir() and (folder / "test").is_dir():
+        return "folder"
+    if (folder / NPZ_NAME).is_file():
+        return "npz"
+    return "torchvision" if any((folder / name).exists() for name in ("cifar-100-python",
+                                                                     "cifar-100-python.tar.gz")) else None
+
+
+def _from_drawing(seed: int) -> ImageData:
+    drawn = demo_data.draw_demo_data(seed=seed)
+    tensors = {name: torch.from_numpy(drawn[name]) for name in ("x_train", "y_train", "x_test", "y_test")}
+    return ImageData(tensors["x_train"], tensors["y_train"], tensors["x_test"], tensors["y_test"],
+                     tuple(drawn["classes"]), tuple(drawn["superclasses"]), torch.from_numpy(drawn["superclass_of"]),
+                     source="this project's own drawing", note=demo_data.DEMO_NOTE)
+
+
+def _from_torchvision(folder: Path, download: bool) -> ImageData:
+    """torchvision's CIFAR100: the original archive, checked by its md5."""
+    try:
+        train, test = (datasets.CIFAR100(str(folder), train=train, download=download) for train in (True, False))
+    except (RuntimeError, OSError) as error:
+        raise DataError(_how_to_get_cifar100(folder, download, error)) from error
+    return _checked("the torchvision files in " + str(folder), train.data, np.array(train.targets), test.data,
+                    np.array(test.targets), train.classes)
+
+
+def _how_to_get_cifar100(folder: Path, download: bool, error: Exception) -> str:
+    reason = f"the download failed: {error}" if download else "download=False"
+    return (f"CIFAR-100 is not in data_dir='{folder}' and {reason}\nOne of these helps:\n"
+            "  - connect to the network and keep download=True\n"
+            f"  - put cifar-100-python.tar.gz (from https://www.cs.toronto.edu/~kriz/cifar.html) into {folder}\n"
+            f"  - put class folders there: {folder}/train/<class>/*.png and {folder}/test/<class>/*.png\n"
+            f"  - put {NPZ_NAME} there: x_train uint8 [N,32,32,3], y_train, x_test, y_test, classes\n"
+            "  - set data_dir to the folder where one of these lies (on Kaggle: under /kaggle/input)\n"
+            "  - preset='demo' tries everything on a small drawn data set, which is not CIFAR-100")
+
+
+def _from_npz(path: Path) -> ImageData:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            missing = [name for name in ("x_train", "y_train", "x_test", "y_test", "classes") if name not in arrays]
+            if missing:
+                raise DataError(f"{path}: lacks the array{'s' * (len(missing) > 1)} {', '.join(missing)}; it has "
+                                f"{', '.join(arrays.files)}")
+            parts = [arrays[name] for name in ("x_train", "y_train", "x_test", "y_test", "classes")]
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; data_source='auto' looks for other sources as well") from None
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); make it anew, with plain arrays only") from error
+    return _checked(str(path), *parts)
+
+
+def _from_folders(folder: Path, progress: str = "auto") -> ImageData:
+    """Class folders, decoded once; later calls read the .npz kept beside them while no file has changed."""
+    files = {split: _list_images(folder / split) for split in ("train", "test")}
+    for here, there in (("train", "test"), ("test", "train")):
+        missing = sorted(set(files[there]) - set(files[here]))
+        if missing:
+            raise DataError(f"{folder / here}: lacks the class folder{'s' * (len(missing) > 1)} "
+                            f"{', '.join(missing[:5])}{', …' * (len(missing) > 5)} that {folder / there} has")
+    fingerprint = _fingerprint(files)
+    cache = _cache_path(folder, fingerprint)
+    if _cached_fingerprint(cache) == fingerprint:
+        return _from_npz(cache)
+    classes = sorted(files["train"])
+    arrays = {"classes": np.array(classes), "fingerprint": np.array(fingerprint)}
+    for split, by_class in files.items():
+        arrays[f"x_{split}"] = _decode([path for name in classes for path in by_class[name]], split, progress)
+        arrays[f"y_{split}"] = np.repeat(np.arange(len(classes)), [len(by_class[name]) for name in classes])
+    data = _checked(str(folder), arrays["x_train"], arrays["y_train"], arrays["x_test"], arrays["y_test"], classes)
+    _write_cache(cache, arrays)
+    return data
+
+
+def _list_images(folder: Path) -> dict[str, list[Path]]:
+    """Class name → sorted image files."""
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; class folders must lie in train/<class>/ and test/<class>/")
+    found = {entry.name: sorted(path for path in entry.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+             for entry in sorted(folder.iterdir()) if entry.is_dir() and not entry.name.startswith(".")}
+    empty = [name for name, paths in found.items() if not paths]
+    if empty or not found:
+        raise DataError(f"{folder / empty[0] if empty else folder}: holds no .png or .jpg image")
+    return found
+
+
+def _fingerprint(files: dict) -> str:
+    digest = hashlib.sha256()
+    for split, by_class in sorted(files.items()):
+        for name, paths in sorted(by_class.items()):
+            for path in paths:
+                stat = path.stat()
+                digest.update(f"{split}/{name}/{path.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _cache_path(folder: Path, fingerprint: str) -> Path:
+    """Beside the folders; under ./data where that is read-only (Kaggle), or holds a .npz that is not ours."""
+    path = folder / NPZ_NAME
+    if os.access(folder, os.W_OK) and (not path.exists() or _cached_fingerprint(path)):
+        return path
+    return Path("data") / f"cifar100-{fingerprint}.npz"
+
+
+def _cached_fingerprint(path: Path) -> str | None:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return str(arrays["fingerprint"]) if "fingerprint" in arrays else None
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError):
+        return None
+
+
+def _write_cache(path: Path, arrays: dict) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            np.savez(file, **arrays)
+        os.replace(temporary, path)
+        log.info("kept the decoded images in %s", path)
+    except OSError as error:
+        log.warning("the decoded images could not be kept in %s (%s); they are decoded again next time", path, error)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _decode(paths: list[Path], split: str, progress: str) -> np.ndarray:
+    """uint8 [N, 32, 32, 3] of image files, in order."""
+    bar = progress_style(progress) == "bar"
+    with ThreadPoolExecutor(cpu_cores()) as pool:       # Pillow decodes outside the interpreter's lock
+        return np.stack(list(tqdm(pool.map(_decode_image, paths), f"decoding {split} images", len(paths),
+                                  disable=not bar, leave=False)))
+
+
+def _decode_image(path: Path) -> np.ndarray:
+    try:
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: cannot be decoded ({error}); replace or delete the file") from error
+    if pixels.shape != (IMAGE_SIZE, IMAGE_SIZE, 3):
+        raise DataError(f"{path}: is {pixels.shape[1]}×{pixels.shape[0]} pixels; must be {IMAGE_SIZE}×{IMAGE_SIZE}")
+    return pixels
+
+
+def _checked(name: str, x_train, y_train, x_test, y_test, classes) -> ImageData:
+    """ImageData of arrays whose shapes, types and labels are right. Raises DataError naming `name`."""
+    classes = tuple(str(item) for item in classes)
+    for split, images, labels in (("train", x_train, y_train), ("test", x_test, y_test)):
+        if images.dtype != np.uint8 or images.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE, 3) or not len(images):
+            raise DataError(f"{name}: x_{split} is {images.dtype} {list(images.shape)}; must be uint8 "
+                            f"[N, {IMAGE_SIZE}, {IMAGE_SIZE}, 3]")
+        if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
+            raise DataError(f"{name}: y_{split} is {labels.dtype} {list(labels.shape)}; must be integers "
+                            f"[{len(images)}], one for each image")
+        if labels.min() < 0 or labels.max() >= len(classes):
+            raise DataError(f"{name}: y_{split} holds labels from {labels.min()} to {labels.max()}; with "
+                            f"{len(classes)} classes they must lie in 0 to {len(classes) - 1}")
+        absent = sorted(set(range(len(classes))) - set(labels.tolist()))
+        if absent:
+            raise DataError(f"{name}: y_{split} has no image of class {classes[absent[0]]!r}"
+                            + (f" and {len(absent) - 1} more" if absent[1:] else ""))
+    superclass_names, superclass_of = _superclasses(classes)
+    return ImageData(torch.from_numpy(x_train), torch.from_numpy(y_train.astype(np.int64)), torch.from_numpy(x_test),
+                     torch.from_numpy(y_test.astype(np.int64)), classes, superclass_names, superclass_of, source=name)
+
+
+def _superclasses(classes: tuple[str, ...]) -> tuple[tuple[str, ...], Tensor | None]:
+    """CIFAR-100's superclasses where `classes` are its classes, none otherwise."""
+    index = {member: number for number, members in enumerate(SUPERCLASSES.values()) for member in members.split()}
+    if set(classes) != set(index):
+        return (), None
+    return tuple(SUPERCLASSES), torch.tensor([index[name] for name in classes])
+
+
+# Split -----------------------------------------------------------------------------------------------------
+
+def stratified_split(labels: Tensor, val_size: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices (train, validation), int64, ascending; each class gives the same share of its images.
+
+    Shares that are not whole numbers are rounded so that exactly `val_size` images are taken (largest
+    remainders first). Raises ValueError when that leaves a class without a training image.
+    """
+    if not 0 <= val_size < len(labels):
+        raise ValueError(f"val_size={val_size}: must be below the {len(labels)} training images")
+    counts = torch.bincount(labels)
+    shares = counts.double() * val_size / len(labels)
+    take = shares.long()
+    take[torch.argsort(shares - take, descending=True, stable=True)[:val_size - int(take.sum())]] += 1
+    if (take >= counts).logical_and(counts > 0).any():
+        raise ValueError(f"val_size={val_size}: leaves a class without a training image; choose a smaller one")
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    for label, number in enumerate(take.tolist()):
+        members = (labels == label).nonzero().flatten()
+        chosen[members[torch.randperm(len(members), generator=generator)[:number]]] = True
+    return (~chosen).nonzero().flatten(), chosen.nonzero().flatten()
+
+
+# Batches ---------------------------------------------------------------------------------------------------
+
+class BatchLoader:
+    """Makes batches of augmented, normalised images on the device.
+
+    A batch depends only on the seed, the epoch and its index: there is no hidden state, so a run can be
+    continued in the middle of an epoch. With `augmentation=None` the images come unchanged and in order.
+
+    Args:
+        images: uint8 [N, 32, 32, 3]; labels: int64 [N].
+        mean, std: of each channel, for images in [0, 1].
+        dtype: of the images that `batch` returns.
+        placement: "device", "host" (pinned memory, batches copied ahead) or "auto": the device when the
+            images take less than a quarter of its free memory.
+        alternating_flip: mirror a random half of the images in even epochs and the other half in odd ones
+            (Jordan 2024, arXiv 2404.00498), instead of drawing each flip.
+        mixup_alpha, cutmix_alpha: Beta parameters, 0 for none; labels become float [N, num_classes].
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, batch_size: int, device: torch.device, mean, std,
+                 augmentation: Augmentation | None = None, dtype: torch.dtype = torch.float32, seed: int = 0,
+                 placement: str = "auto", channels_last: bool = True, alternating_flip: bool = False,
+                 mixup_alpha: float = 0.0, cutmix_alpha: float = 0.0, num_classes: int = 100):
+        if placement == "auto":
+            placement = "device" if _fits(images, device) else "host"
+        self.batch_size = min(batch_size, len(images))
+        self.count = len(images)
+        self.device, self.dtype, self.seed, self.placement = device, dtype, seed, placement
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.augmentation = augmentation
+        self.labels = labels.to(device)
+        self.source = images.to(device) if placement == "device" else _CopyAhead(images, device, self.batch_size)
+        self.mean = torch.tensor(mean, device=device).view(1, 3, 1, 1)
+        self.std = torch.tensor(std, device=device).view(1, 3, 1, 1)
+        self.generator = torch.Generator(device)
+        self._order = (None, None)
+        self._first_flip = None
+        if alternating_flip:
+            self.generator.manual_seed(self._seed_of(0))
+            self._first_flip = torch.rand(self.count, device=device, generator=self.generator) < 0.5
+        mixes = ([v2.MixUp(alpha=mixup_alpha, num_classes=num_classes)] * (mixup_alpha > 0)
+                 + [v2.CutMix(alpha=cutmix_alpha, num_classes=num_classes)] * (cutmix_alpha > 0))
+        self.mix = v2.RandomChoice(mixes) if mixes else None
+
+    def __len__(self) -> int:
+        """Batches in an epoch: a training epoch leaves out what does not fill the last one."""
+        return self.count // self.batch_size if self.augmentation else -(-self.count // self.batch_size)
+
+    def batch(self, epoch: int, index: int, image_size: int = IMAGE_SIZE) -> tuple[Tensor, Tensor]:
+        """Batch `index` of `epoch`: images `dtype` [B, 3, image_size, image_size], and their labels."""
+        if self.placement == "device":
+            chosen = self._indices(epoch, index)
+            images = self.source[chosen]
+        else:
+            images = self.source.get((epoch, index), self._indices)
+            chosen = self._indices(epoch, index).to(self.device, non_blocking=True)
+        labels = self.labels[chosen]
+        if self.augmentation is None:
+            images = images.permute(0, 3, 1, 2).float().div_(255)
+        else:
+            flip_mask = None
+            if self._first_flip is not None:
+                flip_mask = self._first_flip[chosen] ^ bool(epoch % 2)
+            self.generator.manual_seed(self._seed_of(1, epoch, index))
+            images = augment(images, self.augmentation, self.generator, flip_mask)
+        if image_size != images.shape[-1]:
+            images = resize(images, image_size)
+        images = images.sub(self.mean).div_(self.std)
+        if self.mix is not None:
+            images, labels = self.mix(images, labels)
+        return images.to(self.dtype, memory_format=self.memory_format), labels
+
+    def batches(self, epoch: int = 0):
+        """All batches of an epoch in turn."""
+        for index in range(len(self)):
+            yield self.batch(epoch, index)
+
+    def _indices(self, epoch: int, index: int) -> Tensor:
+        if self._order[0] != epoch:
+            order = torch.arange(self.count)
+            if self.augmentation is not None:
+                order = torch.randperm(self.count, generator=torch.Generator().manual_seed(self._seed_of(2, epoch)))
+            self._order = (epoch, order.to(self.device) if self.placement == "device" else order)
+        return self._order[1][index * self.batch_size:(index + 1) * self.batch_size]
+
+    def _seed_of(self, *purpose: int) -> int:
+        return int(np.random.SeedSequence((self.seed, *purpose)).generate_state(1)[0])
+
+
+def _fits(images: Tensor, device: torch.device) -> bool:
+    if device.type != "cuda":
+        return True
+    return images.numel() < torch.cuda.mem_get_info(device)[0] / 4
+
+
+class _CopyAhead:
+    """Images in host memory; while the device works on a batch, the next one is gathered and copied over."""
+
+    def __init__(self, images: Tensor, device: torch.device, batch_size: int):
+        self.device = device
+        self.cuda = device.type == "cuda"
+        self.images = images
+        # Two pinned buffers: one may be still on its way while the next batch is gathered into the other.
+        shape = (2, batch_size, *images.shape[1:])
+        self.buffers = torch.empty(shape, dtype=images.dtype, pin_memory=self.cuda)
+        self.copied = [torch.cuda.Event() for _ in range(2)] if self.cuda else [None, None]
+        self.stream = torch.cuda.Stream(device) if self.cuda else None
+        self.turn = 0
+        self.ready = {}
+
+    def get(self, key: tuple[int, int], indices) -> Tensor:
+        """Images of batch `key` = (epoch, index) on the device, while the next batch is started on its way.
+
+        `indices(epoch, index)` gives the host indices of a batch, none when the epoch has no such batch.
+        """
+        images = self.ready[key] if key in self.ready else self._start(indices(*key))
+        if self.cuda:
+            torch.cuda.current_stream(self.device).wait_stream(self.stream)
+            images.record_stream(torch.cuda.current_stream(self.device))
+        following = (key[0], key[1] + 1)
+        chosen = indices(*following)
+        self.ready = {following: self._start(chosen)} if len(chosen) else {}
+        return images
+
+    def _start(self, chosen: Tensor) -> Tensor:
+        self.turn = 1 - self.turn
+        if self.cuda:
+            self.copied[self.turn].synchronize()
+        buffer = self.buffers[self.turn, :len(chosen)]
+        torch.index_select(self.images, 0, chosen, out=buffer)
+        if not self.cuda:
+            return buffer.to(self.device, copy=True)
+        with torch.cuda.stream(self.stream):
+            images = buffer.to(self.device, non_blocking=True)
+            self.copied[self.turn].record()
+        return images

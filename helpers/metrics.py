@@ -1,0 +1,359 @@
+"""History, Evaluation: what was measured in training, and what a trained network gets right and wrong.
+
+Accuracies are in percent throughout; confidences, probabilities and the calibration error are in [0, 1].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+HISTORY_KEYS = (
+    "epoch",              # from 1
+    "train_loss",         # of the augmented images, with label smoothing where it is set
+    "train_accuracy",     # %, of the augmented images
+    "val_loss",           # None, as the next two, without a validation split
+    "val_top1",           # %
+    "val_top5",           # %
+    "learning_rate",
+    "seconds",            # of training so far
+    "images_per_second",
+    "image_size",         # pixels
+    "petaflops",          # of training so far
+    "peak_memory_mb",
+)
+CALIBRATION_BINS = 15
+
+
+def topk_accuracy(logits: Tensor, labels: Tensor, k: int) -> float:
+    """Share of images, in %, whose label is among the `k` largest logits (all of them when k > C).
+
+    logits: float [N, C]; labels: int64 [N]. Raises ValueError when N is 0 or the shapes do not fit.
+    """
+    if logits.ndim != 2 or labels.shape != logits.shape[:1] or len(labels) == 0:
+        raise ValueError(f"top-{k} accuracy takes logits [N, C] and labels [N] with N of at least 1; found "
+                         f"{list(logits.shape)} and {list(labels.shape)}")
+    largest = logits.topk(min(k, logits.shape[1]), dim=1).indices
+    hits = (largest == labels[:, None]).any(dim=1)
+    return 100 * hits.sum().item() / len(labels)
+
+
+class History:
+    """The training record: a list of plain dicts, one an epoch, with the keys of HISTORY_KEYS.
+
+    `history["val_top1"]` is the column of that name, None where an epoch has no such value. `stopped` is ""
+    when training ran to its end, "early" when patience ran out, "interrupted" when somebody stopped it.
+    """
+
+    def __init__(self, rows: Sequence[dict] = (), stopped: str = ""):
+        self.rows: list[dict] = []
+        self.stopped = stopped
+        for row in rows:
+            self.append(**row)
+
+    def append(self, **row) -> None:
+        """Add an epoch; `epoch` itself may be left out. Raises ValueError for an unknown key or a past epoch."""
+        unknown = sorted(set(row) - set(HISTORY_KEYS))
+        if unknown:
+            raise ValueError(f"unknown history key {unknown[0]!r}; keys are {', '.join(HISTORY_KEYS)}")
+        last = self.rows[-1]["epoch"] if self.rows else 0
+        epoch = row.get("epoch", last + 1)
+        if epoch <= last:
+            raise ValueError(f"epoch={epoch} follows epoch {last}: epochs count up from 1; cut the rows after the "
+                             "checkpoint before you resume")
+        self.rows.append({"epoch": epoch} | {key: _plain(value) for key, value in row.items()})
+
+    def __getitem__(self, key: str) -> list:
+        if key not in HISTORY_KEYS:
+            raise KeyError(f"no history key {key!r}; keys are {', '.join(HISTORY_KEYS)}")
+        return [row.get(key) for row in self.rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self):
+        return iter(self.rows)
+
+    def __repr__(self) -> str:
+        return f"History({len(self)} epochs, best_epoch={self.best_epoch}, stopped={self.stopped!r})"
+
+    @property
+    def best_epoch(self) -> int | None:
+        """The first epoch with the highest val_top1; None when no epoch was validated."""
+        validated = [row for row in self.rows if not _missing(row.get("val_top1"))]
+        return max(validated, key=lambda row: row["val_top1"])["epoch"] if validated else None
+
+    def to_list(self) -> list[dict]:
+        """Copies of the rows, ready for JSON. `stopped` is not among them."""
+        return [dict(row) for row in self.rows]
+
+    @classmethod
+    def from_list(cls, rows: Sequence[dict], stopped: str = "") -> History:
+        """The inverse of `to_list`."""
+        return cls(rows, stopped)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Predictions sorted into equal-width bins of confidence (Guo et al. 2017, arXiv 1706.04599).
+
+    edges: float [B+1]; count: int64 [B]; confidence, accuracy: float [B], means in [0, 1], NaN in empty bins.
+    """
+
+    edges: Tensor
+    count: Tensor
+    confidence: Tensor
+    accuracy: Tensor
+
+    @property
+    def expected_error(self) -> float:
+        """Expected calibration error in [0, 1]: |accuracy - confidence|, weighted by the images of each bin."""
+        gap = (self.accuracy - self.confidence).abs().nan_to_num(0.0)
+        return ((gap * self.count).sum() / self.count.sum()).item()
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """How good a set of predictions is, from one logits tensor; build it with `Evaluation.from_logits`.
+
+    Tensors lie on the CPU. N images, C classes, S superclasses.
+    labels, predictions: int64 [N]; confidences: float32 [N], the largest softmax value;
+    probabilities: float32 [N, C]; loss: cross entropy without smoothing; top1, top5: %;
+    confusion: int64 [C, C], rows are true classes, columns predicted ones; superclass_of: int64 [C] or None.
+    """
+
+    labels: Tensor = field(repr=False)
+    predictions: Tensor = field(repr=False)
+    confidences: Tensor = field(repr=False)
+    probabilities: Tensor = field(repr=False)
+    confusion: Tensor = field(repr=False)
+    loss: float
+    top1: float
+    top5: float
+    class_names: tuple[str, ...] = field(repr=False)
+    superclass_of: Tensor | None = field(default=None, repr=False)
+    superclass_names: tuple[str, ...] = field(default=(), repr=False)
+
+    @classmethod
+    def from_logits(cls, logits: Tensor, labels: Tensor, class_names: Sequence[str],
+                    superclass_of: Tensor | None = None, superclass_names: Sequence[str] = ()) -> Evaluation:
+        """logits: float [N, C]; labels: int64 [N]; superclass_of: int64 [C], the superclass of each class.
+
+        Raises ValueError when shapes do not fit, N is 0, a label or superclass has no name, or a logit is not
+        finite.
+        """
+        logits, labels = logits.detach().float().cpu(), labels.detach().long().cpu()
+        if superclass_of is not None:
+            superclass_of = torch.as_tensor(superclass_of).long().cpu()
+        _check_predictions(logits, labels, class_names)
+        _check_superclasses(len(class_names), superclass_of, superclass_names)
+        probabilities = logits.softmax(dim=1)
+        confidences, predictions = probabilities.max(dim=1)
+        classes = len(class_names)
+        pairs = torch.bincount(labels * classes + predictions, minlength=classes * classes)
+        return cls(labels=labels, predictions=predictions, confidences=confidences, probabilities=probabilities,
+                   confusion=pairs.reshape(classes, classes), loss=F.cross_entropy(logits, labels).item(),
+                   top1=topk_accuracy(logits, labels, 1), top5=topk_accuracy(logits, labels, 5),
+                   class_names=tuple(class_names), superclass_of=superclass_of,
+                   superclass_names=tuple(superclass_names))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    # Classes -----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def class_accuracy(self) -> Tensor:
+        """float64 [C], %; NaN for a class without images."""
+        return 100 * self.confusion.diagonal().double() / self.confusion.sum(dim=1)
+
+    @property
+    def _accuracies(self) -> Tensor:
+        """Accuracies of the classes that have images; there is at least one."""
+        return self.class_accuracy[~self.class_accuracy.isnan()]
+
+    @property
+    def class_mean(self) -> float:
+        return self._accuracies.mean().item()
+
+    @property
+    def class_std(self) -> float:
+        """Standard deviation over the classes (of this population, not an estimate for a larger one)."""
+        return self._accuracies.std(correction=0).item()
+
+    @property
+    def class_min(self) -> float:
+        return self._accuracies.min().item()
+
+    @property
+    def class_max(self) -> float:
+        return self._accuracies.max().item()
+
+    @property
+    def worst_class(self) -> str:
+        return self.class_names[self.class_accuracy.nan_to_num(math.inf).argmin()]
+
+    @property
+    def best_class(self) -> str:
+        return self.class_names[self.class_accuracy.nan_to_num(-math.inf).argmax()]
+
+    # Superclasses ------------------------------------------------------------------------------------------
+
+    @cached_property
+    def superclass_accuracy(self) -> Tensor | None:
+        """float64 [S], %: images of each superclass whose prediction falls in it; NaN without images.
+
+        None when the classes have no superclasses; so is `superclass_top1`.
+        """
+        if self.superclass_of is None:
+            return None
+        superclasses = len(self.superclass_names)
+        true = self.superclass_of[self.labels]
+        hits = true == self.superclass_of[self.predictions]
+        return (100 * torch.bincount(true[hits], minlength=superclasses).double()
+                / torch.bincount(true, minlength=superclasses))
+
+    @property
+    def superclass_top1(self) -> float | None:
+        """%: images whose prediction falls in the right superclass."""
+        if self.superclass_of is None:
+            return None
+        hits = self.superclass_of[self.labels] == self.superclass_of[self.predictions]
+        return 100 * hits.sum().item() / len(self)
+
+    # Errors ------------------------------------------------------------------------------------------------
+
+    def most_confused_classes(self, n: int) -> list[tuple[int, int, int, float]]:
+        """As `most_confused`, with class indices in place of names."""
+        wrong = self.confusion.clone().fill_diagonal_(0)
+        images = self.confusion.sum(dim=1)
+        order = wrong.flatten().argsort(descending=True, stable=True)[:n].tolist()
+        pairs = [divmod(place, len(self.class_names)) for place in order]
+        return [(true, predicted, count, 100 * count / images[true].item())
+                for true, predicted in pairs if (count := wrong[true, predicted].item()) > 0]
+
+    def most_confused(self, n: int) -> list[tuple[str, str, int, float]]:
+        """The `n` most frequent mistakes: (true class, predicted class, images, % of the true class's images)."""
+        return [(self.class_names[true], self.class_names[predicted], count, share)
+                for true, predicted, count, share in self.most_confused_classes(n)]
+
+    def most_confident_errors(self, n: int) -> Tensor:
+        """int64 [at most n]: indices of the wrong predictions, the most confident first."""
+        wrong = (self.predictions != self.labels).nonzero()[:, 0]
+        return wrong[self.confidences[wrong].argsort(descending=True, stable=True)][:n]
+
+    def top_predictions(self, index: int, k: int = 5) -> list[tuple[str, float]]:
+        """The `k` most probable classes of image `index`: (name, probability), the most probable first."""
+        values, classes = self.probabilities[index].topk(min(k, len(self.class_names)))
+        return [(self.class_names[place], value) for place, value in zip(classes.tolist(), values.tolist())]
+
+    # Confidence --------------------------------------------------------------------------------------------
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        """The 15 bins of the reliability diagram; bin b holds confidences in (b/15, (b+1)/15]."""
+        edges = torch.linspace(0, 1, CALIBRATION_BINS + 1)
+        bins = torch.bucketize(self.confidences, edges[1:-1])
+        count = torch.bincount(bins, minlength=CALIBRATION_BINS)
+        correct = (self.predictions == self.labels).double()
+        confidence = torch.bincount(bins, weights=self.confidences.double(), minlength=CALIBRATION_BINS) / count
+        accuracy = torch.bincount(bins, weights=correct, minlength=CALIBRATION_BINS) / count
+        return Calibration(edges, count, confidence, accuracy)
+
+    @property
+    def expected_calibration_error(self) -> float:
+        """In [0, 1], over 15 equal-width bins (Guo et al. 2017, arXiv 1706.04599)."""
+        return self.calibration.expected_error
+
+    def reliable_confidence(self, target: float = 0.9) -> float | None:
+        """The lowest confidence from which on predictions are right at least `target` of the time, or None.
+
+        It is chosen on these very images, so expect slightly less on others.
+        """
+        confidences, order = self.confidences.sort(descending=True)
+        correct = (self.predictions == self.labels)[order].double()
+        accuracy = correct.cumsum(0) / torch.arange(1, len(correct) + 1)
+        # Images of equal confidence are taken together: a threshold cannot part them.
+        ends = torch.cat([confidences[:-1] != confidences[1:], torch.tensor([True])])
+        enough = ((accuracy >= target) & ends).nonzero()[:, 0]
+        return confidences[enough[-1]].item() if len(enough) else None
+
+    # Writing -----------------------------------------------------------------------------------------------
+
+    def summary(self) -> dict:
+        """Plain values for metrics.json; None stands for what is not defined."""
+        return {
+            "images": len(self),
+            "loss": self.loss,
+            "top1": self.top1,
+            "top5": self.top5,
+            "superclass_top1": self.superclass_top1,
+            "class_mean": self.class_mean,
+            "class_std": self.class_std,
+            "class_min": self.class_min,
+            "class_max": self.class_max,
+            "worst_class": self.worst_class,
+            "best_class": self.best_class,
+            "mean_confidence": self.confidences.mean().item(),
+            "expected_calibration_error": self.expected_calibration_error,
+            "confidence_for_90_percent": self.reliable_confidence(0.9),
+            "class_accuracy": _by_name(self.class_names, self.class_accuracy),
+            "superclass_accuracy": _by_name(self.superclass_names, self.superclass_accuracy),
+            "most_confused": [{"true": true, "predicted": predicted, "images": count, "percent": share}
+                              for true, predicted, count, share in self.most_confused(20)],
+        }
+
+
+def _plain(value):
+    """A number JSON can write: NumPy and tensor scalars become floats."""
+    return value if value is None or isinstance(value, int) else float(value)
+
+
+def _missing(value) -> bool:
+    return value is None or math.isnan(value)
+
+
+def _by_name(names: Sequence[str], values: Tensor | None) -> dict | None:
+    if values is None:
+        return None
+    return {name: None if math.isnan(value) else value for name, value in zip(names, values.tolist())}
+
+
+def _check_predictions(logits: Tensor, labels: Tensor, class_names: Sequence[str]) -> None:
+    if logits.ndim != 2 or labels.ndim != 1 or len(logits) != len(labels):
+        raise ValueError(f"logits must be [N, C] and labels [N] with the same N; found {list(logits.shape)} and "
+                         f"{list(labels.shape)}")
+    if len(labels) == 0:
+        raise ValueError("logits and labels are empty; an evaluation needs at least one image")
+    classes = logits.shape[1]
+    if len(class_names) != classes:
+        raise ValueError(f"class_names holds {len(class_names)} names, but the logits have {classes} classes; "
+                         "give one name a class")
+    low, high = labels.min().item(), labels.max().item()
+    if low < 0 or high >= classes:
+        raise ValueError(f"labels run from {low} to {high}, but must lie in 0..{classes - 1} for {classes} classes; "
+                         "do the labels belong to this network?")
+    if not logits.isfinite().all():
+        wrong = int((~logits.isfinite()).any(dim=1).sum())
+        raise ValueError(f"logits of {wrong} of {len(logits)} images are not finite: the network has diverged; "
+                         "train with a lower learning_rate or with gradient_clip set")
+
+
+def _check_superclasses(classes: int, superclass_of: Tensor | None, superclass_names: Sequence[str]) -> None:
+    if superclass_of is None:
+        if len(superclass_names):
+            raise ValueError(f"superclass_names holds {len(superclass_names)} names, but superclass_of is None; "
+                             "give both or neither")
+        return
+    if superclass_of.shape != (classes,):
+        raise ValueError(f"superclass_of must be [{classes}], one entry a class; found {list(superclass_of.shape)}")
+    low, high = superclass_of.min().item(), superclass_of.max().item()
+    if low < 0 or high >= len(superclass_names):
+        raise ValueError(f"superclass_of runs from {low} to {high}, but superclass_names holds "
+                         f"{len(superclass_names)} names; give one name a superclass")

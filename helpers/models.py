@@ -1,0 +1,187 @@
+"""The networks: CIFAR100CNN (the reference's residual CNN) and FastCNN (the short-training one)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+class ResidualBlock(nn.Module):
+    """conv-norm-relu-dropout-conv-norm with a shortcut (He et al. 2015, arXiv 1512.03385, basic block).
+
+    Dropout drops whole channels (Tompson et al. 2015, arXiv 1411.4280). Input float [N, C_in, H, W], output
+    [N, C_out, H/stride, W/stride].
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1, dropout_rate: float = 0.0):
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.dropout = nn.Dropout2d(dropout_rate)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or in_channels != out_channels:
+            self.shortcut = nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False),
+                                          nn.BatchNorm2d(out_channels))
+
+    def forward(self, images: Tensor) -> Tensor:
+        out = self.dropout(F.relu(self.bn1(self.conv1(images))))
+        out = self.bn2(self.conv2(out))
+        return F.relu(out + self.shortcut(images))
+
+
+class CIFAR100CNN(nn.Module):
+    """The reference network: 11,072,164 parameters at the default sizes.
+
+    A 3×3 stem, three stages of two residual blocks at strides 1, 2, 2, global average pooling and a linear
+    classifier. `forward` maps float [N, 3, H, W] to logits float [N, num_classes]; `features` gives the
+    pooled [N, widths[-1]] before dropout and classifier. The state-dict names are the reference's.
+    """
+
+    def __init__(self, num_classes: int = 100, dropout_rate: float = 0.3, widths=(64, 128, 256, 512)):
+        super().__init__()
+        stem, *stages = widths
+        self.conv1 = nn.Conv2d(3, stem, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(stem)
+        channels = stem
+        for index, (width, stride) in enumerate(zip(stages, (1, 2, 2), strict=True), start=1):
+            blocks = [ResidualBlock(channels, width, stride, dropout_rate),
+                      ResidualBlock(width, width, 1, dropout_rate)]
+            setattr(self, f"layer{index}", nn.Sequential(*blocks))
+            channels = width
+        self.dropout = nn.Dropout(dropout_rate)
+        self.fc = nn.Linear(channels, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):       # He et al. 2015, arXiv 1502.01852
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def features(self, images: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(images)))
+        out = self.layer3(self.layer2(self.layer1(out)))
+        return out.mean((2, 3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(self.dropout(self.features(images)))
+
+
+class ConvGroup(nn.Module):
+    """conv-pool-norm-gelu, then two conv-norm-gelu with a skip over them. Halves height and width."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.conv3 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.norm1, self.norm2, self.norm3 = (_norm_without_scale(out_channels) for _ in range(3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        first = F.gelu(self.norm1(F.max_pool2d(self.conv1(images), 2)))
+        out = F.gelu(self.norm2(self.conv2(first)))
+        return F.gelu(self.norm3(self.conv3(out)) + first)
+
+
+class FastCNN(nn.Module):
+    """A network for short trainings, after airbench (Jordan 2024, arXiv 2404.00498).
+
+    A frozen 2×2 whitening layer of 24 filters (see `whiten`), three groups of three convolutions, global max
+    pooling, and a linear head whose logits are divided by 9. The norms have no scale, the convolutions no
+    bias. Maps float [N, 3, H, W], H and W from 9 up, to logits float [N, num_classes].
+    """
+
+    def __init__(self, num_classes: int = 100, widths=(128, 384, 512), logit_divisor: float = 9.0):
+        super().__init__()
+        self.whitening = nn.Conv2d(3, 24, 2)
+        self.whitening.weight.requires_grad_(False)
+        self.groups = nn.Sequential(*[ConvGroup(i, o) for i, o in zip((24, *widths[:-1]), widths)])
+        self.head = nn.Linear(widths[-1], num_classes, bias=False)
+        self.logit_divisor = logit_divisor
+        nn.init.zeros_(self.whitening.bias)
+
+    @torch.no_grad()
+    def whiten(self, images: Tensor, eps: float = 5e-4) -> None:
+        """Set the first layer to the whitening filters of `images` (normalised float [N, 3, H, W]).
+
+        The 12 eigenvectors of the 2×2 patches' second moments, each divided by the root of its eigenvalue,
+        and their negatives: what they give is decorrelated and of unit variance from the first step on.
+        """
+        patches = F.unfold(images.float(), 2).transpose(1, 2).reshape(-1, 12)
+        eigenvalues, eigenvectors = torch.linalg.eigh(patches.T @ patches / len(patches))
+        filters = (eigenvectors / (eigenvalues + eps).sqrt()).T.reshape(12, 3, 2, 2)
+        self.whitening.weight.copy_(torch.cat([filters, -filters]))
+
+    def features(self, images: Tensor) -> Tensor:
+        return self.groups(F.gelu(self.whitening(images))).amax((2, 3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.features(images)) / self.logit_divisor
+
+
+def _norm_without_scale(channels: int) -> nn.BatchNorm2d:
+    # The running statistics follow fast (0.4), since a short training has few steps for them.
+    norm = nn.BatchNorm2d(channels, momentum=0.4)
+    norm.weight.requires_grad_(False)
+    return norm
+
+
+def build_model(name: str = "CIFAR100CNN", num_classes: int = 100, widths=None, dropout_rate: float = 0.3) -> nn.Module:
+    """The network called `name`; `widths=None` takes its own. FastCNN has no dropout."""
+    sizes = {} if widths is None else {"widths": tuple(widths)}
+    if name == "CIFAR100CNN":
+        return CIFAR100CNN(num_classes, dropout_rate, **sizes)
+    if name == "FastCNN":
+        return FastCNN(num_classes, **sizes)
+    raise ValueError(f"model={name!r}: must be CIFAR100CNN or FastCNN")
+
+
+def model_stats(model: nn.Module) -> dict:
+    """Parameters and their memory: `total_parameters`, `trainable_parameters`, `memory_mb` (fp32, 2**20 bytes)."""
+    parameters = list(model.parameters())
+    total = sum(p.numel() for p in parameters)
+    return {"total_parameters": total, "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+            "memory_mb": total * 4 / 2**20}
+
+
+def layer_table(model: nn.Module, image_size: int = 32) -> list[dict]:
+    """Rows `layer`, `output` (shape without N), `parameters`, `mflops` (10**6, forward, one image), by layer.
+
+    FLOPs come from torch's own counter: two for a multiply-add, convolutions and matrix products only.
+    """
+    shapes, hooks = {}, []
+    layers = {name: module for name, module in model.named_modules()
+              if name and not list(module.children()) and list(module.parameters())}
+    for name, module in layers.items():
+        hooks.append(module.register_forward_hook(
+            lambda _module, _inputs, output, name=name: shapes.update({name: tuple(output.shape[1:])})))
+    with FlopCounterMode(display=False) as counter:
+        _forward_once(model, image_size)
+    for hook in hooks:
+        hook.remove()
+    counts = counter.get_flop_counts()
+    root = type(model).__name__
+    return [{"layer": name, "output": shapes[name], "parameters": sum(p.numel() for p in module.parameters()),
+             "mflops": sum(counts.get(f"{root}.{name}", {}).values()) / 1e6} for name, module in layers.items()]
+
+
+def training_flops(model: nn.Module, image_size: int = 32) -> int:
+    """FLOPs of one image's forward and backward pass at `image_size`, from torch's counter."""
+    was = {name: p.grad for name, p in model.named_parameters()}
+    with FlopCounterMode(display=False) as counter:
+        _forward_once(model, image_size, backward=True)
+    for name, parameter in model.named_parameters():
+        parameter.grad = was[name]
+    return counter.get_total_flops()
+
+
+def _forward_once(model: nn.Module, image_size: int, backward: bool = False) -> None:
+    """One blank image through the network in evaluation mode, so that no running statistic changes."""
+    weight = next(model.parameters())
+    training = model.training
+    model.eval()
+    with torch.set_grad_enabled(backward):
+        logits = model(torch.zeros(1, 3, image_size, image_size, device=weight.device, dtype=weight.dtype))
+        if backward:
+            logits.sum().backward()
+    model.train(training)

@@ -1,0 +1,134 @@
+"""Parameter groups, SGD and Muon behind one interface, and learning-rate schedules."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def build_optimizer(model: nn.Module, name: str = "sgd", learning_rate: float = 0.1, momentum: float = 0.9,
+                    weight_decay: float = 5e-4, decay_norm_and_bias: bool = True, norm_learning_rate: float = 0.05,
+                    head_learning_rate: float = 0.5, head_momentum: float = 0.85,
+                    newton_schulz_dtype: torch.dtype = torch.float32) -> torch.optim.Optimizer:
+    """The optimiser `name` over the trainable parameters of `model`; the arguments are TrainingConfig's.
+
+    Each group keeps its peak rate in `initial_lr`, which a schedule's factor multiplies.
+    """
+    filters, matrices, vectors = split_parameters(model)
+    if name == "sgd":
+        groups = [{"params": filters + matrices, "weight_decay": weight_decay},
+                  {"params": vectors, "weight_decay": weight_decay if decay_norm_and_bias else 0.0}]
+        # The fused kernel also takes the loss scaler's "skip this step" without asking the host.
+        optimizer = torch.optim.SGD([g for g in groups if g["params"]], lr=learning_rate, momentum=momentum,
+                                    nesterov=momentum > 0, fused=next(model.parameters()).is_cuda)
+    elif name == "muon":
+        sgd = {"orthogonalize": False, "momentum": head_momentum, "weight_decay": weight_decay}
+        groups = [{"params": filters, "lr": learning_rate, "momentum": momentum, "orthogonalize": True},
+                  {"params": matrices, "lr": head_learning_rate, **sgd},
+                  {"params": vectors, "lr": norm_learning_rate, **sgd,
+                   "weight_decay": weight_decay if decay_norm_and_bias else 0.0}]
+        optimizer = Muon([g for g in groups if g["params"]], newton_schulz_dtype=newton_schulz_dtype)
+    else:
+        raise ValueError(f"optimizer={name!r}: must be sgd or muon")
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    return optimizer
+
+
+def split_parameters(model: nn.Module) -> tuple[list, list, list]:
+    """Trainable parameters as (convolution filters, linear weights, norm parameters and biases)."""
+    filters, matrices, vectors = [], [], []
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            {4: filters, 2: matrices, 1: vectors}[parameter.ndim].append(parameter)
+    return filters, matrices, vectors
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon for convolution filters, SGD with Nesterov momentum for the other groups (Jordan et al. 2024,
+    https://kellerjordan.github.io/posts/muon).
+
+    In a group with `orthogonalize=True` a filter [out, in, h, w] is taken as the matrix [out, in·h·w]: the
+    Nesterov update is replaced by the nearest semi-orthogonal matrix (three Newton-Schulz steps), and the
+    filter is rescaled to the norm √out before each step, which makes the rate relative to the weights.
+
+    torch.optim.Muon is not used: it takes 2-D parameters only, and needs a newer torch than Colab may have.
+    Like torch's fused optimisers it obeys GradScaler's `found_inf` on the device, with no sync a step.
+    """
+
+    _step_supports_amp_scaling = True
+
+    def __init__(self, groups, newton_schulz_steps: int = 3, newton_schulz_dtype: torch.dtype = torch.float32):
+        self.newton_schulz_steps = newton_schulz_steps
+        self.newton_schulz_dtype = newton_schulz_dtype
+        super().__init__(groups, {"lr": 0.1, "momentum": 0.6, "weight_decay": 0.0, "orthogonalize": False})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
+        skip = None if found_inf is None else found_inf.bool()
+        for group in self.param_groups:
+            update_parameter = self._muon_step if group["orthogonalize"] else self._sgd_step
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                grad = parameter.grad if grad_scale is None else parameter.grad / grad_scale
+                state = self.state[parameter]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(parameter)
+                new_parameter, new_buffer = update_parameter(parameter, grad, state["momentum_buffer"], group)
+                _assign(parameter, new_parameter, skip)
+                _assign(state["momentum_buffer"], new_buffer, skip)
+
+    def _muon_step(self, parameter: Tensor, grad: Tensor, buffer: Tensor, group: dict) -> tuple[Tensor, Tensor]:
+        buffer = buffer * group["momentum"] + grad
+        update = grad.add(buffer, alpha=group["momentum"]).reshape(len(grad), -1)
+        update = orthogonalize(update, self.newton_schulz_steps, self.newton_schulz_dtype)
+        parameter = parameter * (len(parameter) ** 0.5 / parameter.norm())
+        return parameter.add(update.view(parameter.shape).to(parameter.dtype), alpha=-group["lr"]), buffer
+
+    def _sgd_step(self, parameter: Tensor, grad: Tensor, buffer: Tensor, group: dict) -> tuple[Tensor, Tensor]:
+        grad = grad.add(parameter, alpha=group["weight_decay"])
+        buffer = buffer * group["momentum"] + grad
+        return parameter.add(grad.add(buffer, alpha=group["momentum"]), alpha=-group["lr"]), buffer
+
+
+def _assign(target: Tensor, value: Tensor, skip: Tensor | None) -> None:
+    target.copy_(value if skip is None else torch.where(skip, target, value))
+
+
+def orthogonalize(matrix: Tensor, steps: int = 3, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Roughly the nearest semi-orthogonal matrix to `matrix` [m, n], as `dtype` (Jordan et al. 2024).
+
+    A quintic Newton-Schulz iteration on the matrix scaled to Frobenius norm 1. Its singular values end
+    between about 0.7 and 1.2, which serves Muon as well as exactly 1. Norm 1 also keeps fp16 in range.
+    """
+    wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    wide = (wide / (wide.norm() + 1e-7)).to(dtype)
+    for _ in range(steps):
+        gram = wide @ wide.T
+        wide = 3.4445 * wide + (-4.7750 * gram + 2.0315 * gram @ gram) @ wide
+    return wide.T if matrix.shape[0] > matrix.shape[1] else wide
+
+
+def learning_rate_factor(step: int, total_steps: int, warmup_steps: int, scheduler: str = "cosine",
+                         milestones=(), gamma: float = 0.2) -> float:
+    """Factor on the peak learning rate at optimiser step `step` of `total_steps`, from 0.
+
+    Linear warm-up over `warmup_steps`, then half a cosine to 0 (Loshchilov & Hutter 2016, arXiv 1608.03983),
+    a line to 0, or a factor `gamma` at each of `milestones` (in steps).
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if scheduler == "step":
+        return gamma ** sum(step >= milestone for milestone in milestones)
+    progress = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
+    return 1 - progress if scheduler == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Give each parameter group `factor` times its peak rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor

@@ -1,0 +1,580 @@
+"""Every figure of the project: a function takes data and returns a matplotlib Figure.
+
+No function calls `plt.show()` or leaves a figure open in pyplot, so a notebook shows each figure once: as the
+value of its cell, or by `display`. The theme holds inside these functions only. `note` is printed in a
+coloured box on top, for what a reader must not miss: "drawn demo data".
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import textwrap
+from collections.abc import Sequence
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from .metrics import Evaluation, History
+
+BLUE, ORANGE, GREEN, RED, PURPLE, BROWN, PINK, GREY, YELLOW, CYAN = sns.color_palette("colorblind").as_hex()
+WIDTH = 10          # inches; with 100 dots an inch the width of a notebook column
+THEME = sns.axes_style("whitegrid") | {
+    "figure.dpi": 100,
+    "font.size": 10.5,
+    "axes.titlesize": 11.5,
+    "axes.labelsize": 11,
+    "xtick.labelsize": 10,
+    "ytick.labelsize": 10,
+    "legend.fontsize": 10,
+    "figure.titlesize": 14,
+    "axes.prop_cycle": matplotlib.cycler(color=sns.color_palette("colorblind").as_hex()),
+    "axes.edgecolor": "0.6",
+    "grid.color": "0.9",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "lines.linewidth": 1.8,
+    "legend.framealpha": 0.9,
+}
+
+
+def themed(draw):
+    """Draw under THEME, whatever the notebook's own settings are, and leave those as they were."""
+    @functools.wraps(draw)
+    def drawn(*args, **kwargs):
+        with matplotlib.rc_context(THEME):
+            figure = draw(*args, **kwargs)
+            figure.draw_without_rendering()     # ticks are made at the first drawing: it must see the theme
+        return figure
+    return drawn
+
+
+# Training --------------------------------------------------------------------------------------------------
+
+@themed
+def training_curves(history: History, note: str = "", smoothed_labels: bool = True) -> Figure:
+    """Loss, top-1, top-5 and learning rate by epoch; the best validation epoch is marked.
+
+    `smoothed_labels` says whether the training loss was measured against smoothed labels (label_smoothing > 0).
+    """
+    figure = _new_figure(7, _ended("Training", history), note)
+    (loss, top1), (top5, rate) = figure.subplots(2, 2, sharex=True)
+    training = "training (augmented images, smoothed labels)" if smoothed_labels else "training (augmented images)"
+    _line(loss, history, "train_loss", training, BLUE)
+    _line(loss, history, "val_loss", "validation", ORANGE)
+    _line(top1, history, "train_accuracy", "training (augmented images)", BLUE)
+    _line(top1, history, "val_top1", "validation", ORANGE)
+    _line(top5, history, "val_top5", "validation", ORANGE)
+    _line(rate, history, "learning_rate", "learning rate", GREEN)
+    _mark_best(top1, history)
+    for axes, label in ((loss, "cross entropy (nats)"), (top1, "top-1 accuracy (%)"), (top5, "top-5 accuracy (%)"),
+                        (rate, "learning rate")):
+        axes.set(xlabel="epoch", ylabel=label)
+        axes.xaxis.set_tick_params(labelbottom=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if axes.lines and axes is not rate:
+            axes.legend()
+    rate.set_ylim(bottom=0)
+    if not top5.lines:
+        _say(top5, "no validation split:\nall training images are trained on")
+    if len(history) == 1:
+        rate.set_xlim(0.5, 1.5)
+    return figure
+
+
+@themed
+def learning_rate_schedule(rates: Sequence[float], steps_per_epoch: int, note: str = "") -> Figure:
+    """The planned learning rate of every optimiser step, float [steps], against the epoch it falls in."""
+    figure = _new_figure(3.6, "Learning-rate schedule", note)
+    axes = figure.subplots()
+    epochs = np.arange(len(rates)) / steps_per_epoch
+    axes.plot(epochs, rates, color=GREEN, marker="o" if len(rates) < 30 else "")
+    peak = int(np.argmax(rates))
+    axes.plot(epochs[peak], rates[peak], "o", color=ORANGE,
+              label=f"peak {rates[peak]:.3g} at epoch {epochs[peak]:.3g}")
+    axes.set(xlabel="epoch", ylabel="learning rate", ylim=(0, None))
+    axes.legend()
+    return figure
+
+
+@themed
+def compare_runs(runs: Sequence[dict], published: Sequence[tuple] = (), note: str = "") -> Figure:
+    """Accuracy against epochs, seconds and PFLOP of several runs, with published results as reference lines.
+
+    A run is a dict: name, history (a History, or None), top1 and top5 (% on the test split, or None), seconds,
+    petaflops (of the whole training, or None) and optionally measured (where and how, free text). Lines are
+    validation accuracy, stars the test accuracy at the end. published: (name, top1, top5), either may be None.
+    """
+    figure = _new_figure(5.4 + 0.22 * (len(runs) + len(published)), "Accuracy against what it costs", note)
+    panels = figure.subplots(1, 3, sharey=True)
+    colours = sns.color_palette("colorblind", max(len(runs), 1))
+    for axes, key, label in zip(panels, ("epoch", "seconds", "petaflops"),
+                                ("epoch", "training time (s)", "training compute (PFLOP)")):
+        ends = [end for run, colour in zip(runs, colours) if (end := _draw_run(axes, run, key, colour))]
+        for (_, top1, _), style in zip(published, _dashes()):
+            if top1 is not None:
+                axes.axhline(top1, color="0.35", linestyle=style, linewidth=1.3)
+        if ends and max(ends) > 20 * min(ends) > 0:
+            axes.set_xscale("log")
+        axes.set_xlabel(label)
+    panels[0].set_ylabel("top-1 accuracy (%)")
+    panels[0].yaxis.set_tick_params(labelleft=True)
+    _runs_legend(figure, runs, published, colours)
+    return figure
+
+
+def _draw_run(axes: Axes, run: dict, key: str, colour) -> float | None:
+    """The validation curve and the final star of one run; the place where it ends, None if that is unknown."""
+    history = run.get("history") or History()
+    axes.plot(_numbers(history[key]), _numbers(history["val_top1"]), color=colour, marker=_marker(history))
+    end = history[key][-1] if key == "epoch" and len(history) else run.get(key)
+    if end is not None and run.get("top1") is not None:
+        axes.plot(end, run["top1"], "*", color=colour, markersize=15, markeredgecolor="0.15", zorder=5)
+    return end
+
+
+def _runs_legend(figure: Figure, runs: Sequence[dict], published: Sequence[tuple], colours) -> None:
+    lines = [matplotlib.lines.Line2D([], [], color=colour, marker="*", markersize=12, markeredgecolor="0.15",
+                                     label=_run_label(run)) for run, colour in zip(runs, colours)]
+    for (name, top1, top5), style in zip(published, _dashes()):
+        scores = _listed(("top-1 {:.1f} %", top1), ("top-5 {:.1f} %", top5))
+        lines.append(matplotlib.lines.Line2D([], [], color="0.35", linestyle=style, linewidth=1.3,
+                                             label=f"{name}: {scores} (published)"))
+    figure.legend(handles=lines, loc="outside lower center", title="line: validation split; star: test split")
+
+
+def _run_label(run: dict) -> str:
+    scores = _listed(("top-1 {:.1f} %", run.get("top1")), ("top-5 {:.1f} %", run.get("top5")),
+                     ("{:,.0f} s", run.get("seconds")), ("{:.3g} PFLOP", run.get("petaflops")))
+    where = f" ({run['measured']})" if run.get("measured") else ""
+    return textwrap.fill(f"{run['name']}: {scores}{where}", 115)
+
+
+# Data ------------------------------------------------------------------------------------------------------
+
+@themed
+def sample_grid(images, labels, class_names: Sequence[str], superclass_of=None,
+                superclass_names: Sequence[str] = (), note: str = "") -> Figure:
+    """One image of each class, the classes of a superclass side by side.
+
+    images: uint8 [N, H, W, 3]; labels: int64 [N]; superclass_of: int64 [C] or None.
+    """
+    images, labels = _array(images), _array(labels)
+    if superclass_of is None:
+        groups = {"": list(range(len(class_names)))}
+    else:
+        members = _array(superclass_of)
+        groups = {name: np.flatnonzero(members == place).tolist() for place, name in enumerate(superclass_names)}
+    wide = superclass_of is None or max(map(len, groups.values())) > 5 or len(groups) < 4
+    columns, blocks = (10, 1) if wide else (5, 2)
+    # Lines of at most `columns` classes; only the first line of a superclass carries its name.
+    lines = [(name if start == 0 else "", classes[start:start + columns])
+             for name, classes in groups.items() for start in range(0, len(classes), columns)]
+    line_height = 1.22 if superclass_of is not None else 1.03
+    lines_a_block = math.ceil(len(lines) / blocks)
+    figure, axes = _canvas(lines_a_block * line_height, f"One image of each of {len(class_names)} classes", note)
+    for place, (name, classes) in enumerate(lines):
+        block, line = divmod(place, lines_a_block)
+        left, bottom = block * (WIDTH + 0.2) / blocks, (line + 1) * line_height - 0.2
+        axes.text(left, bottom - 0.83, _readable(name), fontsize=10.5, weight="bold", va="bottom")
+        for column, label in enumerate(classes):
+            x = left + column * 0.98
+            found = np.flatnonzero(labels == label)
+            _picture(axes, images[found[0]] if len(found) else None, x, bottom - 0.78, 0.78)
+            axes.text(x + 0.39, bottom + 0.02, _readable(class_names[label]), fontsize=9, ha="center", va="top")
+    return figure
+
+
+@themed
+def augmentation_preview(original, augmented, titles: Sequence[str] = (), note: str = "") -> Figure:
+    """A line an image: the original, then what augmentation makes of it.
+
+    original: uint8 [K, H, W, 3]; augmented: float [K, R, 3, H, W] in [0, 1]; titles: K names or none.
+    """
+    original, augmented = _array(original), _array(augmented)
+    draws = np.moveaxis(augmented, 2, -1).clip(0, 1)
+    count, repeats = draws.shape[:2]
+    side = min(1.25, (WIDTH - 1.5) / (repeats + 1) - 0.06)
+    step = side + 0.06
+    left = (WIDTH - 1.4 - step * (repeats + 1)) / 2 + 1.3
+    figure, axes = _canvas(count * step + 0.3, "Augmentation: the same images, drawn anew each epoch", note)
+    axes.text(left + side / 2, 0.2, "original", ha="center", va="bottom", weight="bold")
+    axes.text(left + 0.1 + step * (1 + repeats / 2), 0.2, "as the network sees it", ha="center", va="bottom",
+              weight="bold")
+    for line in range(count):
+        top = 0.25 + line * step
+        if len(titles):
+            axes.text(left - 0.1, top + side / 2, _readable(titles[line]), ha="right", va="center")
+        _picture(axes, original[line], left, top, side)
+        for draw in range(repeats):
+            _picture(axes, draws[line, draw], left + 0.1 + (draw + 1) * step, top, side)
+    return figure
+
+
+# Evaluation ------------------------------------------------------------------------------------------------
+
+@themed
+def class_accuracy_bars(evaluation: Evaluation, note: str = "") -> Figure:
+    """Accuracy of every class from best to worst, with the mean over the classes."""
+    accuracy = _array(evaluation.class_accuracy)
+    order = np.argsort(-accuracy, kind="stable")        # NaN, a class without images, comes last
+    columns = min(4, math.ceil(len(order) / 25))
+    rows = math.ceil(len(order) / columns)
+    title = (f"Accuracy by class: mean {evaluation.class_mean:.1f} %, standard deviation "
+             f"{evaluation.class_std:.1f}, from {evaluation.class_min:.0f} to {evaluation.class_max:.0f} %")
+    figure = _new_figure(1.3 + 0.25 * rows, title, note)
+    panels = figure.subplots(1, columns, sharex=True, squeeze=False)[0]
+    colours = sns.color_palette("cividis", as_cmap=True)
+    for column, axes in enumerate(panels):
+        classes = order[column * rows:(column + 1) * rows]
+        values = accuracy[classes]
+        axes.barh(range(len(classes)), np.nan_to_num(values), color=colours(np.nan_to_num(values) / 100), height=0.8)
+        for line, value in enumerate(values):
+            _bar_label(axes, line, value)
+        axes.axvline(evaluation.class_mean, color=RED, linestyle="--", linewidth=1.4, label="mean over classes")
+        axes.set_yticks(range(len(classes)), [_readable(evaluation.class_names[label]) for label in classes],
+                        fontsize=9.5)
+        axes.set(xlim=(0, 100), ylim=(rows - 0.4, -0.6), xlabel="accuracy (%)")
+        axes.grid(axis="y", visible=False)
+    panels[0].set_ylabel("class, best to worst")
+    figure.legend(handles=panels[0].lines[:1], loc="outside lower center")
+    return figure
+
+
+@themed
+def confusion_matrix(evaluation: Evaluation, note: str = "") -> Figure:
+    """Share of each true class (row) by predicted class (column), the classes grouped by superclass.
+
+    The colour scale is logarithmic, so that errors of one percent show next to the diagonal.
+    """
+    order, starts, names = _class_groups(evaluation)
+    counts = _array(evaluation.confusion)[np.ix_(order, order)]
+    shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    few = len(order) <= 20
+    figure = _new_figure(9.2, "Confusion matrix" + ("" if evaluation.superclass_of is None else
+                                                    ", classes grouped by superclass"), note)
+    axes = figure.subplots()
+    sns.heatmap(shares, ax=axes, mask=counts == 0, norm=LogNorm(0.5, 100), cmap="viridis_r", square=True,
+                annot=counts if few else False, fmt="d", xticklabels=False, yticklabels=False,
+                cbar_kws={"label": "share of the true class's images (%), logarithmic; white: none", "shrink": 0.7,
+                          "format": PercentFormatter(decimals=0), "ticks": [0.5, 1, 2, 5, 10, 20, 50, 100]})
+    axes.figure.axes[-1].minorticks_off()
+    edges = np.append(starts, len(order))
+    if evaluation.superclass_of is not None:
+        axes.hlines(edges, 0, len(order), color="0.6", linewidth=0.6)
+        axes.vlines(edges, 0, len(order), color="0.6", linewidth=0.6)
+    centres = (edges[:-1] + edges[1:]) / 2
+    axes.set_xticks(centres, names, rotation=90, fontsize=9)
+    axes.set_yticks(centres, names, rotation=0, fontsize=9)
+    axes.set(xlabel="predicted", ylabel="true")
+    axes.spines[:].set_visible(True)
+    return figure
+
+
+def _class_groups(evaluation: Evaluation) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Order of the classes [C], where each tick's group starts in it, and the tick names."""
+    classes = len(evaluation.class_names)
+    if evaluation.superclass_of is None:
+        step = math.ceil(classes / 40)      # more names than that do not fit
+        starts = np.arange(0, classes, step)
+        return np.arange(classes), starts, [_readable(evaluation.class_names[start]) for start in starts]
+    members = _array(evaluation.superclass_of)
+    order = np.argsort(members, kind="stable")
+    present, starts = np.unique(members[order], return_index=True)
+    return order, starts, [_readable(evaluation.superclass_names[place]) for place in present]
+
+
+@themed
+def confused_pairs(evaluation: Evaluation, images, n: int = 8, note: str = "") -> Figure:
+    """The `n` most frequent mistakes: pictures that were mistaken and, beside them, the class they passed for.
+
+    images: uint8 [N, H, W, 3], those that were evaluated, in their order.
+    """
+    images = _evaluated(images, evaluation)
+    pairs = evaluation.most_confused_classes(n)
+    if not pairs:
+        return _no_errors(note)
+    labels, predictions = _array(evaluation.labels), _array(evaluation.predictions)
+    figure, axes = _canvas(1.45 * math.ceil(len(pairs) / 2), "The most frequent mistakes", note)
+    for place, (true, predicted, count, share) in enumerate(pairs):
+        left, top = (place % 2) * 5.15, (place // 2) * 1.45
+        true_name, predicted_name = (_readable(evaluation.class_names[label]) for label in (true, predicted))
+        axes.text(left, top + 0.3, f"{true_name} taken for {predicted_name}: {share:.0f} % ({count} of "
+                  f"{round(100 * count / share)})", va="bottom", weight="bold")
+        mistaken = np.flatnonzero((labels == true) & (predictions == predicted))[:4]
+        for column, index in enumerate(mistaken):
+            _picture(axes, images[index], left + column * 0.92, top + 0.36, 0.88)
+        examples = np.flatnonzero(labels == predicted)
+        right = left + 3.95
+        axes.text(left + 3.83, top + 0.8, "→", ha="center", va="center", fontsize=16)
+        _picture(axes, images[examples[0]] if len(examples) else None, right, top + 0.36, 0.88, edge=ORANGE)
+    _caption(axes, "Orange frame: a true picture of the class that was predicted.")
+    return figure
+
+
+@themed
+def confident_errors(evaluation: Evaluation, images, n: int = 12, note: str = "") -> Figure:
+    """The wrong predictions with the highest confidence. images: uint8 [N, H, W, 3], as evaluated."""
+    images = _evaluated(images, evaluation)
+    errors = evaluation.most_confident_errors(n).tolist()
+    if not errors:
+        return _no_errors(note)
+    columns, width, height = 6, WIDTH / 6, 2.05
+    figure, axes = _canvas(height * math.ceil(len(errors) / columns), "The most confident mistakes", note)
+    for place, index in enumerate(errors):
+        left, top = (place % columns) * width, (place // columns) * height
+        _picture(axes, images[index], left + 0.16, top, 1.35)
+        true, predicted = (_readable(evaluation.class_names[labels[index]])
+                           for labels in (evaluation.labels, evaluation.predictions))
+        axes.text(left + 0.83, top + 1.4, f"true: {true}\npredicted: {predicted}\n"
+                  f"confidence {100 * evaluation.confidences[index]:.1f} %", fontsize=9.5, ha="center", va="top")
+    return figure
+
+
+@themed
+def reliability_diagram(evaluation: Evaluation, note: str = "") -> Figure:
+    """Accuracy against confidence in 15 bins (Guo et al. 2017, arXiv 1706.04599), and how many images fall in each."""
+    bins = evaluation.calibration
+    edges, confidence, accuracy = _array(bins.edges), _array(bins.confidence), _array(bins.accuracy)
+    filled, width = _array(bins.count) > 0, edges[1] - edges[0]
+    error = 100 * evaluation.expected_calibration_error
+    figure = _new_figure(7, f"Reliability: expected calibration error {error:.1f} %", note)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    left = edges[:-1][filled]
+    upper.bar(left, accuracy[filled], width, align="edge", color=BLUE, edgecolor="white", label="accuracy")
+    upper.bar(left, (confidence - accuracy)[filled], width, bottom=accuracy[filled], align="edge", color="none",
+              edgecolor=ORANGE, hatch="///", label="gap to the mean confidence")
+    upper.plot([0, 1], [0, 1], "--", color="0.3", linewidth=1.4, label="perfect calibration")
+    upper.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="accuracy (fraction of the bin)")
+    upper.legend(loc="upper left")
+    lower.bar(edges[:-1], 100 * _array(bins.count) / len(evaluation), width, align="edge", color="0.7",
+              edgecolor="white")
+    mean = evaluation.confidences.mean().item()
+    lower.axvline(mean, color=ORANGE, label=f"mean confidence {100 * mean:.1f} %")
+    lower.axvline(evaluation.top1 / 100, color=BLUE, linestyle="--", label=f"accuracy {evaluation.top1:.1f} %")
+    lower.set(xlabel="confidence (largest softmax probability)", ylabel="images (%)")
+    lower.legend(loc="upper left")
+    return figure
+
+
+@themed
+def prediction(image, names: Sequence[str], probabilities, note: str = "") -> Figure:
+    """A picture, uint8 [H, W, 3], and its five most probable classes; probabilities: float, one a name."""
+    values = _array(probabilities)
+    best = np.argsort(-values, kind="stable")[:5]
+    figure = _new_figure(3.4, f"{_readable(names[best[0]])}: {100 * values[best[0]]:.1f} %", note)
+    picture, bars = figure.subplots(1, 2, width_ratios=(1, 2))
+    picture.imshow(_array(image), interpolation="nearest")
+    picture.axis("off")
+    bars.barh(range(len(best)), 100 * values[best], color=[ORANGE] + [BLUE] * (len(best) - 1), height=0.7)
+    for line, value in enumerate(100 * values[best]):
+        axes_share = value + 1
+        bars.text(axes_share, line, f"{value:.1f}", va="center")
+    bars.set_yticks(range(len(best)), [_readable(names[place]) for place in best], fontsize=11)
+    bars.set(xlim=(0, 112), ylim=(len(best) - 0.4, -0.6), xlabel="probability (%)", ylabel="class")
+    bars.set_xticks(range(0, 101, 20))
+    bars.grid(axis="y", visible=False)
+    return figure
+
+
+# Speed and size --------------------------------------------------------------------------------------------
+
+@themed
+def throughput(rows: Sequence[dict], note: str = "") -> Figure:
+    """Images a second, and memory where it was measured, by batch size.
+
+    A row is a dict: batch_size, images_per_second (median), images_per_second_min, images_per_second_max,
+    memory_mb (or None), error (or None: the batch size that did not run, and why).
+    """
+    with_memory = any(row.get("memory_mb") is not None for row in rows)
+    figure = _new_figure(4.2, "Training speed by batch size", note)
+    panels = figure.subplots(1, 1 + with_memory, squeeze=False)[0]
+    _speed(panels[0], rows)
+    if with_memory:
+        _numbered_bars(panels[1], [row.get("memory_mb") for row in rows])
+        panels[1].set_ylabel("peak memory (MB)")
+    for axes in panels:
+        for place, row in enumerate(rows):
+            if row.get("error"):
+                axes.text(place, 0.03, _reason(row["error"]), rotation=90, ha="center", va="bottom", color=RED,
+                          weight="bold", transform=axes.get_xaxis_transform())
+        axes.set_xticks(range(len(rows)), [str(row["batch_size"]) for row in rows])
+        axes.set(xlabel="batch size (images)", xlim=(-0.6, len(rows) - 0.4))
+    return figure
+
+
+def _speed(axes: Axes, rows: Sequence[dict]) -> None:
+    speeds = _numbers([row.get("images_per_second") for row in rows])
+    low = speeds - _numbers([row.get("images_per_second_min") for row in rows])
+    high = _numbers([row.get("images_per_second_max") for row in rows]) - speeds
+    axes.errorbar(range(len(rows)), speeds, yerr=[np.nan_to_num(low), np.nan_to_num(high)], fmt="o-", color=BLUE,
+                  capsize=4, label="median, with smallest and largest")
+    if not np.isnan(speeds).all():
+        best = int(np.nanargmax(speeds))
+        axes.plot(best, speeds[best], "*", color=ORANGE, markersize=16, markeredgecolor="0.15", zorder=5,
+                  label=f"fastest: {speeds[best]:,.0f} images/s at {rows[best]['batch_size']}")
+        axes.set_ylim(0, 1.3 * np.nanmax(speeds + np.nan_to_num(high)))
+    axes.set_ylabel("images per second")
+    axes.legend(loc="upper left")
+
+
+@themed
+def model_layers(rows: Sequence[dict], note: str = "") -> Figure:
+    """Parameters and floating-point operations of each layer. A row is a dict: layer, parameters, mflops."""
+    total = {key: sum(row[key] for row in rows) for key in ("parameters", "mflops")}
+    title = f"{total['parameters']:,} parameters, {total['mflops']:,.1f} MFLOP a forward pass of one image"
+    figure = _new_figure(1.4 + 0.25 * len(rows), title, note)
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, key, colour, label in zip(panels, ("mflops", "parameters"), (BLUE, ORANGE),
+                                        ("MFLOP a forward pass of one image", "parameters (thousands)")):
+        values = np.array([row[key] for row in rows], dtype=float) / (1000 if key == "parameters" else 1)
+        axes.barh(range(len(rows)), values, color=colour, height=0.75)
+        for line, value in enumerate(values):
+            axes.annotate(f"{value:,.3g}" if value < 100 else f"{value:,.0f}", (value, line), (4, 0),
+                          textcoords="offset points", va="center", fontsize=9)
+        axes.set(xlabel=label, ylim=(len(rows) - 0.4, -0.6), xlim=(0, 1.15 * max(values.max(initial=0), 1e-9)))
+        axes.grid(axis="y", visible=False)
+    panels[0].set_yticks(range(len(rows)), [row["layer"] for row in rows], fontsize=9.5)
+    panels[0].set_ylabel("layer, input to output")
+    return figure
+
+
+# Parts -----------------------------------------------------------------------------------------------------
+
+def _new_figure(height: float, title: str, note: str) -> Figure:
+    """An empty figure, WIDTH by `height` inches and a strip for `note`, with its title.
+
+    pyplot makes it, because only that tells a notebook how to show figures; closing it right away keeps the
+    notebook from showing it a second time by itself.
+    """
+    height += 0.3 * bool(note)
+    figure = plt.figure(figsize=(WIDTH, height), layout="constrained")
+    plt.close(figure)
+    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06)
+    figure.suptitle(f"\n{title}" if note else title)      # the empty line holds the note
+    if note:
+        figure.text(0.5, 1 - 0.09 / height, note, ha="center", va="top", weight="bold", fontsize=10.5,
+                    color="#5c3d00", bbox={"facecolor": "#ffe9a8", "edgecolor": "#c98a00", "pad": 3})
+    return figure
+
+
+def _canvas(height: float, title: str, note: str) -> tuple[Figure, Axes]:
+    """A figure to lay pictures on: its one axes counts inches, from the upper left corner, without ticks."""
+    figure = _new_figure(height + 0.5, title, note)
+    axes = figure.subplots()
+    axes.set(xlim=(0, WIDTH), ylim=(height, 0), aspect="equal")
+    axes.axis("off")
+    return figure, axes
+
+
+def _picture(axes: Axes, image: np.ndarray | None, x: float, y: float, side: float, edge: str = "") -> None:
+    """`image` with its upper left corner at (x, y) inches; an empty box where there is none."""
+    frame = axes.get_xlim(), axes.get_ylim()
+    if image is not None:
+        axes.imshow(image, extent=(x, x + side, y + side, y), interpolation="nearest")
+    if image is None or edge:
+        axes.add_patch(matplotlib.patches.Rectangle((x, y), side, side, fill=False, edgecolor=edge or "0.7",
+                                                    linewidth=2.5 if edge else 1))
+    axes.set(xlim=frame[0], ylim=frame[1])      # imshow has narrowed them
+
+
+def _caption(axes: Axes, text: str) -> None:
+    axes.text(0, 0, text, transform=axes.transAxes, va="top", fontsize=10, color="0.3")
+
+
+def _no_errors(note: str) -> Figure:
+    figure = _new_figure(1.8, "Mistakes", note)
+    axes = figure.subplots()
+    axes.axis("off")
+    _say(axes, "There is none: every prediction is right.")
+    return figure
+
+
+def _say(axes: Axes, text: str) -> None:
+    axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes, color="0.3")
+
+
+def _line(axes: Axes, history: History, key: str, label: str, colour: str) -> None:
+    """The column `key` by epoch, where it has any value."""
+    values = _numbers(history[key])
+    if not np.isnan(values).all():
+        axes.plot(history["epoch"], values, color=colour, label=label, marker=_marker(history))
+
+
+def _mark_best(axes: Axes, history: History) -> None:
+    if history.best_epoch is not None:
+        best = history["val_top1"][history["epoch"].index(history.best_epoch)]
+        axes.plot(history.best_epoch, best, "*", color=ORANGE, markersize=16, markeredgecolor="0.15", zorder=5,
+                  label=f"best: {best:.1f} % in epoch {history.best_epoch}")
+
+
+def _marker(history: History) -> str:
+    """Few points need markers; one alone would not show without."""
+    return "o" if len(history) <= 30 else ""
+
+
+def _ended(title: str, history: History) -> str:
+    why = {"early": "stopped early", "interrupted": "interrupted"}.get(history.stopped)
+    return f"{title}, {why} after epoch {history['epoch'][-1]}" if why and len(history) else title
+
+
+def _bar_label(axes: Axes, line: int, value: float) -> None:
+    """The value in the bar's end, or behind a bar that is too short for it."""
+    if math.isnan(value):
+        axes.text(2, line, "no images", va="center", fontsize=9, color="0.3")
+    else:
+        inside = value > 20
+        # The end of cividis is light, its beginning dark.
+        axes.text(value + (-2 if inside else 2), line, f"{value:.0f}", va="center", fontsize=9,
+                  ha="right" if inside else "left", color="white" if inside and value < 60 else "black")
+
+
+def _numbered_bars(axes: Axes, values: Sequence) -> None:
+    heights = _numbers(values)
+    axes.bar(range(len(heights)), np.nan_to_num(heights), color=CYAN, width=0.7)
+    for place, height in enumerate(heights):
+        if not math.isnan(height):
+            axes.annotate(f"{height:,.0f}", (place, height), (0, 3), textcoords="offset points", ha="center")
+
+
+def _reason(error: str) -> str:
+    text = str(error).strip() or "failed"
+    return "out of memory" if "out of memory" in text.lower() else textwrap.shorten(text, 32, placeholder=" …")
+
+
+def _dashes() -> list[tuple]:
+    """Line styles for the published results: first plain dashes, then dots, dash-dots and so on, repeated."""
+    return [(0, pattern) for pattern in ((6, 3), (1.5, 2), (6, 2, 1.5, 2), (12, 3), (3, 1), (1, 4))] * 5
+
+
+def _listed(*items: tuple) -> str:
+    """`template.format(value)` of those that have a value, joined by commas."""
+    return ", ".join(template.format(value) for template, value in items if value is not None)
+
+
+def _numbers(values: Sequence) -> np.ndarray:
+    """float64 array with NaN for None."""
+    return np.array([math.nan if value is None else value for value in values], dtype=float)
+
+
+def _array(values) -> np.ndarray:
+    """A NumPy array of a tensor on any device, an array or a list."""
+    return values.detach().cpu().numpy() if hasattr(values, "detach") else np.asarray(values)
+
+
+def _evaluated(images, evaluation: Evaluation) -> np.ndarray:
+    images = _array(images)
+    if len(images) != len(evaluation):
+        raise ValueError(f"images holds {len(images)} pictures, but {len(evaluation)} were evaluated; give the same "
+                         "split in the same order")
+    return images
+
+
+def _readable(name: str) -> str:
+    return str(name).replace("_", " ")

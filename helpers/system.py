@@ -1,0 +1,174 @@
+"""What machine is this: device, 16-bit precision, memory, Colab or Kaggle, and who is watching."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from dataclasses import asdict, dataclass
+from importlib import metadata, util
+from pathlib import Path
+
+import torch
+
+REPOSITORY = "https://github.com/yuchen-0321/cifar100-cnn-training"
+COLAB_BADGE = ("https://colab.research.google.com/github/yuchen-0321/cifar100-cnn-training/blob/main/"
+               "CIFAR_100_CNN_Training.ipynb")
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class SystemInfo:
+    """The machine a run was made on, as it goes into metrics.json. Memory in GB (2**30 bytes)."""
+
+    device: str
+    device_name: str
+    device_memory_gb: float | None
+    cpu_cores: int
+    memory_gb: float | None
+    precision: str
+    host: str
+    os: str
+    python: str
+    torch: str
+    torchvision: str
+    cuda: str | None
+
+    @classmethod
+    def of(cls, device: torch.device, precision: str) -> SystemInfo:
+        """Look at the machine; `device` and `precision` are those the run uses."""
+        cuda = device.type == "cuda"
+        return cls(
+            device=str(device),
+            device_name=torch.cuda.get_device_name(device) if cuda else _cpu_name(),
+            device_memory_gb=round(torch.cuda.get_device_properties(device).total_memory / 2**30, 1) if cuda else None,
+            cpu_cores=cpu_cores(), memory_gb=_memory_gb(), precision=precision, host=host_kind(),
+            os=f"{platform.system()} {platform.machine()}", python=platform.python_version(),
+            torch=torch.__version__, torchvision=metadata.version("torchvision"), cuda=torch.version.cuda if cuda else None)
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        memory = self.device_memory_gb or self.memory_gb
+        return "\n".join([
+            f"device      {self.device} ({self.device_name}{f', {memory} GB' if memory else ''})",
+            f"precision   {self.precision}" + (" with loss scaling" if self.precision == "fp16" else ""),
+            f"CPU         {self.cpu_cores} cores, {self.memory_gb} GB",
+            f"host        {self.host}, {self.os}",
+            f"versions    Python {self.python}, torch {self.torch}, torchvision {self.torchvision}"])
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The torch device for a `device` setting. Raises ValueError when it is not to be had."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device={name!r} is not to be had here ({str(error).splitlines()[0]}); "
+                         "use 'auto' or 'cpu', or on Colab choose Runtime > Change runtime type > GPU") from error
+    return device
+
+
+def pick_precision(device: torch.device, mixed_precision: bool = True, precision: str = "auto") -> str:
+    """"fp32", "bf16" or "fp16" for the settings `mixed_precision` and `precision`.
+
+    auto: bf16 on GPUs that have it in hardware (compute capability 8.0, Ampere), else fp16; bf16 on CPUs with
+    instructions for it (AVX-512 BF16, AMX), where it is about three times as fast as fp32; fp32 on anything
+    else. Chosen by capability and not by timing, so that the same seed gives the same run.
+    """
+    if not mixed_precision:
+        return "fp32"
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+    return "bf16" if device.type == "cpu" and _cpu_flags() & {"avx512_bf16", "amx_bf16"} else "fp32"
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was given; nothing to wait for on a CPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def peak_memory_mb(device: torch.device) -> float | None:
+    """Largest memory so far in MB (2**20 bytes): of tensors on a GPU, of the whole process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    if util.find_spec("resource") is None:      # Windows
+        return None
+    import resource
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Is this error the device's (or, on a CPU, the allocator's) out-of-memory error?"""
+    return (isinstance(error, torch.OutOfMemoryError)
+            or isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error))
+
+
+def host_kind() -> str:
+    """"colab", "kaggle" or "local"."""
+    if "COLAB_RELEASE_TAG" in os.environ:
+        return "colab"
+    return "kaggle" if "KAGGLE_KERNEL_RUN_TYPE" in os.environ else "local"
+
+
+def progress_style(setting: str = "auto") -> str:
+    """"bar", "lines" or "none" for the `progress` setting.
+
+    A bar is drawn where somebody watches: a terminal, or a kernel that a notebook front end started (Colab,
+    Kaggle's editor, Jupyter Server's JPY_SESSION_NAME, VS Code). Under papermill, nbval and CI a bar would
+    stand still or fill the file, so there it is a line an epoch.
+    """
+    if setting != "auto":
+        return setting
+    if "CI" in os.environ or os.environ.get("KAGGLE_KERNEL_RUN_TYPE") == "Batch":
+        return "lines"
+    in_front_end = host_kind() != "local" or "JPY_SESSION_NAME" in os.environ or "VSCODE_PID" in os.environ
+    in_kernel = "ipykernel" in sys.modules
+    return "bar" if (in_front_end if in_kernel else sys.stderr.isatty()) else "lines"
+
+
+def mount_drive() -> Path:
+    """Mount Google Drive on Colab and return the project's folder there. Raises RuntimeError elsewhere."""
+    if host_kind() != "colab":
+        raise RuntimeError("drive=True works on Google Colab only; elsewhere set checkpoint_dir to a folder that lasts")
+    from google.colab import drive
+    drive.mount("/content/drive")
+    return Path("/content/drive/MyDrive/cifar100-cnn-training")
+
+
+def cpu_cores() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _cpu_name() -> str:
+    return _cpu_info("model name") or platform.processor() or platform.machine()
+
+
+def _cpu_flags() -> set[str]:
+    return set(_cpu_info("flags").split())
+
+
+def _cpu_info(key: str) -> str:
+    """The first value of `key` in Linux' /proc/cpuinfo, "" where there is none."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.split(":")[0].strip() == key), "")
+
+
+def _memory_gb() -> float | None:
+    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+        return None
+    return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
