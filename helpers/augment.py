@@ -53,68 +53,82 @@ def affine(images: Tensor, angle: Tensor, translate_x: Tensor, translate_y: Tens
     height, width = images.shape[-2:]
     x = torch.arange(width, device=images.device, dtype=images.dtype) - (width - 1) / 2
     y = torch.arange(height, device=images.device, dtype=images.dtype) - (height - 1) / 2
-    x = x[None, None, :] - translate_x[:, None, None]  # [N, 1, W]
-    y = y[None, :, None] - translate_y[:, None, None]  # [N, H, 1]
+    x, y = x - translate_x[:, None], y - translate_y[:, None]  # [N, W], [N, H]
     radians = torch.deg2rad(angle)
-    cos, sin = (torch.cos(radians) / scale)[:, None, None], (torch.sin(radians) / scale)[:, None, None]
-    across = 2 / width if mirrored is None else torch.where(mirrored, -2 / width, 2 / width)[:, None, None]
+    cos, sin = (torch.cos(radians) / scale)[:, None], (torch.sin(radians) / scale)[:, None]
+    across = 2 / width if mirrored is None else torch.where(mirrored, -2 / width, 2 / width)[:, None]
 
-    # Where each output pixel comes from, in grid_sample's coordinates: -1 and 1 are the outer edges. Written
-    # out rather than as a matrix product, which the GPU may round to TF32 and thereby shift by pixel parts.
-    grid = images.new_empty(len(images), height, width, 2)
-    torch.add(cos * x * across, sin * y * across, out=grid[..., 0])
-    torch.add(-sin * x * (2 / height), cos * y * (2 / height), out=grid[..., 1])
+    # Where each output pixel comes from, in grid_sample's coordinates: -1 and 1 are the outer edges. As complex
+    # numbers, x + iy, the grid is one sum of a part by column and a part by row. A matrix product would be
+    # shorter, but the GPU may round that to TF32, which shifts the image.
+    by_column = torch.complex(cos * x * across, sin * x * (-2 / height))
+    by_row = torch.complex(sin * y * across, cos * y * (2 / height))
+    grid = torch.view_as_real(by_column[:, None, :] + by_row[:, :, None])  # [N, H, W, 2]
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
-def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
-    """Multiply float [N, 3, H, W] in [0, 1] by `factor`, float [N], at least 0; clamped to [0, 1]."""
-    return (images * _per_image(factor)).clamp_(0, 1)
+def adjust_brightness(images: Tensor, factor: Tensor, out: Tensor | None = None) -> Tensor:
+    """Multiply float [N, 3, H, W] in [0, 1] by `factor`, float [N], at least 0; clamped to [0, 1].
+
+    Here and in the other colour changes, `out` may be a tensor that takes the result, `images` itself too.
+    """
+    return torch.mul(images, _per_image(factor), out=out).clamp_(0, 1)
 
 
-def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
+def adjust_contrast(images: Tensor, factor: Tensor, out: Tensor | None = None) -> Tensor:
     """Blend with the image's mean grey: `factor`, float [N], is 0 for plain grey, 1 for no change.
 
     images float [N, 3, H, W] in [0, 1]; clamped to [0, 1].
     """
-    return _blend(images, _grey(images).mean(dim=(2, 3), keepdim=True), factor)
+    return _blend(images, _grey(images).mean(dim=(2, 3), keepdim=True), factor, out)
 
 
-def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
+def adjust_saturation(images: Tensor, factor: Tensor, out: Tensor | None = None) -> Tensor:
     """Blend with the grey image: `factor`, float [N], is 0 for no colour, 1 for no change.
 
     images float [N, 3, H, W] in [0, 1]; clamped to [0, 1].
     """
-    return _blend(images, _grey(images), factor)
+    return _blend(images, _grey(images), factor, out)
 
 
-def adjust_hue(images: Tensor, factor: Tensor) -> Tensor:
-    """Turn the hue of HSV by `factor`, float [N], in turns: -0.5 and 0.5 are the complementary colour.
+def adjust_hue(images: Tensor, factor: Tensor, out: Tensor | None = None) -> Tensor:
+    """Turn the hue of HSV by `factor`, float [N], in turns: -0.5 and 0.5 give the complementary colour.
 
-    images float [N, 3, H, W] in [0, 1]. Equals the way over HSV, but needs neither sectors nor branches: with
-    the channels scaled to 0 … 1 between the smallest and the largest, the hue lies 1 + green + blue - red
-    sixths of a turn from red, towards green where green exceeds blue. Back: a channel falls from the largest
-    to the smallest value between one and two sixths from its own colour.
+    images float [N, 3, H, W] in [0, 1]. The largest and the smallest of a pixel's three channels keep their
+    values. A channel has the largest up to one sixth of a turn from its own colour, the smallest from two
+    sixths on, and a straight line in between.
+    """
+    hue, chroma, low, high = _hue_and_bounds(images)
+    hue.add_(factor[:, None, None], alpha=6)
+    hue.sub_((hue * (1 / 6)).round_(), alpha=6)  # back to -3 … 3
+
+    out = torch.empty_like(images) if out is None else out
+    torch.sub(high, _ramp(hue.abs()).mul_(chroma), out=out[:, 0])  # by the distance from red, at 0
+    torch.add(low, _ramp((hue + 1).abs_()).mul_(chroma), out=out[:, 1])  # from magenta, opposite of green
+    torch.add(low, _ramp(hue.sub_(1).abs_()).mul_(chroma), out=out[:, 2])  # from yellow, opposite of blue
+    return out
+
+
+def _hue_and_bounds(images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Hue, chroma, smallest and largest channel, each [N, H, W].
+
+    The hue is in sixths of a turn from red, positive towards green, -3 … 3; anything for greys. It comes
+    without sectors or branches: with the channels stretched to 0 … 1 between smallest and largest, it is
+    1 + green + blue - red away from red, on the side of green where green exceeds blue.
     """
     red, green, blue = images.unbind(1)
     high = torch.maximum(red, green)
-    high = torch.maximum(high, blue, out=high)
+    torch.maximum(high, blue, out=high)
     low = torch.minimum(red, green)
-    low = torch.minimum(low, blue, out=low)
-    chroma = high - low
+    torch.minimum(low, blue, out=low)
+    chroma = (high - low).clamp_min_(torch.finfo(images.dtype).tiny)  # greys must not divide by zero
+    from_red = (green - low).add_(blue).sub_(red).div_(chroma).add_(1)
+    return torch.copysign(from_red, green - blue), chroma, low, high
 
-    hue = (green - low).add_(blue).sub_(red)
-    hue.div_(chroma.clamp_min(torch.finfo(images.dtype).tiny)).add_(1)  # sixths of a turn, 0 … 3; greys: any
-    hue = torch.copysign(hue, green - blue).add_(6 * factor[:, None, None])
-    hue.sub_((hue / 6).round_(), alpha=6)  # -3 … 3, red in the middle, green 2, blue -2
 
-    turned = torch.empty_like(images)
-    falls = (hue.abs().sub_(1),  # red
-             (hue + 1).abs_().neg_().add_(2),  # green, by the distance from magenta, its opposite
-             (hue - 1).abs_().neg_().add_(2))  # blue, by the distance from yellow
-    for channel, fall in enumerate(falls):
-        torch.sub(high, fall.clamp_(0, 1).mul_(chroma), out=turned[:, channel])
-    return turned
+def _ramp(distance: Tensor) -> Tensor:
+    """0 up to a distance of 1, 1 from 2 on; in place."""
+    return distance.sub_(1).clamp_(0, 1)
 
 
 def cutout(images: Tensor, centre_y: Tensor, centre_x: Tensor, size: int, fill: tuple[float, float, float]) -> Tensor:
@@ -146,9 +160,9 @@ def _grey(images: Tensor) -> Tensor:
     return (red * 0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114)
 
 
-def _blend(images: Tensor, other: Tensor, factor: Tensor) -> Tensor:
+def _blend(images: Tensor, other: Tensor, factor: Tensor, out: Tensor | None) -> Tensor:
     factor = _per_image(factor)
-    return (images * factor).add_(other * (1 - factor)).clamp_(0, 1)
+    return torch.mul(images, factor, out=out).add_(other.mul_(1 - factor)).clamp_(0, 1)
 
 
 def _covered(centre: Tensor, size: int, side: int) -> Tensor:
@@ -223,6 +237,11 @@ STRENGTHS = {
 }
 
 
+# In the order in which they are applied.
+COLOUR_CHANGES = {"brightness": adjust_brightness, "contrast": adjust_contrast, "saturation": adjust_saturation,
+                  "hue": adjust_hue}
+
+
 # All of it -------------------------------------------------------------------------------------------------
 
 @torch.no_grad()
@@ -295,14 +314,9 @@ def _augment_chunk(images: Tensor, augmentation: Augmentation, drawn: dict[str, 
     else:
         images = _unit_range(flip(images, drawn["flip"]))
 
-    if augmentation.brightness:
-        images = adjust_brightness(images, drawn["brightness"])
-    if augmentation.contrast:
-        images = adjust_contrast(images, drawn["contrast"])
-    if augmentation.saturation:
-        images = adjust_saturation(images, drawn["saturation"])
-    if augmentation.hue:
-        images = adjust_hue(images, drawn["hue"])
+    for name, adjust in COLOUR_CHANGES.items():
+        if getattr(augmentation, name):
+            images = adjust(images, drawn[name], out=images)
     if augmentation.cutout_size:
         images = cutout(images, drawn["centre_y"], drawn["centre_x"], augmentation.cutout_size, augmentation.fill)
     return images
@@ -318,8 +332,7 @@ def _pad(images: Tensor, padding: int, mode: str) -> Tensor:
     if mode == "reflect":
         rows, columns = (_mirrored_indices(side, padding, images.device) for side in (height, width))
         return images[:, :, rows][:, :, :, columns]
-    padded = torch.zeros(count, channels, height + 2 * padding, width + 2 * padding, dtype=images.dtype,
-                         device=images.device).contiguous(memory_format=torch.channels_last)
+    padded = images.new_zeros(count, height + 2 * padding, width + 2 * padding, channels).permute(0, 3, 1, 2)
     padded[:, :, padding:-padding, padding:-padding] = images
     return padded
 

@@ -58,8 +58,11 @@ def save_step(state: dict, folder) -> Path:
 
 
 def list_steps(folder) -> list[Path]:
-    """The `step_*.pt` files in `folder`, newest (most steps) first."""
-    return sorted(Path(folder).glob("step_*.pt"), key=lambda path: path.name, reverse=True)
+    """The `step_*.pt` files in `folder`, last written first.
+
+    Not the one with most steps: a run that was started over writes beside the files of the earlier one.
+    """
+    return sorted(Path(folder).glob("step_*.pt"), key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
 
 
 def load_newest(folder) -> tuple[Path, dict] | None:

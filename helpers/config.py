@@ -89,7 +89,7 @@ class TrainingConfig:
     norm_learning_rate: float = setting(0.05, "under muon: peak learning rate of norm parameters and biases", above=0)
     head_learning_rate: float = setting(0.5, "under muon: peak learning rate of the classifier", above=0)
     head_momentum: float = setting(0.85, "under muon: momentum of the SGD part", low=0, below=1)
-    gradient_clip: float | None = setting(1.0, "largest norm of the whole gradient, None for no clipping", above=0)
+    gradient_clip: float = setting(1.0, "largest norm of the whole gradient, 0 for no clipping", low=0)
 
     # Schedule
     epochs: int = setting(150, "passes over the training images", low=1)

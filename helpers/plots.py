@@ -8,6 +8,7 @@ coloured box on top, for what a reader must not miss: "drawn demo data".
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import textwrap
 from collections.abc import Sequence
@@ -19,11 +20,16 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from .metrics import Evaluation, History
 
-BLUE, ORANGE, GREEN, RED, PURPLE, BROWN, PINK, GREY, YELLOW, CYAN = sns.color_palette("colorblind").as_hex()
+PALETTE = sns.color_palette("colorblind").as_hex()
+BLUE, ORANGE, GREEN, RED = PALETTE[:4]
+# Line styles of the published results: lengths of dash and gap.
+DASHES = ((6, 3), (1.5, 2), (6, 2, 1.5, 2), (12, 3), (3, 1), (1, 4))
 WIDTH = 10          # inches; with 100 dots an inch the width of a notebook column
 THEME = sns.axes_style("whitegrid") | {
     "figure.dpi": 100,
@@ -34,7 +40,7 @@ THEME = sns.axes_style("whitegrid") | {
     "ytick.labelsize": 10,
     "legend.fontsize": 10,
     "figure.titlesize": 14,
-    "axes.prop_cycle": matplotlib.cycler(color=sns.color_palette("colorblind").as_hex()),
+    "axes.prop_cycle": matplotlib.cycler(color=PALETTE),
     "axes.edgecolor": "0.6",
     "grid.color": "0.9",
     "axes.spines.top": False,
@@ -77,11 +83,12 @@ def training_curves(history: History, note: str = "", smoothed_labels: bool = Tr
                         (rate, "learning rate")):
         axes.set(xlabel="epoch", ylabel=label)
         axes.xaxis.set_tick_params(labelbottom=True)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=(1, 2, 5, 10), min_n_ticks=1))
         if axes.lines and axes is not rate:
             axes.legend()
     rate.set_ylim(bottom=0)
     if not top5.lines:
+        top5.set_yticks([])
         _say(top5, "no validation split:\nall training images are trained on")
     if len(history) == 1:
         rate.set_xlim(0.5, 1.5)
@@ -117,14 +124,14 @@ def compare_runs(runs: Sequence[dict], published: Sequence[tuple] = (), note: st
     for axes, key, label in zip(panels, ("epoch", "seconds", "petaflops"),
                                 ("epoch", "training time (s)", "training compute (PFLOP)")):
         ends = [end for run, colour in zip(runs, colours) if (end := _draw_run(axes, run, key, colour))]
-        for (_, top1, _), style in zip(published, _dashes()):
+        for (_, top1, _), dashes in zip(published, itertools.cycle(DASHES)):
             if top1 is not None:
-                axes.axhline(top1, color="0.35", linestyle=style, linewidth=1.3)
+                axes.axhline(top1, color="0.35", linestyle=(0, dashes), linewidth=1.3)
         if ends and max(ends) > 20 * min(ends) > 0:
             axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:g}")
         axes.set_xlabel(label)
     panels[0].set_ylabel("top-1 accuracy (%)")
-    panels[0].yaxis.set_tick_params(labelleft=True)
     _runs_legend(figure, runs, published, colours)
     return figure
 
@@ -133,19 +140,21 @@ def _draw_run(axes: Axes, run: dict, key: str, colour) -> float | None:
     """The validation curve and the final star of one run; the place where it ends, None if that is unknown."""
     history = run.get("history") or History()
     axes.plot(_numbers(history[key]), _numbers(history["val_top1"]), color=colour, marker=_marker(history))
-    end = history[key][-1] if key == "epoch" and len(history) else run.get(key)
+    end = run.get(key)
+    if end is None and len(history):
+        end = history[key][-1]
     if end is not None and run.get("top1") is not None:
         axes.plot(end, run["top1"], "*", color=colour, markersize=15, markeredgecolor="0.15", zorder=5)
     return end
 
 
 def _runs_legend(figure: Figure, runs: Sequence[dict], published: Sequence[tuple], colours) -> None:
-    lines = [matplotlib.lines.Line2D([], [], color=colour, marker="*", markersize=12, markeredgecolor="0.15",
-                                     label=_run_label(run)) for run, colour in zip(runs, colours)]
-    for (name, top1, top5), style in zip(published, _dashes()):
+    lines = [Line2D([], [], color=colour, marker="*", markersize=12, markeredgecolor="0.15", label=_run_label(run))
+             for run, colour in zip(runs, colours)]
+    for (name, top1, top5), dashes in zip(published, itertools.cycle(DASHES)):
         scores = _listed(("top-1 {:.1f} %", top1), ("top-5 {:.1f} %", top5))
-        lines.append(matplotlib.lines.Line2D([], [], color="0.35", linestyle=style, linewidth=1.3,
-                                             label=f"{name}: {scores} (published)"))
+        lines.append(Line2D([], [], color="0.35", linestyle=(0, dashes), linewidth=1.3,
+                            label=f"{name}: {scores} (published)"))
     figure.legend(handles=lines, loc="outside lower center", title="line: validation split; star: test split")
 
 
@@ -187,7 +196,7 @@ def sample_grid(images, labels, class_names: Sequence[str], superclass_of=None,
             x = left + column * 0.98
             found = np.flatnonzero(labels == label)
             _picture(axes, images[found[0]] if len(found) else None, x, bottom - 0.78, 0.78)
-            axes.text(x + 0.39, bottom + 0.02, _readable(class_names[label]), fontsize=9, ha="center", va="top")
+            axes.text(x + 0.39, bottom + 0.13, _readable(class_names[label]), fontsize=9, ha="center")
     return figure
 
 
@@ -198,11 +207,15 @@ def augmentation_preview(original, augmented, titles: Sequence[str] = (), note: 
     original: uint8 [K, H, W, 3]; augmented: float [K, R, 3, H, W] in [0, 1]; titles: K names or none.
     """
     original, augmented = _array(original), _array(augmented)
+    if len(original) != len(augmented) or len(titles) not in (0, len(original)):
+        raise ValueError(f"original, augmented and titles hold {len(original)}, {len(augmented)} and {len(titles)} "
+                         "entries; give one of each an image, or no titles")
     draws = np.moveaxis(augmented, 2, -1).clip(0, 1)
     count, repeats = draws.shape[:2]
-    side = min(1.25, (WIDTH - 1.5) / (repeats + 1) - 0.06)
+    margin = 1.3 if len(titles) else 0
+    side = min(1.25, (WIDTH - margin - 0.1) / (repeats + 1) - 0.06)
     step = side + 0.06
-    left = (WIDTH - 1.4 - step * (repeats + 1)) / 2 + 1.3
+    left = margin + (WIDTH - margin - 0.1 - step * (repeats + 1)) / 2
     figure, axes = _canvas(count * step + 0.3, "Augmentation: the same images, drawn anew each epoch", note)
     axes.text(left + side / 2, 0.2, "original", ha="center", va="bottom", weight="bold")
     axes.text(left + 0.1 + step * (1 + repeats / 2), 0.2, "as the network sees it", ha="center", va="bottom",
@@ -253,7 +266,7 @@ def confusion_matrix(evaluation: Evaluation, note: str = "") -> Figure:
 
     The colour scale is logarithmic, so that errors of one percent show next to the diagonal.
     """
-    order, starts, names = _class_groups(evaluation)
+    order, edges, ticks, names = _class_groups(evaluation)
     counts = _array(evaluation.confusion)[np.ix_(order, order)]
     shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     few = len(order) <= 20
@@ -263,31 +276,31 @@ def confusion_matrix(evaluation: Evaluation, note: str = "") -> Figure:
     sns.heatmap(shares, ax=axes, mask=counts == 0, norm=LogNorm(0.5, 100), cmap="viridis_r", square=True,
                 annot=counts if few else False, fmt="d", xticklabels=False, yticklabels=False,
                 cbar_kws={"label": "share of the true class's images (%), logarithmic; white: none", "shrink": 0.7,
-                          "format": PercentFormatter(decimals=0), "ticks": [0.5, 1, 2, 5, 10, 20, 50, 100]})
-    axes.figure.axes[-1].minorticks_off()
-    edges = np.append(starts, len(order))
-    if evaluation.superclass_of is not None:
-        axes.hlines(edges, 0, len(order), color="0.6", linewidth=0.6)
-        axes.vlines(edges, 0, len(order), color="0.6", linewidth=0.6)
-    centres = (edges[:-1] + edges[1:]) / 2
-    axes.set_xticks(centres, names, rotation=90, fontsize=9)
-    axes.set_yticks(centres, names, rotation=0, fontsize=9)
+                          "format": "{x:g} %", "ticks": [0.5, 1, 2, 5, 10, 20, 50, 100]})
+    figure.axes[-1].minorticks_off()
+    axes.grid(False)
+    axes.hlines(edges, 0, len(order), color="0.6", linewidth=0.6)
+    axes.vlines(edges, 0, len(order), color="0.6", linewidth=0.6)
+    axes.set_xticks(ticks, names, rotation=90, fontsize=9)
+    axes.set_yticks(ticks, names, rotation=0, fontsize=9)
     axes.set(xlabel="predicted", ylabel="true")
     axes.spines[:].set_visible(True)
     return figure
 
 
-def _class_groups(evaluation: Evaluation) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Order of the classes [C], where each tick's group starts in it, and the tick names."""
+def _class_groups(evaluation: Evaluation) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
+    """Order of the classes [C]; in that order, the edges between superclasses, the ticks and their names."""
     classes = len(evaluation.class_names)
     if evaluation.superclass_of is None:
-        step = math.ceil(classes / 40)      # more names than that do not fit
-        starts = np.arange(0, classes, step)
-        return np.arange(classes), starts, [_readable(evaluation.class_names[start]) for start in starts]
+        named = np.arange(0, classes, math.ceil(classes / 40))      # more names than that do not fit
+        return (np.arange(classes), np.array([]), named + 0.5,
+                [_readable(evaluation.class_names[label]) for label in named])
     members = _array(evaluation.superclass_of)
     order = np.argsort(members, kind="stable")
     present, starts = np.unique(members[order], return_index=True)
-    return order, starts, [_readable(evaluation.superclass_names[place]) for place in present]
+    edges = np.append(starts, classes)
+    return order, edges, (edges[:-1] + edges[1:]) / 2, [_readable(evaluation.superclass_names[place])
+                                                        for place in present]
 
 
 @themed
@@ -311,8 +324,8 @@ def confused_pairs(evaluation: Evaluation, images, n: int = 8, note: str = "") -
         for column, index in enumerate(mistaken):
             _picture(axes, images[index], left + column * 0.92, top + 0.36, 0.88)
         examples = np.flatnonzero(labels == predicted)
-        right = left + 3.95
-        axes.text(left + 3.83, top + 0.8, "→", ha="center", va="center", fontsize=16)
+        right = left + 3.92
+        axes.text(left + 3.8, top + 0.8, "→", ha="center", va="center", fontsize=16)
         _picture(axes, images[examples[0]] if len(examples) else None, right, top + 0.36, 0.88, edge=ORANGE)
     _caption(axes, "Orange frame: a true picture of the class that was predicted.")
     return figure
@@ -339,7 +352,7 @@ def confident_errors(evaluation: Evaluation, images, n: int = 12, note: str = ""
 
 @themed
 def reliability_diagram(evaluation: Evaluation, note: str = "") -> Figure:
-    """Accuracy against confidence in 15 bins (Guo et al. 2017, arXiv 1706.04599), and how many images fall in each."""
+    """Accuracy against confidence in 15 bins, and the share of images in each (Guo et al. 2017, arXiv 1706.04599)."""
     bins = evaluation.calibration
     edges, confidence, accuracy = _array(bins.edges), _array(bins.confidence), _array(bins.accuracy)
     filled, width = _array(bins.count) > 0, edges[1] - edges[0]
@@ -374,8 +387,7 @@ def prediction(image, names: Sequence[str], probabilities, note: str = "") -> Fi
     picture.axis("off")
     bars.barh(range(len(best)), 100 * values[best], color=[ORANGE] + [BLUE] * (len(best) - 1), height=0.7)
     for line, value in enumerate(100 * values[best]):
-        axes_share = value + 1
-        bars.text(axes_share, line, f"{value:.1f}", va="center")
+        bars.text(value + 1, line, f"{value:.1f}", va="center")
     bars.set_yticks(range(len(best)), [_readable(names[place]) for place in best], fontsize=11)
     bars.set(xlim=(0, 112), ylim=(len(best) - 0.4, -0.6), xlabel="probability (%)", ylabel="class")
     bars.set_xticks(range(0, 101, 20))
@@ -399,6 +411,7 @@ def throughput(rows: Sequence[dict], note: str = "") -> Figure:
     if with_memory:
         _numbered_bars(panels[1], [row.get("memory_mb") for row in rows])
         panels[1].set_ylabel("peak memory (MB)")
+        panels[1].margins(y=0.12)
     for axes in panels:
         for place, row in enumerate(rows):
             if row.get("error"):
@@ -448,27 +461,28 @@ def model_layers(rows: Sequence[dict], note: str = "") -> Figure:
 # Parts -----------------------------------------------------------------------------------------------------
 
 def _new_figure(height: float, title: str, note: str) -> Figure:
-    """An empty figure, WIDTH by `height` inches and a strip for `note`, with its title.
+    """An empty figure with its title, WIDTH by `height` inches and a strip for `note`.
 
     pyplot makes it, because only that tells a notebook how to show figures; closing it right away keeps the
     notebook from showing it a second time by itself.
     """
-    height += 0.3 * bool(note)
+    lines = textwrap.wrap(note, 90)
+    height += 0.25 * len(lines)
     figure = plt.figure(figsize=(WIDTH, height), layout="constrained")
     plt.close(figure)
     figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06)
-    figure.suptitle(f"\n{title}" if note else title)      # the empty line holds the note
-    if note:
-        figure.text(0.5, 1 - 0.09 / height, note, ha="center", va="top", weight="bold", fontsize=10.5,
+    figure.suptitle("\n" * len(lines) + title)      # the empty lines hold the note
+    if lines:
+        figure.text(0.5, 1 - 0.09 / height, "\n".join(lines), ha="center", va="top", weight="bold", fontsize=10.5,
                     color="#5c3d00", bbox={"facecolor": "#ffe9a8", "edgecolor": "#c98a00", "pad": 3})
     return figure
 
 
 def _canvas(height: float, title: str, note: str) -> tuple[Figure, Axes]:
     """A figure to lay pictures on: its one axes counts inches, from the upper left corner, without ticks."""
-    figure = _new_figure(height + 0.5, title, note)
+    figure = _new_figure(height + 0.42, title, note)
     axes = figure.subplots()
-    axes.set(xlim=(0, WIDTH), ylim=(height, 0), aspect="equal")
+    axes.set(xlim=(0, WIDTH), ylim=(height, 0), aspect="equal", anchor="N")
     axes.axis("off")
     return figure, axes
 
@@ -479,8 +493,8 @@ def _picture(axes: Axes, image: np.ndarray | None, x: float, y: float, side: flo
     if image is not None:
         axes.imshow(image, extent=(x, x + side, y + side, y), interpolation="nearest")
     if image is None or edge:
-        axes.add_patch(matplotlib.patches.Rectangle((x, y), side, side, fill=False, edgecolor=edge or "0.7",
-                                                    linewidth=2.5 if edge else 1))
+        axes.add_patch(Rectangle((x, y), side, side, fill=False, edgecolor=edge or "0.7",
+                                 linewidth=2.5 if edge else 1))
     axes.set(xlim=frame[0], ylim=frame[1])      # imshow has narrowed them
 
 
@@ -492,7 +506,7 @@ def _no_errors(note: str) -> Figure:
     figure = _new_figure(1.8, "Mistakes", note)
     axes = figure.subplots()
     axes.axis("off")
-    _say(axes, "There is none: every prediction is right.")
+    _say(axes, "There are none: every prediction is right.")
     return figure
 
 
@@ -525,19 +539,19 @@ def _ended(title: str, history: History) -> str:
 
 
 def _bar_label(axes: Axes, line: int, value: float) -> None:
-    """The value in the bar's end, or behind a bar that is too short for it."""
+    """The value at the bar's foot, clear of the mean line; behind a bar that is too short for it."""
     if math.isnan(value):
-        axes.text(2, line, "no images", va="center", fontsize=9, color="0.3")
+        text, foot, colour = "no images", 0, "0.3"
     else:
         inside = value > 20
-        # The end of cividis is light, its beginning dark.
-        axes.text(value + (-2 if inside else 2), line, f"{value:.0f}", va="center", fontsize=9,
-                  ha="right" if inside else "left", color="white" if inside and value < 60 else "black")
+        # cividis is dark at its low end and light at its high end.
+        text, foot, colour = f"{value:.0f}", 0 if inside else value, "white" if inside and value < 60 else "black"
+    axes.annotate(text, (foot, line), (4, 0), textcoords="offset points", va="center", fontsize=9, color=colour)
 
 
 def _numbered_bars(axes: Axes, values: Sequence) -> None:
     heights = _numbers(values)
-    axes.bar(range(len(heights)), np.nan_to_num(heights), color=CYAN, width=0.7)
+    axes.bar(range(len(heights)), np.nan_to_num(heights), color=PALETTE[9], width=0.7)
     for place, height in enumerate(heights):
         if not math.isnan(height):
             axes.annotate(f"{height:,.0f}", (place, height), (0, 3), textcoords="offset points", ha="center")
@@ -546,11 +560,6 @@ def _numbered_bars(axes: Axes, values: Sequence) -> None:
 def _reason(error: str) -> str:
     text = str(error).strip() or "failed"
     return "out of memory" if "out of memory" in text.lower() else textwrap.shorten(text, 32, placeholder=" …")
-
-
-def _dashes() -> list[tuple]:
-    """Line styles for the published results: first plain dashes, then dots, dash-dots and so on, repeated."""
-    return [(0, pattern) for pattern in ((6, 3), (1.5, 2), (6, 2, 1.5, 2), (12, 3), (3, 1), (1, 4))] * 5
 
 
 def _listed(*items: tuple) -> str:

@@ -1,0 +1,416 @@
+"""CIFAR100Pipeline: data, model, training, benchmark and plots of a CIFAR-100 CNN behind one object.
+
+    from cifar100_pipeline import CIFAR100Pipeline
+    pipeline = CIFAR100Pipeline.from_preset("demo", epochs=3)
+    model, metrics, results = pipeline.run()
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor, nn
+
+from helpers import benchmark, checkpoint, plots, report
+from helpers.augment import augment
+from helpers.checkpoint import CheckpointError
+from helpers.config import ConfigError, TrainingConfig, notebook_settings, preset_names
+from helpers.data import IMAGE_SIZE, BatchLoader, DataError, ImageData, load_cifar100
+from helpers.metrics import Evaluation, History
+from helpers.models import CIFAR100CNN, FastCNN, build_model, layer_table, model_stats, training_flops
+from helpers.system import DTYPES, SystemInfo, mount_drive, pick_device, pick_precision, progress_style
+from helpers.trainer import Trainer, TrainingDiverged, predict
+
+__all__ = ["CIFAR100CNN", "CIFAR100Pipeline", "CheckpointError", "ConfigError", "DataError", "Evaluation", "FastCNN",
+           "History", "Trainer", "TrainingConfig", "TrainingDiverged", "preset_names", "train_cifar100"]
+
+# Test accuracies (top-1, top-5, %) that the reference project lists for CIFAR-100; none was measured here.
+PUBLISHED = (("ResNet-18", 75.61, 93.45), ("VGG-16", 71.59, 90.49), ("DenseNet-121", 79.04, 94.84),
+             ("reference CNN, 150 epochs", 78.25, 94.85))
+
+log = logging.getLogger("cifar100")
+
+
+class CIFAR100Pipeline:
+    """Everything from the data to the figures of one training run.
+
+    Each step can be called on its own, as the notebook does; a step that needs an earlier one runs it. Figures
+    are returned and also kept in `run_dir/figures`.
+
+    Args:
+        config: all settings; `None` takes TrainingConfig's defaults, the 150-epoch reference recipe.
+    """
+
+    def __init__(self, config: TrainingConfig | None = None):
+        self.config = config or TrainingConfig()
+        self.device = pick_device(self.config.device)
+        self.precision = pick_precision(self.device, self.config.mixed_precision, self.config.precision)
+        self.run_dir = self.config.run_dir
+        self.system = SystemInfo.of(self.device, self.precision)
+        self.data: ImageData | None = None
+        self.model: nn.Module | None = None
+        self.trainer: Trainer | None = None
+        self.history = History()
+        self.evaluation: Evaluation | None = None
+        self.results: dict = {}
+        self.benchmark_rows: list[dict] = []
+        self.class_names: tuple[str, ...] = ()
+        self.normalisation = None               # (mean, std) that the network was trained with
+        self._checkpoint_dir: Path | None = None
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides) -> CIFAR100Pipeline:
+        """The preset `name` (a file in configs/experiments) with `overrides` on top. Raises ConfigError."""
+        return cls(TrainingConfig.from_preset(name, **overrides))
+
+    @classmethod
+    def from_notebook(cls, namespace: dict) -> CIFAR100Pipeline:
+        """The settings of a notebook's parameter cells; `namespace` is its `globals()`. Raises ConfigError."""
+        return cls(TrainingConfig.from_settings(notebook_settings(namespace), "the notebook's parameters"))
+
+    @classmethod
+    def from_checkpoint(cls, path, **overrides) -> CIFAR100Pipeline:
+        """A pipeline with the network and weights of a checkpoint of this project, ready to evaluate.
+
+        Raises CheckpointError when the file holds no configuration of this project's; `load_weights` takes
+        weights alone.
+        """
+        state = checkpoint.load(path)
+        if "classes" not in state:
+            raise CheckpointError(f"{path}: holds weights but no configuration of this project; make a pipeline with "
+                                  "the network's sizes and call pipeline.load_weights(path)")
+        pipeline = cls(TrainingConfig.from_settings({**state["config"], **overrides}, str(path)))
+        pipeline.load_weights(path)
+        return pipeline
+
+    # Look ------------------------------------------------------------------------------------------------------
+
+    def check_system(self) -> SystemInfo:
+        """Print and return the machine, the device and the precision that training will use."""
+        print(self.system)
+        return self.system
+
+    def prepare_data(self) -> ImageData:
+        """Load the images (and keep them). Raises DataError."""
+        if self.data is None:
+            self.data = load_cifar100(self.config)
+            self.class_names = self.class_names or self.data.class_names
+            self.normalisation = self.normalisation or self.data.channel_statistics()
+            print(self.data)
+        return self.data
+
+    def show_samples(self) -> Figure:
+        """One training image of each class, by superclass."""
+        data = self.prepare_data()
+        return self._keep("samples", plots.sample_grid(data.train_images, data.train_labels, data.class_names,
+                                                       data.superclass_of, data.superclass_names, note=data.note))
+
+    def show_augmentation(self, images: int = 5, draws: int = 8) -> Figure:
+        """A few training images beside random draws of the augmentation that training uses."""
+        data, loader = self.prepare_data(), self.build_trainer().loader
+        chosen = torch.linspace(0, len(data.train_images) - 1, images + 2).long()[1:-1]
+        originals = data.train_images[chosen].to(self.device)
+        generator = torch.Generator(self.device).manual_seed(self.config.seed)
+        augmented = augment(originals.repeat_interleave(draws, 0), loader.augmentation, generator)
+        names = [data.class_names[label] for label in data.train_labels[chosen]]
+        return self._keep("augmentation", plots.augmentation_preview(
+            originals.cpu(), augmented.unflatten(0, (images, draws)).cpu(), names, note=data.note))
+
+    def build_model(self) -> nn.Module:
+        """The network, on the device."""
+        return self.build_trainer().model
+
+    def build_trainer(self, config: TrainingConfig | None = None) -> Trainer:
+        """The Trainer, which finds the checkpoint to continue from. Raises CheckpointError."""
+        if self.trainer is None:
+            data = self.prepare_data()
+            report.log_to(self.run_dir / "train.log", progress_style(self.config.progress))
+            self.trainer = Trainer(config or self.config, data, self.checkpoint_dir)
+            self.precision, self.model, self.history = self.trainer.precision, self.trainer.model, self.trainer.history
+        return self.trainer
+
+    def summarise_model(self) -> Figure:
+        """Print parameters, memory and FLOPs, in all and by layer; return the figure of them."""
+        model = self.build_model()
+        rows = layer_table(model)
+        print(report.layers_text(rows))
+        print(describe_model(model))
+        return self._keep("model", plots.model_layers([row for row in rows if row["mflops"]], note=self.data.note))
+
+    def profile_loader(self) -> dict:
+        """Print and return how fast batches are made, stage by stage."""
+        profile = benchmark.profile_loader(self.build_trainer().loader)
+        print(benchmark.format_rows([profile]))
+        return profile
+
+    def benchmark_inference(self, batch_sizes=(32, 64, 128, 256)) -> Figure:
+        """Measure inference throughput and memory by batch size; print the table, return the figure."""
+        self.benchmark_rows = benchmark.inference_throughput(self.build_model(), self.device, self.precision, batch_sizes)
+        print(benchmark.format_rows(self.benchmark_rows))
+        return self._keep("throughput", plots.throughput(self.benchmark_rows, note=self.data.note))
+
+    def preview_schedule(self) -> Figure:
+        """The learning rate of each step to come."""
+        trainer = self.build_trainer()
+        rates = [self.config.learning_rate * trainer.learning_rate_factor(step) for step in range(trainer.total_steps)]
+        return self._keep("schedule", plots.learning_rate_schedule(rates, trainer.steps_per_epoch, note=self.data.note))
+
+    # Train -----------------------------------------------------------------------------------------------------
+
+    def train(self, on_epoch=None) -> History:
+        """Train, or continue a run that was cut off. Writes train.log, metrics.json and checkpoints.
+
+        `on_epoch(trainer)` is called after each epoch. Ctrl-C ends cleanly with a checkpoint; calling `train`
+        again goes on. Raises TrainingDiverged when the loss is no longer finite.
+        """
+        if self.history.stopped == "interrupted":
+            self.trainer = None
+            self.build_trainer(self.config.replace(resume="auto"))
+        trainer = self.build_trainer()
+        trainer.on_epoch = on_epoch
+        note = f" ({self.data.note})" if self.data.note else ""
+        if trainer.is_finished:
+            log.info("run %r%s is complete after %d epochs; give another run_name or resume='never' to train anew",
+                     self.config.name, note, len(trainer.history))
+        else:
+            log.info("run %r%s: training %s on %s in %s", self.config.name, note, self.config.model, self.device,
+                     self.precision)
+        try:
+            self.history = trainer.fit()
+        except TrainingDiverged as error:
+            log.error("%s", error)
+            raise
+        if self.history.stopped == "interrupted":
+            log.info("stopped after step %d of %d; train again with the same settings to continue from %s",
+                     trainer.step, trainer.total_steps, self.checkpoint_dir)
+        self.evaluation, self.results = None, {}
+        self._write_metrics()
+        return self.history
+
+    def plot_training(self) -> Figure:
+        """Loss, accuracy and learning rate by epoch."""
+        if not len(self.history):
+            raise RuntimeError("there is no finished epoch to plot; call pipeline.train() first")
+        return self._keep("training", plots.training_curves(self.history, note=self.data.note,
+                                                            smoothed_labels=self.config.label_smoothing > 0))
+
+    # Evaluate --------------------------------------------------------------------------------------------------
+
+    def evaluate(self) -> dict:
+        """Measure the trained network on the test split, once a run; print and return plain values.
+
+        Everything is of one plain forward pass; `flip_tta` stands beside it. Writes metrics.json.
+        """
+        if self.evaluation is None:
+            self._need_weights()
+            data = self.prepare_data()
+            loader = self._loader(data.test_images, data.test_labels)
+            logits = predict(self.model, loader, self.precision)
+            self.evaluation = self._evaluation_of(logits)
+            self.results = {"note": data.note, **self.evaluation.summary()}
+            if self.config.flip_tta:
+                flipped = self._evaluation_of(predict(self.model, loader, self.precision, flip=True))
+                self.results["flip_tta"] = {"top1": flipped.top1, "top5": flipped.top5}
+            self._write_metrics()
+        print(report.results_text(self.results))
+        return self.results
+
+    def plot_class_accuracy(self) -> Figure:
+        """Accuracy of every class."""
+        return self._keep("class_accuracy", plots.class_accuracy_bars(self._evaluated(), note=self.data.note))
+
+    def plot_confusion(self) -> Figure:
+        """Confusion matrix, grouped by superclass."""
+        return self._keep("confusion", plots.confusion_matrix(self._evaluated(), note=self.data.note))
+
+    def plot_calibration(self) -> Figure:
+        """How often the network is right when it claims a certain confidence."""
+        return self._keep("calibration", plots.reliability_diagram(self._evaluated(), note=self.data.note))
+
+    def explain_errors(self, pairs: int = 6) -> Figure:
+        """The most confused pairs of classes, with pictures; the table is printed."""
+        evaluation = self._evaluated()
+        for true, predicted, count, share in evaluation.most_confused(pairs):
+            print(f"{count:3d} images ({share:4.1f} %) of {true} were taken for {predicted}")
+        return self._keep("confused_pairs", plots.confused_pairs(evaluation, self.data.test_images, pairs,
+                                                                 note=self.data.note))
+
+    def show_confident_errors(self, n: int = 12) -> Figure:
+        """The wrong predictions the network was surest of."""
+        return self._keep("confident_errors", plots.confident_errors(self._evaluated(), self.data.test_images, n,
+                                                                     note=self.data.note))
+
+    def predict(self, image, top: int = 5) -> list[tuple[str, float]]:
+        """The `top` most probable classes of one image, as (name, probability).
+
+        `image` is the index of a test image, a path, a PIL image, or uint8 [H, W, 3]; anything but 32×32
+        is cropped to a square and resized. Raises DataError when a file is no picture.
+        """
+        pixels = self.as_input(image)
+        self._need_weights()
+        loader = self._loader(pixels[None], torch.zeros(1, dtype=torch.long))
+        probabilities = predict(self.model, loader, self.precision)[0].softmax(0)
+        values, classes = probabilities.topk(min(top, len(probabilities)))
+        return [(self.class_names[index], value) for index, value in zip(classes.tolist(), values.tolist())]
+
+    def show_prediction(self, image) -> Figure:
+        """The picture that the network sees, and its five most probable classes."""
+        names, probabilities = zip(*self.predict(image))
+        return plots.prediction(self.as_input(image), names, probabilities, note=self.data.note if self.data else "")
+
+    def as_input(self, image) -> Tensor:
+        """Any picture as the uint8 [32, 32, 3] that the network sees."""
+        if isinstance(image, (int, np.integer)) or isinstance(image, Tensor) and image.ndim == 0:
+            return self.prepare_data().test_images[int(image)]
+        if isinstance(image, (np.ndarray, Tensor)):
+            image = Image.fromarray(np.asarray(image))
+        return torch.from_numpy(np.array(_square_rgb(image, IMAGE_SIZE)))
+
+    # Compare and save ------------------------------------------------------------------------------------------
+
+    def compare(self, pattern: str | None = None) -> Figure:
+        """Finished runs whose folders match `pattern` (all of `runs_dir` by default), beside published results."""
+        runs = report.finished_runs(pattern or str(Path(self.config.runs_dir) / "*"))
+        if not runs:
+            raise RuntimeError(f"no finished run matches {pattern or self.config.runs_dir + '/*'}; a run is finished "
+                               "once pipeline.evaluate() has written its metrics.json")
+        print(report.runs_text(runs, PUBLISHED))
+        note = "; ".join(sorted({f"{run['name']}: {run['note']}" for run in runs if run["note"]}))
+        return self._keep("comparison", plots.compare_runs(runs, PUBLISHED, note=note))
+
+    def save(self) -> Path:
+        """Write the final checkpoint: `model_state_dict`, `config`, `test_results`, `model_stats`."""
+        self._need_weights()
+        mean, std = self.normalisation
+        state = {"model_state_dict": self.model.state_dict(), "config": self.config.to_dict(),
+                 "test_results": self.results, "model_stats": model_stats(self.model), "mean": list(mean),
+                 "std": list(std), "classes": list(self.class_names), "note": self.data.note if self.data else ""}
+        path = checkpoint.save_atomically(state, self.checkpoint_dir / "final.pt")
+        print(f"wrote {path} ({path.stat().st_size / 2**20:.1f} MB)")
+        return path
+
+    def load_weights(self, path) -> nn.Module:
+        """Put the weights of a checkpoint, this project's or the reference's, into the configured network."""
+        state = checkpoint.load(path)
+        config = self.config
+        model = build_model(config.model, config.num_classes, config.widths, config.dropout_rate)
+        try:
+            model.load_state_dict(state["model_state_dict"])
+        except RuntimeError as error:
+            raise CheckpointError(f"{path}: does not fit {config.model} with widths={config.widths} and "
+                                  f"num_classes={config.num_classes}; set these to the checkpoint's "
+                                  f"({str(error).splitlines()[1].strip()})") from error
+        memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.model = model.to(self.device, memory_format=memory_format).eval()
+        if "classes" in state:
+            self.class_names, self.normalisation = tuple(state["classes"]), (state["mean"], state["std"])
+        self.trainer, self.evaluation, self.results = None, None, {}
+        return self.model
+
+    def run(self) -> tuple[nn.Module, dict, dict]:
+        """Train, evaluate, draw all figures and save.
+
+        Returns the network; the training record as a dict of lists by name, one value an epoch; and the test
+        results as `evaluate` gives them. Raises KeyboardInterrupt when training was interrupted: the test
+        split is then left alone.
+        """
+        self.train()
+        if self.history.stopped == "interrupted":
+            raise KeyboardInterrupt(f"training was interrupted after {len(self.history)} epochs; the checkpoint is in "
+                                    f"{self.checkpoint_dir}")
+        self.evaluate()
+        for draw in (self.show_samples, self.show_augmentation, self.preview_schedule, self.plot_training,
+                     self.plot_class_accuracy, self.plot_confusion, self.plot_calibration, self.show_confident_errors):
+            draw()
+        self.save()
+        return self.model, self.metrics, self.results
+
+    @property
+    def metrics(self) -> dict[str, list]:
+        """The training record by name: `train_loss`, `val_top1`, `learning_rate`, …, one value an epoch."""
+        return {key: self.history[key] for key in self.history.rows[0]} if len(self.history) else {}
+
+    @property
+    def checkpoint_dir(self) -> Path:
+        """Where this run keeps its checkpoints; with `drive=True` on Google Drive, which is mounted here."""
+        if self._checkpoint_dir is None:
+            if self.config.drive:
+                self._checkpoint_dir = mount_drive() / "checkpoints" / self.config.name
+            elif self.config.checkpoint_dir:
+                self._checkpoint_dir = Path(self.config.checkpoint_dir) / self.config.name
+            else:
+                self._checkpoint_dir = self.run_dir / "checkpoints"
+        return self._checkpoint_dir
+
+    # Inside ----------------------------------------------------------------------------------------------------
+
+    def _need_weights(self) -> None:
+        if self.model is None or (self.trainer is not None and self.model.training and not len(self.history)):
+            raise RuntimeError("there is no trained network yet; call pipeline.train() or pipeline.load_weights(path) first")
+
+    def _loader(self, images: Tensor, labels: Tensor) -> BatchLoader:
+        if self.normalisation is None:
+            self.prepare_data()
+        return BatchLoader(images, labels, self.config.eval_batch_size, self.device, *self.normalisation,
+                           dtype=DTYPES[self.precision], placement=self.config.data_placement,
+                           channels_last=self.config.channels_last)
+
+    def _evaluation_of(self, logits: Tensor) -> Evaluation:
+        data = self.data
+        return Evaluation.from_logits(logits, data.test_labels, data.class_names, data.superclass_of, data.superclass_names)
+
+    def _evaluated(self) -> Evaluation:
+        if self.evaluation is None:
+            self.evaluate()
+        return self.evaluation
+
+    def _keep(self, name: str, figure: Figure) -> Figure:
+        path = self.run_dir / "figures" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path)
+        return figure
+
+    def _write_metrics(self) -> None:
+        rows = self.history.rows
+        last = rows[-1] if rows else {"seconds": 0.0, "petaflops": 0.0, "peak_memory_mb": None}
+        speeds = sorted(row["images_per_second"] for row in rows)
+        report.write_json({
+            "name": self.config.name, "note": self.data.note, "data": str(self.data), "config": self.config.to_dict(),
+            "system": self.system.to_dict() | {"precision": self.precision}, "model_stats": model_stats(self.model),
+            "training": {"seconds": last["seconds"], "petaflops": last["petaflops"], "stopped": self.history.stopped,
+                         "images_per_second": speeds[len(speeds) // 2] if speeds else None,
+                         "peak_memory_mb": last["peak_memory_mb"]},
+            "history": self.history.to_list(), "results": self.results}, self.run_dir / "metrics.json")
+
+
+def train_cifar100(**settings) -> tuple[nn.Module, dict, dict]:
+    """Train with TrainingConfig's settings (`augmentation` and `lr` are short names) and evaluate.
+
+    `train_cifar100(epochs=150, batch_size=256, learning_rate=0.1, mixed_precision=True, augmentation="moderate")`
+    is the reference recipe. Returns what `CIFAR100Pipeline.run` does. Raises ConfigError and DataError.
+    """
+    return CIFAR100Pipeline(TrainingConfig.from_settings(settings)).run()
+
+
+def describe_model(model: nn.Module) -> str:
+    """Parameters, memory and FLOPs of a network in one line."""
+    stats = model_stats(model)
+    return (f"{type(model).__name__}: {stats['total_parameters']:,} parameters, {stats['memory_mb']:.2f} MB in fp32, "
+            f"{training_flops(model) / 1e9:.2f} GFLOP an image forward and backward")
+
+
+def _square_rgb(image, side: int) -> Image.Image:
+    """A path or PIL image, upright, on white where it is transparent, cropped to its central square, resized."""
+    try:
+        picture = image if isinstance(image, Image.Image) else Image.open(image)
+        picture = ImageOps.exif_transpose(picture).convert("RGBA")
+    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise DataError(f"{image}: cannot be read as a picture ({error}); give a PNG, JPEG or another file Pillow "
+                        "reads") from error
+    opaque = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    return ImageOps.fit(opaque, (side, side), Image.Resampling.BICUBIC)

@@ -1,0 +1,503 @@
+"""Trainer: the training loop, with AMP, accumulation, clipping, EMA, early stopping, resume and a clean stop."""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import threading
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm.auto import tqdm
+
+from . import checkpoint
+from .augment import Augmentation
+from .config import TrainingConfig
+from .data import IMAGE_SIZE, BatchLoader, ImageData, stratified_split
+from .metrics import History, topk_accuracy
+from .models import build_model, training_flops
+from .optim import build_optimizer, learning_rate_factor, set_learning_rate
+from .system import DTYPES, is_out_of_memory, peak_memory_mb, pick_device, pick_precision, progress_style, synchronize
+
+log = logging.getLogger("cifar100")
+epoch_log = logging.getLogger("cifar100.epoch")      # a line an epoch; not shown where a bar is
+
+READ_SECONDS = 2.0      # how often losses are read back from the device
+BEST = "best.pt"
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss is not a finite number any more. The message says since which step, and what to try."""
+
+
+class Trainer:
+    """Trains one network as a TrainingConfig says.
+
+    After `fit`, `model` holds the weights to evaluate: with `patience`, those of the best epoch on the
+    validation split, else the last ones; averaged where `ema_decay` is set.
+
+    Args:
+        config: all settings.
+        data: the images; the test split is never looked at here.
+        checkpoint_dir: where checkpoints are kept and looked for.
+        model: a network to train instead of the one `config` names.
+        on_epoch: called as `on_epoch(trainer)` after each epoch, for a live view.
+
+    Raises CheckpointError when the checkpoint that `resume` names is of another configuration.
+    """
+
+    def __init__(self, config: TrainingConfig, data: ImageData, checkpoint_dir, model: nn.Module | None = None,
+                 on_epoch=None):
+        self.config, self.data, self.checkpoint_dir, self.on_epoch = config, data, Path(checkpoint_dir), on_epoch
+        self.device = pick_device(config.device)
+        saved = self._find_checkpoint()
+        self.precision = self._pick_precision(saved)
+        self.mean, self.std = data.channel_statistics()
+        train, val = stratified_split(data.train_labels, config.val_size, config.seed)
+        self.loader = self._training_loader(data.train_images[train], data.train_labels[train])
+        self.val_labels = data.train_labels[val]
+        self.val_loader = BatchLoader(data.train_images[val], self.val_labels, config.eval_batch_size,
+                                      **self.loader_settings()) if len(val) else None
+
+        torch.manual_seed(config.seed)
+        self.model = model or build_model(config.model, config.num_classes, config.widths, config.dropout_rate)
+        self.model.to(self.device, memory_format=self.loader.memory_format)
+        if hasattr(self.model, "whiten"):
+            self._whiten(data.train_images[train])
+        self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay),
+                                 use_buffers=True) if config.ema_decay else None
+        self.optimizer = build_optimizer(
+            self.model, config.optimizer, config.learning_rate, config.momentum, config.weight_decay,
+            config.decay_norm_and_bias, config.norm_learning_rate, config.head_learning_rate, config.head_momentum,
+            newton_schulz_dtype=DTYPES[self.precision])
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+        self.criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+        self.forward = torch.compile(self.model) if config.compile else self.model
+
+        self.history = History()
+        self.steps_per_epoch = math.ceil(len(self.loader) / config.gradient_accumulation_steps)
+        self.total_steps = self.steps_per_epoch * config.epochs
+        self.step = 0                           # optimiser steps done
+        self.seconds = 0.0                      # wall time of the sessions before this one
+        self.flops = 0                          # FLOPs of all forward and backward passes so far
+        self.splits = 1                         # parts a batch is cut into after an out-of-memory error
+        self.best_accuracy = -math.inf          # of the weights kept as best
+        self.best_weights = None
+        self.patience_accuracy = -math.inf      # what the next epochs must beat by min_delta
+        self.patience_left = config.patience
+        self.stop_requested = ""                # who asked: "SIGINT", "SIGTERM" or "button"
+        self._running = _RunningMeans()
+        self._flops_at = {}
+        if saved:
+            self._restore(saved)
+
+    # The loop --------------------------------------------------------------------------------------------------
+
+    def fit(self) -> History:
+        """Train to the last epoch, an early stop, or Ctrl-C, SIGTERM or `stop()`; then save and return.
+
+        `history.stopped` tells which. A finished run stays as it is; an interrupted one is continued by a new
+        Trainer, from its checkpoint. Raises TrainingDiverged when the loss is no longer finite; the last good
+        checkpoint stays. After SIGTERM the signal is sent on once all is saved.
+        """
+        if self.history.stopped == "interrupted":
+            raise RuntimeError("this Trainer was interrupted; make a new one to continue from its checkpoint")
+        if not self.is_finished:
+            self._session_start = self._last_save = time.perf_counter()
+            with _StopOnSignals(self.stop), self._bar() as bar:
+                while not self.is_finished and self.history.stopped != "interrupted":
+                    self._run_epoch(bar)
+                self.save()
+        self._use_final_weights()
+        if self.stop_requested == "SIGTERM":
+            signal.raise_signal(signal.SIGTERM)
+        return self.history
+
+    def stop(self, who: str = "button") -> None:
+        """Ask the loop to end after the running step, with a checkpoint. Safe from a signal or a thread."""
+        self.stop_requested = who
+
+    def _run_epoch(self, bar) -> None:
+        """The rest of the epoch that the run stands in, and its end."""
+        self.model.train()
+        epoch, epoch_end = self.epoch, (self.epoch + 1) * self.steps_per_epoch
+        self._epoch_start, self._epoch_images = time.perf_counter(), 0
+        last_read = self._epoch_start
+        while self.step < epoch_end:
+            self._train_step(epoch)
+            bar.update(1)
+            now = time.perf_counter()
+            save_is_due = self._save_is_due(now)
+            if now - last_read > READ_SECONDS or save_is_due or self.stop_requested or self.step == epoch_end:
+                last_read = now
+                self._read_losses(bar, epoch)
+            if self.stop_requested and self.step < self.total_steps:
+                self.history.stopped = "interrupted"
+                if self.step < epoch_end:
+                    return
+            elif save_is_due and self.step < epoch_end:
+                self.save()
+        self._end_epoch(epoch)
+
+    def _train_step(self, epoch: int) -> None:
+        """One optimiser step over `gradient_accumulation_steps` batches; in smaller parts when memory runs out."""
+        accumulation, size = self.config.gradient_accumulation_steps, self.image_size(self.step)
+        first = self.step % self.steps_per_epoch * accumulation
+        set_learning_rate(self.optimizer, self.learning_rate_factor(self.step))
+        batches = [self.loader.batch(epoch, index, size)
+                   for index in range(first, min(first + accumulation, len(self.loader)))]
+        count = sum(len(images) for images, _ in batches)
+        result = self._forward_backward(batches, count)
+        while result is None:
+            self._cut_batches()
+            result = self._forward_backward(batches, count)
+        if self.config.gradient_clip:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update_parameters(self.model)
+        self._running.add(*result, count)
+        self.flops += count * self._flops_of_image(size)
+        self._epoch_images += count
+        self.step += 1
+
+    def _forward_backward(self, batches, count: int) -> tuple[Tensor, Tensor] | None:
+        """Gradients of the mean loss over all `count` images of a step.
+
+        Returns (mean loss, number of right predictions) as tensors on the device, None when memory ran out.
+        """
+        loss_sum, correct = torch.zeros((2,), device=self.device)
+        try:
+            for images, labels in batches:
+                for part, targets in zip(images.chunk(self.splits), labels.chunk(self.splits)):
+                    with autocast(self.device, self.precision):
+                        logits = self.forward(part)
+                    loss = self.criterion(logits.float(), targets) * (len(part) / count)
+                    self.scaler.scale(loss).backward()
+                    loss_sum = loss_sum + loss.detach()
+                    hard_targets = targets if targets.ndim == 1 else targets.argmax(1)
+                    correct = correct + (logits.argmax(1) == hard_targets).sum()
+        except RuntimeError as error:
+            if not is_out_of_memory(error) or self.splits >= self.loader.batch_size:
+                raise
+            return None
+        return loss_sum, correct
+
+    def _cut_batches(self) -> None:
+        """After an out-of-memory error: half as many images a forward pass, the same ones a step."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.splits *= 2
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        log.warning("out of memory: a batch of %d images now goes through the network in %d parts; the effective batch "
+                    "stays %d", self.config.batch_size, self.splits, self.config.effective_batch_size)
+
+    def _read_losses(self, bar, epoch: int) -> None:
+        """Wait for the device, check that all losses since the last time are finite, show where training stands."""
+        losses = self._running.read()
+        bad = next((index for index, loss in enumerate(losses) if not math.isfinite(loss)), None)
+        if bad is not None:
+            step = self.step - len(losses) + bad
+            rate = self.config.learning_rate * self.learning_rate_factor(step)
+            raise TrainingDiverged(
+                f"the loss is {losses[bad]} since step {step + 1} (epoch {epoch + 1}, learning rate {rate:.4g}). Try a "
+                f"lower learning_rate (now {self.config.learning_rate}), a longer warmup_epochs, gradient_clip=1.0 or "
+                f"precision='fp32'. The last good checkpoint is in {self.checkpoint_dir}.")
+        bar.set_description_str(f"epoch {epoch + 1}/{self.config.epochs}", refresh=False)
+        bar.set_postfix_str(f"loss {self._running.loss:.3f}, accuracy {self._running.accuracy:.1f} %, "
+                            f"{self._images_per_second():,.0f} images/s", refresh=False)
+
+    def _end_epoch(self, epoch: int) -> None:
+        """Validate, write the epoch's row, keep the best weights, save when it is due."""
+        synchronize(self.device)
+        row = {"epoch": epoch + 1, "train_loss": self._running.loss, "train_accuracy": self._running.accuracy,
+               "val_loss": None, "val_top1": None, "val_top5": None,
+               "learning_rate": self.config.learning_rate * self.learning_rate_factor(self.step - 1),
+               "image_size": self.image_size(self.step - 1), "images_per_second": self._images_per_second(),
+               "petaflops": self.flops / 1e15}
+        if self.val_loader is not None:
+            logits = predict(self.averaged_model, self.val_loader, self.precision)
+            row |= {"val_loss": nn.functional.cross_entropy(logits, self.val_labels).item(),
+                    "val_top1": topk_accuracy(logits, self.val_labels, 1),
+                    "val_top5": topk_accuracy(logits, self.val_labels, 5)}
+        row |= {"seconds": self._seconds_so_far(), "peak_memory_mb": peak_memory_mb(self.device)}
+        self.history.append(**row)
+        self._running = _RunningMeans()
+        self._keep_the_best(row["val_top1"])
+        epoch_log.info(epoch_line(row, self.config.epochs))
+        if self.on_epoch is not None:
+            self.on_epoch(self)
+        if self.step < self.total_steps and not self.history.stopped and self.epoch % self.config.checkpoint_interval == 0:
+            self.save()
+
+    def _keep_the_best(self, accuracy: float | None) -> None:
+        """Keep the weights of the best validation accuracy; stop after `patience` epochs without a better one."""
+        if accuracy is None or not self.config.patience:
+            return
+        if accuracy > self.best_accuracy:
+            self.best_accuracy = accuracy
+            self.best_weights = _copy_of(self.averaged_model.state_dict())
+            checkpoint.save_atomically({"model_state_dict": self.best_weights, **self.about()},
+                                       self.checkpoint_dir / BEST)
+        if accuracy > self.patience_accuracy + 100 * self.config.min_delta:
+            self.patience_accuracy, self.patience_left = accuracy, self.config.patience
+        else:
+            self.patience_left -= 1
+            if self.patience_left == 0:
+                self.history.stopped = self.history.stopped or "early"
+
+    def _use_final_weights(self) -> None:
+        """Make `model` the weights to evaluate."""
+        self.model.load_state_dict(self.best_weights or _copy_of(self.averaged_model.state_dict()))
+        self.model.eval()
+
+    # Checkpoints -----------------------------------------------------------------------------------------------
+
+    def save(self) -> Path:
+        """Write a checkpoint from which the run can be continued to the same weights."""
+        self._last_save = time.perf_counter()
+        cuda = self.device.type == "cuda"
+        return checkpoint.save_step({
+            "model_state_dict": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
+            "scheduler": {"step": self.step, "total_steps": self.total_steps}, "scaler": self.scaler.state_dict(),
+            "ema": self.ema.state_dict() if self.ema is not None else None, "epoch": self.epoch,
+            "history": self.history.to_list(), "stopped": self.history.stopped, "running": self._running.state(),
+            "rng": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state(self.device) if cuda else None},
+            "best_weights": self.best_weights, "precision": self.precision, "device": self.device.type,
+            "training_settings": self._training_settings(), **self.about(),
+            **{name: getattr(self, name) for name in _PLAIN_STATE}, "seconds": self._seconds_so_far(),
+        }, self.checkpoint_dir)
+
+    def about(self) -> dict:
+        """What makes weights usable on their own."""
+        return {"config": self.config.to_dict(), "step": self.step, "classes": list(self.data.class_names),
+                "mean": list(self.mean), "std": list(self.std), "note": self.data.note}
+
+    def _find_checkpoint(self) -> dict | None:
+        """The checkpoint that `resume` asks for, checked to be of this configuration."""
+        if self.config.resume == "never":
+            return None
+        if self.config.resume == "auto":
+            path, state = checkpoint.load_newest(self.checkpoint_dir) or (None, None)
+            if state is None:
+                return None
+        else:
+            path, state = self.config.resume, checkpoint.load(self.config.resume)
+        if "training_settings" not in state:
+            raise checkpoint.CheckpointError(f"{path}: holds weights only and cannot be continued; use a step_*.pt file")
+        checkpoint.check_same_run(state["training_settings"], self._training_settings(), path)
+        log.info("continuing from %s, step %d", path, state["step"])
+        return state
+
+    def _training_settings(self) -> dict:
+        return self.config.training_settings() | {"classes": list(self.data.class_names),
+                                                  "training images": len(self.data.train_labels)}
+
+    def _pick_precision(self, saved: dict | None) -> str:
+        """The precision the run began with, so that it ends in the same weights; a fresh choice on other devices."""
+        precision = pick_precision(self.device, self.config.mixed_precision, self.config.precision)
+        if saved is None or saved["precision"] == precision:
+            return precision
+        if saved["device"] == self.device.type:
+            return saved["precision"]
+        log.warning("the run began in %s on %s and goes on in %s on %s: close to, but not bit for bit, the same weights",
+                    saved["precision"], saved["device"], precision, self.device.type)
+        return precision
+
+    def _restore(self, saved: dict) -> None:
+        self.model.load_state_dict(saved["model_state_dict"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        if saved["scaler"] and self.scaler.is_enabled():
+            self.scaler.load_state_dict(saved["scaler"])
+        if self.ema is not None:
+            self.ema.load_state_dict(saved["ema"])
+        if saved["best_weights"] is not None:
+            self.best_weights = {name: tensor.to(self.device) for name, tensor in saved["best_weights"].items()}
+        self.history = History.from_list(saved["history"])
+        self.history.stopped = "" if saved["stopped"] == "interrupted" else saved["stopped"]
+        self._running = _RunningMeans(**saved["running"])
+        for name in _PLAIN_STATE:
+            setattr(self, name, saved[name])
+        torch.set_rng_state(saved["rng"]["cpu"])
+        if self.device.type == "cuda" and saved["rng"]["cuda"] is not None:
+            torch.cuda.set_rng_state(saved["rng"]["cuda"], self.device)
+
+    def _save_is_due(self, now: float) -> bool:
+        minutes = self.config.checkpoint_minutes
+        return minutes > 0 and now - self._last_save > 60 * minutes
+
+    # Batches ---------------------------------------------------------------------------------------------------
+
+    def _training_loader(self, images: Tensor, labels: Tensor) -> BatchLoader:
+        config = self.config
+        cutout = {} if config.cutout_size is None else {"cutout_size": config.cutout_size}
+        augmentation = Augmentation.of_strength(config.augmentation_strength, crop_mode=config.crop_mode,
+                                                fill=self.mean, **cutout)
+        return BatchLoader(images, labels, config.batch_size, augmentation=augmentation, seed=config.seed,
+                           alternating_flip=config.flip == "alternating" and augmentation.flip,
+                           mixup_alpha=config.mixup_alpha, cutmix_alpha=config.cutmix_alpha,
+                           num_classes=config.num_classes, **self.loader_settings())
+
+    def loader_settings(self) -> dict:
+        """What the loaders of the training, the validation and the test split have in common."""
+        return {"device": self.device, "mean": self.mean, "std": self.std, "dtype": DTYPES[self.precision],
+                "placement": self.config.data_placement, "channels_last": self.config.channels_last}
+
+    def _whiten(self, images: Tensor) -> None:
+        """Fit the whitening layer to about 5,000 training images, taken at even distances."""
+        chosen = images[::max(1, len(images) // 5000)]
+        loader = BatchLoader(chosen, torch.zeros(len(chosen)), len(chosen),
+                             **self.loader_settings() | {"dtype": torch.float32, "placement": "device"})
+        self.model.whiten(loader.batch(0, 0)[0])
+
+    # Numbers ---------------------------------------------------------------------------------------------------
+
+    @property
+    def is_finished(self) -> bool:
+        """Has training come to its last epoch, or to an early stop?"""
+        return self.step >= self.total_steps or self.history.stopped == "early"
+
+    @property
+    def epoch(self) -> int:
+        """Whole epochs done."""
+        return self.step // self.steps_per_epoch
+
+    @property
+    def averaged_model(self) -> nn.Module:
+        """The network with the averaged weights, the trained one where no average is kept."""
+        return self.model if self.ema is None else self.ema.module
+
+    def learning_rate_factor(self, step: int) -> float:
+        """Factor on the peak learning rate at optimiser step `step`, from 0."""
+        config = self.config
+        warmup = min(round(config.warmup_epochs * self.steps_per_epoch), self.total_steps // 2)
+        milestones = [epoch * self.steps_per_epoch for epoch in config.lr_milestones]
+        return learning_rate_factor(step, self.total_steps, warmup, config.lr_scheduler, milestones, config.lr_gamma)
+
+    def image_size(self, step: int) -> int:
+        """Side in pixels, an even number, of the training images at optimiser step `step`."""
+        start, growth = self.config.start_image_size, self.config.image_growth_fraction * self.total_steps
+        if step >= growth:
+            return IMAGE_SIZE
+        return 2 * round((start + (IMAGE_SIZE - start) * step / growth) / 2)
+
+    def _flops_of_image(self, size: int) -> int:
+        if size not in self._flops_at:
+            self._flops_at[size] = training_flops(self.model, size)
+        return self._flops_at[size]
+
+    def _images_per_second(self) -> float:
+        return self._epoch_images / max(time.perf_counter() - self._epoch_start, 1e-9)
+
+    def _seconds_so_far(self) -> float:
+        return self.seconds + time.perf_counter() - self._session_start
+
+    def _bar(self):
+        return tqdm(total=self.total_steps, initial=self.step, unit="step", mininterval=0.5, dynamic_ncols=True,
+                    disable=progress_style(self.config.progress) != "bar")
+
+
+# Plain attributes of the Trainer that a checkpoint holds under their names.
+_PLAIN_STATE = ("step", "seconds", "flops", "splits", "best_accuracy", "patience_accuracy", "patience_left")
+
+
+@torch.no_grad()
+def predict(model: nn.Module, loader: BatchLoader, precision: str = "fp32", flip: bool = False) -> Tensor:
+    """Logits float32 [N, num_classes] on the CPU, in evaluation mode.
+
+    With `flip` each is the mean over the image and its mirror image (test-time augmentation).
+    """
+    training = model.training
+    model.eval()
+    outputs = []
+    for images, _ in loader.batches():
+        with autocast(loader.device, precision):
+            logits = model(images).float()
+            if flip:
+                logits = (logits + model(images.flip(3)).float()) / 2
+        outputs.append(logits)
+    model.train(training)
+    return torch.cat(outputs).cpu()
+
+
+def autocast(device: torch.device, precision: str):
+    """The autocast context for "bf16" or "fp16"; one that does nothing for "fp32"."""
+    return torch.autocast(device.type, dtype=DTYPES[precision], enabled=precision != "fp32")
+
+
+def epoch_line(row: dict, epochs: int) -> str:
+    """A row of the History as one readable line."""
+    validation = ("" if row["val_top1"] is None else
+                  f"  val loss {row['val_loss']:.3f}  top-1 {row['val_top1']:5.2f} %  top-5 {row['val_top5']:5.2f} %")
+    return (f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  train loss {row['train_loss']:.3f}  "
+            f"accuracy {row['train_accuracy']:5.2f} %{validation}  lr {row['learning_rate']:.4f}  "
+            f"{row['images_per_second']:,.0f} images/s  {row['seconds']:,.0f} s")
+
+
+class _RunningMeans:
+    """Mean loss and accuracy of the epoch so far; numbers stay on the device until `read`."""
+
+    def __init__(self, loss_sum: float = 0.0, correct: float = 0.0, count: int = 0):
+        self.loss_sum, self.correct, self.count = loss_sum, correct, count
+        self._unread = []
+
+    def add(self, loss: Tensor, correct: Tensor, count: int) -> None:
+        self._unread.append((loss, correct, count))
+
+    def read(self) -> list[float]:
+        """The losses of the steps since the last call: one transfer from the device for all of them."""
+        if not self._unread:
+            return []
+        losses, corrects, counts = zip(*self._unread)
+        values = torch.stack([*losses, *corrects]).tolist()
+        losses, corrects = values[:len(losses)], values[len(losses):]
+        self.loss_sum += sum(loss * count for loss, count in zip(losses, counts))
+        self.correct += sum(corrects)
+        self.count += sum(counts)
+        self._unread = []
+        return losses
+
+    @property
+    def loss(self) -> float:
+        return self.loss_sum / max(self.count, 1)
+
+    @property
+    def accuracy(self) -> float:
+        """In percent."""
+        return 100 * self.correct / max(self.count, 1)
+
+    def state(self) -> dict:
+        return {"loss_sum": self.loss_sum, "correct": self.correct, "count": self.count}
+
+
+class _StopOnSignals:
+    """While active, Ctrl-C and SIGTERM call `stop(name)` instead; a second Ctrl-C interrupts at once."""
+
+    def __init__(self, stop):
+        self.stop = stop
+        self.before = {}
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():     # Python allows handlers only there
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number, _frame):
+        signal.signal(number, self.before[number])
+        self.stop(signal.Signals(number).name)
+
+
+def _copy_of(weights: dict) -> dict:
+    return {name: tensor.detach().clone() for name, tensor in weights.items()}

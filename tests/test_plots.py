@@ -1,0 +1,279 @@
+"""plots: every figure says what it shows, stands apart from pyplot, and survives odd data."""
+
+import inspect
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from helpers import plots
+from helpers.metrics import Evaluation, History
+
+NOTE = "drawn demo data"
+NAMES = [f"class_{label}" for label in range(10)]
+SUPERCLASS_OF = torch.arange(10) // 2
+SUPERCLASSES = [f"group_{place}" for place in range(5)]
+
+
+def history(epochs=6, validated=True):
+    record = History()
+    for epoch in range(1, epochs + 1):
+        scores = (2.0 / epoch, 10.0 * epoch, 12.0 * epoch) if validated else (None, None, None)
+        record.append(epoch=epoch, train_loss=3.0 / epoch, train_accuracy=9.0 * epoch, val_loss=scores[0],
+                      val_top1=scores[1], val_top5=scores[2], learning_rate=0.1 / epoch, seconds=30.0 * epoch,
+                      petaflops=0.1 * epoch)
+    return record
+
+
+def images(count, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+
+
+def evaluated(grouped=True, perfect=False, absent=False):
+    """90 images of ten classes; `absent`: none of the last class."""
+    labels = torch.arange(90) % (9 if absent else 10)
+    logits = torch.randn(90, 10, generator=torch.Generator().manual_seed(3))
+    logits[torch.arange(90), labels] += 50.0 if perfect else 1.0
+    groups = (SUPERCLASS_OF, SUPERCLASSES) if grouped else ()
+    return Evaluation.from_logits(logits, labels, NAMES, *groups)
+
+
+ROWS = [{"batch_size": 64, "images_per_second": 900.0, "images_per_second_min": 850.0,
+         "images_per_second_max": 950.0, "memory_mb": 300.0, "error": None},
+        {"batch_size": 128, "images_per_second": None, "images_per_second_min": None,
+         "images_per_second_max": None, "memory_mb": None, "error": "CUDA out of memory. Tried to allocate 2 GiB"}]
+RUNS = [{"name": "long", "history": history(), "top1": 61.0, "top5": 85.0, "seconds": 180.0, "petaflops": 0.6,
+         "measured": "one GPU"},
+        {"name": "short", "history": None, "top1": 40.0, "top5": None, "seconds": 2.0, "petaflops": None}]
+LAYERS = [{"layer": "conv1", "parameters": 432, "mflops": 0.9}, {"layer": "head", "parameters": 1000, "mflops": 0.0}]
+
+FIGURES = {
+    "training_curves": lambda **keys: plots.training_curves(history(), **keys),
+    "learning_rate_schedule": lambda **keys: plots.learning_rate_schedule([0.1, 0.2, 0.1, 0.0], 2, **keys),
+    "compare_runs": lambda **keys: plots.compare_runs(RUNS, [("ResNet", 75.0, 93.0), ("other", None, 90.0)], **keys),
+    "sample_grid": lambda **keys: plots.sample_grid(images(30), np.arange(30) % 10, NAMES, SUPERCLASS_OF,
+                                                    SUPERCLASSES, **keys),
+    "augmentation_preview": lambda **keys: plots.augmentation_preview(images(2), torch.rand(2, 3, 3, 32, 32),
+                                                                      NAMES[:2], **keys),
+    "class_accuracy_bars": lambda **keys: plots.class_accuracy_bars(evaluated(), **keys),
+    "confusion_matrix": lambda **keys: plots.confusion_matrix(evaluated(), **keys),
+    "confused_pairs": lambda **keys: plots.confused_pairs(evaluated(), images(90), **keys),
+    "confident_errors": lambda **keys: plots.confident_errors(evaluated(), images(90), **keys),
+    "reliability_diagram": lambda **keys: plots.reliability_diagram(evaluated(), **keys),
+    "prediction": lambda **keys: plots.prediction(images(1)[0], NAMES, torch.linspace(0, 1, 10), **keys),
+    "throughput": lambda **keys: plots.throughput(ROWS, **keys),
+    "model_layers": lambda **keys: plots.model_layers(LAYERS, **keys),
+}
+PICTURES = {"sample_grid", "augmentation_preview", "confused_pairs", "confident_errors"}
+
+
+def texts(figure):
+    """All that is written on a figure, tick labels too."""
+    found = [text.get_text() for text in figure.findobj(matplotlib.text.Text)]
+    return [text for text in found if text]
+
+
+def shown_axes(figure):
+    return [axes for axes in figure.axes if axes.axison]
+
+
+# Every figure ----------------------------------------------------------------------------------------------
+
+def test_no_figure_is_left_out():
+    drawing = {name for name, item in vars(plots).items()
+               if inspect.isfunction(item) and item.__module__ == plots.__name__ and not name.startswith("_")}
+    assert drawing - {"themed"} == set(FIGURES)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figure_stands_apart_from_pyplot_and_the_callers_theme(name):
+    mine = plt.figure()
+    try:
+        with matplotlib.rc_context({"figure.facecolor": "black", "axes.facecolor": "black", "font.size": 5}):
+            before = dict(matplotlib.rcParams)
+            figure = FIGURES[name]()
+            assert dict(matplotlib.rcParams) == before
+        assert isinstance(figure, Figure) and plt.get_fignums() == [mine.number]
+    finally:
+        plt.close(mine)
+    assert matplotlib.colors.to_rgb(figure.get_facecolor()) == (1, 1, 1)
+    assert figure.get_figwidth() == 10
+    assert min(text.get_fontsize() for text in figure.findobj(matplotlib.text.Text) if text.get_text()) >= 9
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_note_is_shown_inside_the_figure_and_only_when_given(name):
+    noted = FIGURES[name](note=NOTE)
+    note = next(text for text in noted.texts if text.get_text() == NOTE)
+    box, title = note.get_window_extent(), noted._suptitle.get_window_extent()
+    assert box.y1 <= noted.bbox.height and 0 <= box.x0 and box.x1 <= noted.bbox.width
+    assert box.y0 > title.y0 + title.height / 2 - 1     # it lies in the upper, empty line of the title
+    assert NOTE not in texts(FIGURES[name]())
+
+
+@pytest.mark.parametrize("name", sorted(set(FIGURES) - PICTURES))
+def test_axes_are_labelled(name):
+    for axes in shown_axes(FIGURES[name]()):
+        shared = {"x": axes.get_shared_x_axes(), "y": axes.get_shared_y_axes()}
+        for side in "xy":
+            labels = [getattr(other, f"get_{side}label")() for other in shared[side].get_siblings(axes)]
+            colour_bar = axes.get_label() == "<colorbar>"
+            columns = name == "class_accuracy_bars"     # its columns go on with the first one's axis
+            assert any(labels) or colour_bar or columns, f"{side} axis of {axes}"
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_nothing_is_written_beyond_the_edge(name):
+    figure = FIGURES[name](note=NOTE)
+    tight = figure.get_tightbbox()      # inches
+    assert tight.x0 > -0.02 and tight.x1 < figure.get_figwidth() + 0.02
+    assert tight.y0 > -0.02 and tight.y1 < figure.get_figheight() + 0.02
+
+
+def test_a_long_note_is_wrapped():
+    figure = plots.prediction(images(1)[0], NAMES, np.linspace(0, 1, 10), note="a rather long note " * 15)
+    box, title = figure.texts[-1].get_window_extent(), figure._suptitle.get_window_extent()
+    assert 0 < box.x0 and box.x1 < figure.bbox.width and title.y0 + 12 < box.y0 < box.y1 < figure.bbox.height
+
+
+# What they show --------------------------------------------------------------------------------------------
+
+def test_training_curves_show_the_history_and_its_best_epoch():
+    record = History([{"val_top1": 10.0}, {"val_top1": 50.0}, {"val_top1": 40.0}], stopped="early")
+    figure = plots.training_curves(record)
+    written = " ".join(texts(figure))
+    assert "best: 50.0 % in epoch 2" in written and "stopped early after epoch 3" in written
+    line = figure.axes[1].lines[0]
+    assert list(line.get_xdata()) == [1, 2, 3] and list(line.get_ydata()) == [10, 50, 40]
+
+
+def test_training_loss_is_called_smoothed_only_when_it_is():
+    assert any("smoothed" in text for text in texts(plots.training_curves(history())))
+    assert not any("smoothed" in text for text in texts(plots.training_curves(history(), smoothed_labels=False)))
+
+
+def test_one_epoch_is_visible():
+    figure = plots.training_curves(history(epochs=1))
+    assert all(line.get_marker() not in ("", "None") for axes in figure.axes for line in axes.lines)
+
+
+def test_missing_validation_is_said():
+    figure = plots.training_curves(history(validated=False))
+    assert any("no validation split" in text for text in texts(figure))
+    assert len(figure.axes[0].lines) == 1
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_sample_grid_names_all_classes_and_boxes_the_missing(grouped):
+    groups = (SUPERCLASS_OF, SUPERCLASSES) if grouped else ()
+    figure = plots.sample_grid(images(9), np.arange(9), NAMES, *groups)
+    names = [name.replace("_", " ") for name in NAMES + grouped * SUPERCLASSES]
+    assert set(names) <= set(texts(figure))
+    assert len(figure.axes[0].images) == 9 and len(figure.axes[0].patches) == 1
+
+
+def test_sample_grid_places_the_first_image_of_each_class():
+    pictures = images(20)
+    shown = plots.sample_grid(torch.from_numpy(pictures), torch.arange(20) % 10, NAMES).axes[0].images
+    for label, image in enumerate(shown):
+        np.testing.assert_array_equal(image.get_array(), pictures[label])
+
+
+def test_augmentation_preview_starts_each_line_with_the_original():
+    original, augmented = images(2), torch.rand(2, 3, 3, 32, 32)
+    shown = plots.augmentation_preview(original, augmented).axes[0].images
+    assert len(shown) == 8
+    np.testing.assert_array_equal(shown[4].get_array(), original[1])
+    np.testing.assert_array_equal(shown[6].get_array(), augmented[1, 1].permute(1, 2, 0))
+
+
+def test_class_bars_are_sorted_and_name_a_class_without_images():
+    evaluation = evaluated(absent=True)
+    axes = plots.class_accuracy_bars(evaluation).axes[0]
+    widths = [patch.get_width() for patch in axes.patches]
+    assert widths == sorted(widths, reverse=True) and len(widths) == 10
+    assert "no images" in texts(axes) and axes.get_yticklabels()[-1].get_text() == "class 9"
+    assert axes.lines[0].get_xdata()[0] == pytest.approx(evaluation.class_mean)
+
+
+def test_confusion_matrix_is_grouped_by_superclass():
+    names, groups = ["a", "b", "c"], torch.tensor([1, 0, 1])
+    labels, guesses = torch.tensor([0, 0, 1, 2]), torch.tensor([0, 2, 1, 2])
+    logits = 5.0 * torch.nn.functional.one_hot(guesses, 3)
+    axes = plots.confusion_matrix(Evaluation.from_logits(logits, labels, names, groups, ["first", "second"])).axes[0]
+    shares = np.ma.filled(axes.collections[0].get_array(), 0).reshape(3, 3)     # classes in the order b, a, c
+    np.testing.assert_allclose(shares, [[100, 0, 0], [0, 50, 50], [0, 0, 100]])
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["first", "second"]
+
+
+def test_confusion_matrix_of_many_classes_names_some_at_their_own_place():
+    evaluation = Evaluation.from_logits(torch.eye(100), torch.arange(100), [f"c{label}" for label in range(100)])
+    axes = plots.confusion_matrix(evaluation).axes[0]
+    for place, label in zip(axes.get_xticks(), axes.get_xticklabels()):
+        assert label.get_text() == f"c{place - 0.5:.0f}"
+
+
+def test_confused_pairs_show_the_mistaken_and_the_class_they_passed_for():
+    labels, guesses, pictures = torch.tensor([0, 0, 1]), torch.tensor([1, 0, 1]), images(3)
+    logits = 5.0 * torch.nn.functional.one_hot(guesses, 2)
+    figure = plots.confused_pairs(Evaluation.from_logits(logits, labels, ["cat", "dog"]), pictures)
+    assert "cat taken for dog: 50 % (1 of 2)" in texts(figure)
+    mistaken, example = figure.axes[0].images
+    np.testing.assert_array_equal(mistaken.get_array(), pictures[0])
+    np.testing.assert_array_equal(example.get_array(), pictures[2])
+
+
+@pytest.mark.parametrize("draw", [plots.confused_pairs, plots.confident_errors])
+def test_pictures_of_mistakes_need_the_evaluated_images_and_some_mistakes(draw):
+    with pytest.raises(ValueError, match="images holds 5 pictures, but 90 were evaluated"):
+        draw(evaluated(), images(5))
+    assert any("every prediction is right" in text for text in texts(draw(evaluated(perfect=True), images(90))))
+
+
+def test_reliability_diagram_states_the_calibration_error():
+    evaluation = evaluated()
+    error = 100 * evaluation.expected_calibration_error
+    assert any(f"expected calibration error {error:.1f} %" in text
+               for text in texts(plots.reliability_diagram(evaluation)))
+
+
+def test_prediction_shows_the_five_most_probable():
+    figure = plots.prediction(images(1)[0], NAMES, np.linspace(0, 0.9, 10))
+    assert [label.get_text() for label in figure.axes[1].get_yticklabels()] == [f"class {n}" for n in (9, 8, 7, 6, 5)]
+    assert [patch.get_width() for patch in figure.axes[1].patches] == pytest.approx([90, 80, 70, 60, 50])
+    assert len(plots.prediction(images(1)[0], NAMES[:2], [0.3, 0.7]).axes[1].patches) == 2
+
+
+def test_throughput_shows_what_did_not_run():
+    figure = plots.throughput(ROWS)
+    assert len(figure.axes) == 2 and "out of memory" in texts(figure)
+    assert any("900 images/s at 64" in text for text in texts(figure))
+    assert len(plots.throughput(ROWS[1:]).axes) == 1       # nothing ran, nothing measured
+
+
+def test_compare_runs_marks_published_results():
+    figure = FIGURES["compare_runs"]()
+    written = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert written == ["long: top-1 61.0 %, top-5 85.0 %, 180 s, 0.6 PFLOP (one GPU)", "short: top-1 40.0 %, 2 s",
+                       "ResNet: top-1 75.0 %, top-5 93.0 % (published)", "other: top-5 90.0 % (published)"]
+    assert figure.axes[1].get_xscale() == "log"
+
+
+@pytest.mark.parametrize("draw", [
+    lambda: plots.training_curves(History()),
+    lambda: plots.learning_rate_schedule([0.1], 1),
+    lambda: plots.compare_runs([]),
+    lambda: plots.compare_runs([{"name": "no validation", "history": history(1, validated=False), "top1": None}]),
+    lambda: plots.class_accuracy_bars(evaluated(grouped=False, perfect=True, absent=True)),
+    lambda: plots.confusion_matrix(evaluated(grouped=False, absent=True)),
+    lambda: plots.confusion_matrix(evaluated(perfect=True)),
+    lambda: plots.reliability_diagram(evaluated(perfect=True)),
+    lambda: plots.confident_errors(evaluated(grouped=False), images(90), n=1),
+    lambda: plots.augmentation_preview(images(1), torch.rand(1, 1, 3, 16, 16)),
+])
+def test_odd_data_are_drawn(draw):
+    assert isinstance(draw(), Figure)
+    assert plt.get_fignums() == []
