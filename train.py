@@ -9,10 +9,10 @@ from __future__ import annotations
 import argparse
 import difflib
 import sys
-import typing
 
-from cifar100_pipeline import CheckpointError, CIFAR100Pipeline, ConfigError, DataError, TrainingConfig, TrainingDiverged
-from helpers.config import ALIASES, SETTINGS, default_settings, read_settings
+from cifar100_pipeline import (CheckpointError, CIFAR100Pipeline, ConfigError, DataError, TrainingConfig,
+                               TrainingDiverged)
+from helpers.config import ALIASES, HINTS, SETTINGS, layered_settings, read_settings, value_faults
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -21,15 +21,13 @@ def build_parser() -> argparse.ArgumentParser:
                                      argument_default=argparse.SUPPRESS, allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings; options given here go before it")
     short_names = {full: short for short, full in ALIASES.items()}
-    hints = typing.get_type_hints(TrainingConfig)
     for name, spec in SETTINGS.items():
         options = [_option(name)] + ([_option(short_names[name])] if name in short_names else [])
         help_text = f"{spec.metadata['help']} (default: {spec.default})".replace("%", "%%")
-        if hints[name] is bool:
+        if HINTS[name] is bool:
             parser.add_argument(*options, dest=name, action=argparse.BooleanOptionalAction, help=help_text)
         else:
-            many = typing.get_origin(typing.get_args(hints[name])[0] if typing.get_args(hints[name]) else None) is tuple
-            many = many or typing.get_origin(hints[name]) is tuple
+            many = "tuple" in str(HINTS[name])
             parser.add_argument(*options, dest=name, nargs="+" if many else None, metavar="N" if many else "VALUE",
                                 help=help_text)
     return parser
@@ -40,22 +38,31 @@ def read_arguments(arguments: list[str]) -> TrainingConfig:
     parser = build_parser()
     known, unknown = parser.parse_known_args(arguments)
     settings = vars(known)
-    if unknown:
-        options = [option for action in parser._actions for option in action.option_strings]
-        raise ConfigError([_unknown_option(text, options) for text in unknown if text.startswith("-")] or
-                          [f"unexpected {' '.join(unknown)!r}; settings are given as --name value"], "the command line")
     path = settings.pop("config", None)
-    base = default_settings() | (read_settings(path) if path else {})
-    return TrainingConfig.from_settings(base | settings, path or "the command line")
+    faults = _unknown_arguments(unknown, parser)
+    try:
+        from_file = read_settings(path) if path else {}
+    except ConfigError as error:
+        faults += [f"{path}: {fault}" for fault in error.faults]
+    if faults:
+        raise ConfigError(faults + list(value_faults(settings).values()), "the command line")
+    return TrainingConfig.from_settings(layered_settings(from_file, settings),
+                                        f"{path} with the options given" if path else "the command line")
 
 
 def _option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _unknown_option(text: str, options: list[str]) -> str:
-    near = difflib.get_close_matches(text.split("=")[0], options, n=1)
-    return f"unknown option {text!r}" + (f"; did you mean {near[0]}?" if near else "; --help lists all")
+def _unknown_arguments(unknown: list[str], parser: argparse.ArgumentParser) -> list[str]:
+    """A sentence for each option that the parser does not know, with the nearest right one."""
+    options = [option for action in parser._actions for option in action.option_strings]
+    faults = []
+    for text in unknown:
+        if text.startswith("--"):
+            near = difflib.get_close_matches(text.split("=")[0], options, n=1)
+            faults.append(f"unknown option {text!r}" + (f"; did you mean {near[0]}?" if near else "; --help lists all"))
+    return faults or ([f"unexpected {' '.join(unknown)!r}; settings are given as --name value"] if unknown else [])
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import datetime
 import difflib
 import math
 import typing
@@ -48,7 +49,8 @@ class TrainingConfig:
     """All settings of a run. The defaults are the reference recipe (150 epochs, SGD, cosine).
 
     Raises ConfigError, naming every fault at once, when a value has the wrong type or is out of range; a
-    misspelt name is answered with the nearest right one.
+    misspelt name is answered with the nearest right one. `preset` is only recorded here: `from_preset` and
+    `from_settings` are what applies it.
     """
 
     # What is run
@@ -64,7 +66,8 @@ class TrainingConfig:
     data_dir: str = setting("data", "folder with cifar100.npz, train/ and test/ class folders, or torchvision's "
                             "files; downloads go there", shapes_training=False)
     data_source: str = setting("auto", "auto takes what data_dir holds and else downloads; 'drawn' is the "
-                               "procedurally drawn demo set", choices=("auto", "npz", "folder", "torchvision", "drawn"))
+                               "procedurally drawn demo set",
+                               choices=("auto", "npz", "folder", "torchvision", "drawn"))
     download: bool = setting(True, "may CIFAR-100 be downloaded when it is not in data_dir?", shapes_training=False)
     num_classes: int = setting(100, "number of classes; must equal what the data hold", low=2)
     val_size: int = setting(5000, "training images set aside, the same share of each class, to choose the best "
@@ -154,21 +157,16 @@ class TrainingConfig:
         # Comes before dataclass' own __init__, whose TypeError for an unknown name suggests nothing.
         faults = name_faults(settings, full_names_only=True)
         if faults:
-            raise ConfigError(faults)
+            raise ConfigError(faults + list(value_faults(settings).values()))
         return super().__new__(cls)
 
     def __post_init__(self):
-        faults = []
-        hints = typing.get_type_hints(type(self))
-        for spec in dataclasses.fields(self):
-            value, fault = _coerce(getattr(self, spec.name), hints[spec.name])
-            fault = fault or _range_fault(value, spec.metadata)
-            if fault:
-                faults.append(f"{spec.name}={getattr(self, spec.name)!r}: {fault}")
-            object.__setattr__(self, spec.name, value)
-        faults += [] if faults else _cross_faults(self)
-        if faults:
-            raise ConfigError(faults)
+        faults = value_faults(self._values())
+        for name, value in self._values().items():
+            object.__setattr__(self, name, _coerce(value, HINTS[name])[0])
+        every_fault = list(faults.values()) + _cross_faults(self, wrong=set(faults))
+        if every_fault:
+            raise ConfigError(every_fault)
 
     # Reading -----------------------------------------------------------------------------------------------
 
@@ -179,17 +177,13 @@ class TrainingConfig:
         Names and values are checked together, so all faults come in one ConfigError.
         """
         faults = name_faults(settings)
-        known = _full_names({name: value for name, value in settings.items()
-                             if name in SETTING_NAMES or name in ALIASES})
-        base = {}
-        if known.get("preset") is not None:
-            try:
-                base = preset_settings(known["preset"])
-            except ConfigError as error:
-                faults += error.faults
-        merged = base | {name: value for name, value in known.items() if value is not None}
+        known = _given({name: value for name, value in settings.items() if name in SETTING_NAMES or name in ALIASES})
         try:
-            config = cls(**merged)
+            base = preset_settings(known["preset"]) if "preset" in known else {}
+        except ConfigError as error:    # without the preset, values can only be checked one by one
+            raise ConfigError(faults + error.faults + list(value_faults(known).values()), where) from error
+        try:
+            config = cls(**(base | known))
         except ConfigError as error:
             faults += error.faults
         if faults:
@@ -204,12 +198,15 @@ class TrainingConfig:
     @classmethod
     def from_file(cls, path, **overrides) -> TrainingConfig:
         """A YAML file of settings with `overrides` on top; the format papermill's `-f` reads."""
-        return cls.from_settings(default_settings() | read_settings(path) | _given(overrides), str(path))
+        return cls.from_settings(layered_settings(read_settings(path), overrides), str(path))
 
     # Writing -----------------------------------------------------------------------------------------------
 
     def replace(self, **changes) -> TrainingConfig:
-        """A copy with some settings changed, checked again."""
+        """A copy with some settings changed, checked again. A `None` is a value here: `widths=None` unsets them."""
+        faults = name_faults(changes)
+        if faults:
+            raise ConfigError(faults + list(value_faults(_full_names(changes)).values()))
         return type(self)(**(self._values() | _full_names(changes)))
 
     def to_dict(self) -> dict:
@@ -247,11 +244,12 @@ class TrainingConfig:
     @property
     def run_dir(self) -> Path:
         """Folder of this run's log, metrics and figures."""
-        return Path(self.runs_dir) / self.name
+        return Path(self.runs_dir).expanduser() / self.name
 
 
 SETTINGS = {spec.name: spec for spec in dataclasses.fields(TrainingConfig)}
 SETTING_NAMES = frozenset(SETTINGS)
+HINTS = typing.get_type_hints(TrainingConfig)
 
 
 def name_faults(settings, full_names_only: bool = False) -> list[str]:
@@ -260,11 +258,24 @@ def name_faults(settings, full_names_only: bool = False) -> list[str]:
     faults = []
     for name in settings:
         if name not in names:
-            near = difflib.get_close_matches(str(name), sorted(names), n=1, cutoff=0.6)
+            near = [ALIASES[name]] if name in ALIASES else difflib.get_close_matches(
+                str(name).lower(), sorted(names), n=1, cutoff=0.6)
             faults.append(f"unknown setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else
-                          "; configs/default.yaml lists all settings"))
+                          "; `python train.py --help` lists all settings"))
         elif name in ALIASES and settings[name] is not None and settings.get(ALIASES[name]) is not None:
             faults.append(f"{name!r} and {ALIASES[name]!r} are the same setting; give one of them")
+    return faults
+
+
+def value_faults(settings: dict) -> dict[str, str]:
+    """A sentence by name for each setting whose own value is wrong; unknown names are passed over."""
+    faults = {}
+    for name, value in settings.items():
+        if name in SETTING_NAMES:
+            coerced, fault = _coerce(value, HINTS[name])
+            fault = fault or _range_fault(coerced, SETTINGS[name].metadata)
+            if fault:
+                faults[name] = f"{name}={value!r}: {fault}"
     return faults
 
 
@@ -274,7 +285,7 @@ def preset_names() -> list[str]:
 
 
 def preset_settings(name: str) -> dict:
-    """The settings of a preset, with those of the preset it starts from beneath. Raises ConfigError."""
+    """The settings of a preset, with those of the preset that it starts from below. Raises ConfigError."""
     chain, merged = [], {}
     while name is not None and name not in chain:
         path = PRESET_DIR / f"{name}.yaml"
@@ -284,7 +295,10 @@ def preset_settings(name: str) -> dict:
                                + (f"; did you mean {near[0]!r}?" if near else "")
                                + f"; there are {', '.join(preset_names())}"])
         chain.append(name)
-        own = read_settings(path)
+        try:
+            own = read_settings(path)
+        except ConfigError as error:
+            raise ConfigError([f"preset={name!r}: {path.name}: {fault}" for fault in error.faults]) from error
         merged = own | merged
         name = own.get("preset")
     return merged | {"preset": chain[0]}
@@ -296,7 +310,7 @@ def default_settings() -> dict:
 
 
 def read_settings(path) -> dict:
-    """The mapping in a YAML file, with full names and without the `None`s. Raises ConfigError."""
+    """The mapping in a YAML file, with full names and without the `None`s. Raises ConfigError with all faults."""
     path = Path(path)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -306,10 +320,27 @@ def read_settings(path) -> dict:
         raise ConfigError([f"cannot be read as YAML: {error}"], str(path)) from None
     if not isinstance(content or {}, dict):
         raise ConfigError(["must hold lines of the form 'setting: value'"], str(path))
-    faults = name_faults(content or {})
+    settings = _given(content or {})
+    faults = name_faults(content or {}) + list(value_faults(settings).values())
     if faults:
         raise ConfigError(faults, str(path))
-    return _given(_full_names(content or {}))
+    return settings
+
+
+def layered_settings(*layers: dict) -> dict:
+    """Mappings as one, later ones going first, on `configs/default.yaml` where none names a preset.
+
+    `None`s are left out. A short name replaces the full one of an earlier layer; unknown names and names given
+    twice within a layer stay, so that `TrainingConfig.from_settings` reports them.
+    """
+    if all(layer.get("preset") is None for layer in layers):
+        layers = (default_settings(), *layers)
+    merged = {}
+    for layer in layers:
+        given = {name: value for name, value in layer.items() if value is not None}
+        replaced = _full_names(given)
+        merged = {name: value for name, value in merged.items() if ALIASES.get(name, name) not in replaced} | given
+    return merged
 
 
 def notebook_settings(namespace: dict) -> dict:
@@ -320,14 +351,26 @@ def notebook_settings(namespace: dict) -> dict:
     (their text is in IPython's `In`) finds a misspelt one without mistaking a user's own variables for
     settings. `namespace` is the notebook's `globals()`.
     """
-    names = []
-    for source in namespace.get("In", []):
-        if source.lstrip().startswith("# Parameters"):
-            for node in ast.parse(source).body:
-                for target in getattr(node, "targets", [getattr(node, "target", None)]):
-                    names += [part.id for part in ast.walk(target) if isinstance(part, ast.Name)] if target else []
-    given = {name: namespace[name] for name in dict.fromkeys(names) if namespace.get(name) is not None}
-    return default_settings() | given
+    cells = [_assigned_names(source) for source in namespace.get("In", [])
+             if source.lstrip().startswith("# Parameters")]
+    names = {}
+    for number, assigned in enumerate(cells):
+        # A later cell with most of the same names is the edited cell run again: misspelt names are gone from it,
+        # though not from the namespace.
+        edited = any(2 * len(assigned & later) > len(assigned) for later in cells[number + 1:])
+        names |= dict.fromkeys(name for name in sorted(assigned) if not edited or not name_faults([name]))
+    return layered_settings({name: namespace.get(name) for name in names})
+
+
+def _assigned_names(source: str) -> set[str]:
+    """The names that the statements of a cell assign; none for a cell that is no Python and so did not run."""
+    try:
+        statements = ast.parse(source).body
+    except SyntaxError:
+        return set()
+    targets = [target for node in statements for target in getattr(node, "targets", [getattr(node, "target", None)])
+               if target is not None]
+    return {part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)}
 
 
 # Checks ----------------------------------------------------------------------------------------------------
@@ -344,12 +387,12 @@ def _coerce(value, hint):
         return tuple(item for item, _ in pairs), next((fault for _, fault in pairs if fault), "")
     if kind is bool:
         return value, "" if isinstance(value, bool) else "must be true or false"
-    if kind is str:
-        return str(value) if isinstance(value, (str, Path)) else value, (
-            "" if isinstance(value, (str, Path)) else "must be text")
+    if kind is str:     # a run_name such as 7 or 2025-01-31 is a number or a date to YAML and papermill
+        is_text = isinstance(value, (str, Path, int, float, datetime.date)) and not isinstance(value, bool)
+        return (str(value), "") if is_text else (value, "must be text")
     try:
         number = float(value) if not isinstance(value, bool) else math.nan
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
         return value, f"must be {'a whole' if kind is int else 'a'} number"
@@ -377,24 +420,29 @@ def _range_fault(value, rules) -> str:
     return ""
 
 
-def _cross_faults(config: TrainingConfig) -> list[str]:
-    """Faults between settings that are each right on their own."""
+def _cross_faults(config: TrainingConfig, wrong: set[str]) -> list[str]:
+    """Faults between settings that are each right on their own, not those that involve the settings in `wrong`."""
+    def right(*names: str) -> bool:
+        return not wrong & set(names)
+
     faults = []
-    stages = {"CIFAR100CNN": 4, "FastCNN": 3}[config.model]
-    if config.widths is not None and len(config.widths) != stages:
-        faults.append(f"widths={list(config.widths)}: {config.model} takes {stages} of them")
-    if config.precision in ("bf16", "fp16") and not config.mixed_precision:
+    if right("model", "widths") and config.widths is not None:
+        stages = {"CIFAR100CNN": 4, "FastCNN": 3}[config.model]
+        if len(config.widths) != stages:
+            faults.append(f"widths={list(config.widths)}: {config.model} takes {stages} of them")
+    if right("precision", "mixed_precision") and config.precision in ("bf16", "fp16") and not config.mixed_precision:
         faults.append(f"precision={config.precision!r}: contradicts mixed_precision=False; "
                       "set mixed_precision=True, or precision to 'auto' or 'fp32'")
-    if config.lr_scheduler == "step":
+    if right("lr_scheduler", "lr_milestones", "epochs") and config.lr_scheduler == "step":
         if list(config.lr_milestones) != sorted(set(config.lr_milestones)):
             faults.append(f"lr_milestones={list(config.lr_milestones)}: must rise")
         elif not config.lr_milestones or config.lr_milestones[0] >= config.epochs:
             faults.append(f"lr_milestones={list(config.lr_milestones)}: none lies within epochs={config.epochs}; "
                           "name earlier epochs or use lr_scheduler='cosine'")
-    if config.run_name and (set(config.run_name) & set('/\\:*?"<>|') or config.run_name.strip(". ") == ""):
+    if right("run_name") and config.run_name and (set(config.run_name) & set('/\\:*?"<>|')
+                                                  or config.run_name.strip(". ") == ""):
         faults.append(f"run_name={config.run_name!r}: must be a plain folder name; runs_dir says where it lies")
-    if config.drive and config.checkpoint_dir:
+    if right("drive", "checkpoint_dir") and config.drive and config.checkpoint_dir:
         faults.append(f"checkpoint_dir={config.checkpoint_dir!r}: drive=True puts checkpoints on Google Drive; "
                       "give one of the two")
     return faults
@@ -405,7 +453,8 @@ def _full_names(settings: dict) -> dict:
 
 
 def _given(settings: dict) -> dict:
-    return {name: value for name, value in _full_names(settings).items() if value is not None}
+    """Full names, without the `None`s: these are left out first, or `lr=None` would undo a `learning_rate`."""
+    return _full_names({name: value for name, value in settings.items() if value is not None})
 
 
 def _short(value) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import logging
 import os
 import zipfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torchvision import datasets
+from torchvision.datasets.utils import check_integrity
 from torchvision.transforms import v2
 from tqdm.auto import tqdm
 
@@ -137,9 +140,12 @@ def _from_drawing(seed: int) -> ImageData:
 
 def _from_torchvision(folder: Path, download: bool) -> ImageData:
     """torchvision's CIFAR100: the original archive, checked by its md5."""
+    archive = folder / datasets.CIFAR100.filename
+    is_here = check_integrity(archive, datasets.CIFAR100.tgz_md5)      # then `download` only unpacks it
     try:
-        train, test = (datasets.CIFAR100(str(folder), train=train, download=download) for train in (True, False))
-    except (RuntimeError, OSError) as error:
+        train, test = (datasets.CIFAR100(str(folder), train=train, download=download or is_here)
+                       for train in (True, False))
+    except (RuntimeError, OSError, http.client.HTTPException) as error:
         raise DataError(_how_to_get_cifar100(folder, download, error)) from error
     return _checked("the torchvision files in " + str(folder), train.data, np.array(train.targets), test.data,
                     np.array(test.targets), train.classes)
@@ -147,7 +153,9 @@ def _from_torchvision(folder: Path, download: bool) -> ImageData:
 
 def _how_to_get_cifar100(folder: Path, download: bool, error: Exception) -> str:
     reason = f"the download failed: {error}" if download else "download=False"
-    return (f"CIFAR-100 is not in data_dir='{folder}' and {reason}\nOne of these helps:\n"
+    archive = folder / datasets.CIFAR100.filename
+    damaged = f"\n{archive} is damaged: its md5 is not the original's" if archive.exists() else ""
+    return (f"CIFAR-100 is not in data_dir='{folder}' and {reason}{damaged}\nOne of these helps:\n"
             "  - connect to the network and keep download=True\n"
             f"  - put cifar-100-python.tar.gz (from https://www.cs.toronto.edu/~kriz/cifar.html) into {folder}\n"
             f"  - put class folders there: {folder}/train/<class>/*.png and {folder}/test/<class>/*.png\n"
@@ -157,18 +165,32 @@ def _how_to_get_cifar100(folder: Path, download: bool, error: Exception) -> str:
 
 
 def _from_npz(path: Path) -> ImageData:
+    names = ("x_train", "y_train", "x_test", "y_test", "classes")
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            missing = [name for name in ("x_train", "y_train", "x_test", "y_test", "classes") if name not in arrays]
-            if missing:
-                raise DataError(f"{path}: lacks the array{'s' * (len(missing) > 1)} {', '.join(missing)}; it has "
-                                f"{', '.join(arrays.files)}")
-            parts = [arrays[name] for name in ("x_train", "y_train", "x_test", "y_test", "classes")]
+        arrays = _read_npz(path, names)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; data_source='auto' looks for other sources as well") from None
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+    except _NOT_AN_NPZ as error:
         raise DataError(f"{path}: cannot be read ({error}); make it anew, with plain arrays only") from error
-    return _checked(str(path), *parts)
+    missing = [name for name in names if name not in arrays]
+    if missing:
+        raise DataError(f"{path}: lacks the array{'s' * (len(missing) > 1)} {', '.join(missing)}; must hold "
+                        f"{', '.join(names)}")
+    return _checked(str(path), *arrays.values())
+
+
+# What numpy.load and zipfile raise for truncated, damaged, foreign and pickled files.
+_NOT_AN_NPZ = (OSError, ValueError, EOFError, TypeError, KeyError, NotImplementedError, RuntimeError, SyntaxError,
+               MemoryError, zipfile.BadZipFile, zlib.error)
+
+
+def _read_npz(path: Path, names) -> dict[str, np.ndarray]:
+    """Those of the arrays `names` that the file holds. Raises one of _NOT_AN_NPZ."""
+    arrays = np.load(path, allow_pickle=False)
+    if not isinstance(arrays, np.lib.npyio.NpzFile):
+        raise ValueError("it is a single array")
+    with arrays:
+        return {name: arrays[name] for name in names if name in arrays.files}
 
 
 def _from_folders(folder: Path, progress: str = "auto") -> ImageData:
@@ -197,7 +219,8 @@ def _list_images(folder: Path) -> dict[str, list[Path]]:
     """Class name → sorted image files."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; class folders must lie in train/<class>/ and test/<class>/")
-    found = {entry.name: sorted(path for path in entry.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    found = {entry.name: sorted(path for path in entry.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES
+                                and not path.name.startswith("."))
              for entry in sorted(folder.iterdir()) if entry.is_dir() and not entry.name.startswith(".")}
     empty = [name for name, paths in found.items() if not paths]
     if empty or not found:
@@ -224,11 +247,12 @@ def _cache_path(folder: Path, fingerprint: str) -> Path:
 
 
 def _cached_fingerprint(path: Path) -> str | None:
+    """The fingerprint in a cache of ours; None for another file, or none."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return str(arrays["fingerprint"]) if "fingerprint" in arrays else None
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError):
+        fingerprint = _read_npz(path, ["fingerprint"]).get("fingerprint")
+    except _NOT_AN_NPZ:
         return None
+    return None if fingerprint is None else str(fingerprint)
 
 
 def _write_cache(path: Path, arrays: dict) -> None:
@@ -266,7 +290,10 @@ def _decode_image(path: Path) -> np.ndarray:
 
 def _checked(name: str, x_train, y_train, x_test, y_test, classes) -> ImageData:
     """ImageData of arrays whose shapes, types and labels are right. Raises DataError naming `name`."""
-    classes = tuple(str(item) for item in classes)
+    classes = np.asarray(classes)
+    if classes.ndim != 1 or len(np.unique(classes)) != len(classes):
+        raise DataError(f"{name}: classes is {classes.dtype} {list(classes.shape)}; must be a list of distinct names")
+    classes = tuple(item.decode() if isinstance(item, bytes) else str(item) for item in classes)
     for split, images, labels in (("train", x_train, y_train), ("test", x_test, y_test)):
         if images.dtype != np.uint8 or images.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE, 3) or not len(images):
             raise DataError(f"{name}: x_{split} is {images.dtype} {list(images.shape)}; must be uint8 "
@@ -282,8 +309,10 @@ def _checked(name: str, x_train, y_train, x_test, y_test, classes) -> ImageData:
             raise DataError(f"{name}: y_{split} has no image of class {classes[absent[0]]!r}"
                             + (f" and {len(absent) - 1} more" if absent[1:] else ""))
     superclass_names, superclass_of = _superclasses(classes)
-    return ImageData(torch.from_numpy(x_train), torch.from_numpy(y_train.astype(np.int64)), torch.from_numpy(x_test),
-                     torch.from_numpy(y_test.astype(np.int64)), classes, superclass_names, superclass_of, source=name)
+    # Contiguous, since torchvision's arrays are not: the same pixels must give the same batches to the bit.
+    tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in
+               (x_train, y_train.astype(np.int64), x_test, y_test.astype(np.int64))]
+    return ImageData(*tensors, classes, superclass_names, superclass_of, source=name)
 
 
 def _superclasses(classes: tuple[str, ...]) -> tuple[tuple[str, ...], Tensor | None]:
@@ -358,8 +387,8 @@ class BatchLoader:
         if alternating_flip:
             self.generator.manual_seed(self._seed_of(0))
             self._first_flip = torch.rand(self.count, device=device, generator=self.generator) < 0.5
-        mixes = ([v2.MixUp(alpha=mixup_alpha, num_classes=num_classes)] * (mixup_alpha > 0)
-                 + [v2.CutMix(alpha=cutmix_alpha, num_classes=num_classes)] * (cutmix_alpha > 0))
+        mixes = [mix(alpha=alpha, num_classes=num_classes)
+                 for mix, alpha in ((v2.MixUp, mixup_alpha), (v2.CutMix, cutmix_alpha)) if alpha]
         self.mix = v2.RandomChoice(mixes) if mixes else None
 
     def __len__(self) -> int:
@@ -387,7 +416,9 @@ class BatchLoader:
             images = resize(images, image_size)
         images = images.sub(self.mean).div_(self.std)
         if self.mix is not None:
-            images, labels = self.mix(images, labels)
+            with torch.random.fork_rng(devices=[]):     # torchvision's mixes draw from the global generator
+                torch.default_generator.manual_seed(self._seed_of(3, epoch, index))
+                images, labels = self.mix(images, labels)
         return images.to(self.dtype, memory_format=self.memory_format), labels
 
     def batches(self, epoch: int = 0):

@@ -167,11 +167,12 @@ def layer_table(model: nn.Module, image_size: int = 32) -> list[dict]:
 
 def training_flops(model: nn.Module, image_size: int = 32) -> int:
     """FLOPs of one image's forward and backward pass at `image_size`, from torch's counter."""
-    was = {name: p.grad for name, p in model.named_parameters()}
+    gradients = [parameter.grad for parameter in model.parameters()]
+    model.zero_grad(set_to_none=True)       # else the backward pass would add to them in place
     with FlopCounterMode(display=False) as counter:
         _forward_once(model, image_size, backward=True)
-    for name, parameter in model.named_parameters():
-        parameter.grad = was[name]
+    for parameter, gradient in zip(model.parameters(), gradients):
+        parameter.grad = gradient
     return counter.get_total_flops()
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from .config import SETTINGS
 from .metrics import History
 
 log = logging.getLogger("cifar100")
@@ -72,31 +73,32 @@ def finished_runs(pattern: str) -> list[dict]:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content["results"]:
                 runs.append(_run_of(content))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            log.warning("passed over %s: not a metrics.json of this project (%s: %s)", path, type(error).__name__, error)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            log.warning("passed over %s: not a metrics.json of this project (%s: %s)", path, type(error).__name__,
+                        error)
     return sorted(runs, key=lambda run: -run["top1"])
 
 
 def _run_of(content: dict) -> dict:
     history = History.from_list(content["history"])
-    return {"name": content["name"], "history": history, "top1": content["results"]["top1"],
-            "top5": content["results"]["top5"], "seconds": content["training"]["seconds"],
-            "petaflops": content["training"]["petaflops"], "epochs": len(history), "note": content["note"],
-            "settings": content["config"]}
+    settings = {name: value for name, value in content["config"].items()
+                if name in SETTINGS and SETTINGS[name].metadata["shapes_training"]}
+    return {"name": content["name"], "history": history, "top1": float(content["results"]["top1"]),
+            "top5": float(content["results"]["top5"]), "seconds": float(content["training"]["seconds"]),
+            "petaflops": float(content["training"]["petaflops"]), "epochs": len(history), "note": content["note"],
+            "settings": settings}
 
 
 def differing_settings(runs: list[dict]) -> list[str]:
-    """Names of the settings in which the runs differ, apart from where they lie and what they are called."""
-    ignored = {"run_name", "preset", "runs_dir", "checkpoint_dir", "data_dir", "resume", "drive", "device", "progress"}
+    """Names of the training settings in which the runs differ."""
     names = dict.fromkeys(name for run in runs for name in run["settings"])
-    return [name for name in names if name not in ignored
-            and len({json.dumps(run["settings"].get(name)) for run in runs}) > 1]
+    return [name for name in names if len({json.dumps(run["settings"].get(name)) for run in runs}) > 1]
 
 
 def runs_text(runs: list[dict], published=()) -> str:
     """A table of finished runs with what differs between them, and of published results, marked as such."""
     rows = [{"run": run["name"] + (f" ({run['note']})" if run["note"] else ""), "source": "measured",
-             "top-1 %": f"{run['top1']:.2f}", "top-5 %": f"{run['top5']:.2f}", "epochs": run["epochs"],
+             "top-1 %": f"{run['top1']:.2f}", "top-5 %": f"{run['top5']:.2f}", "trained epochs": run["epochs"],
              "minutes": f"{run['seconds'] / 60:.1f}", "PFLOP": f"{run['petaflops']:.4f}"} for run in runs]
     for name in differing_settings(runs):
         for row, run in zip(rows, runs):

@@ -11,10 +11,6 @@ from pathlib import Path
 
 import torch
 
-REPOSITORY = "https://github.com/yuchen-0321/cifar100-cnn-training"
-COLAB_BADGE = ("https://colab.research.google.com/github/yuchen-0321/cifar100-cnn-training/blob/main/"
-               "CIFAR_100_CNN_Training.ipynb")
-
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -45,17 +41,19 @@ class SystemInfo:
             device_memory_gb=round(torch.cuda.get_device_properties(device).total_memory / 2**30, 1) if cuda else None,
             cpu_cores=cpu_cores(), memory_gb=_memory_gb(), precision=precision, host=host_kind(),
             os=f"{platform.system()} {platform.machine()}", python=platform.python_version(),
-            torch=torch.__version__, torchvision=metadata.version("torchvision"), cuda=torch.version.cuda if cuda else None)
+            torch=torch.__version__, torchvision=metadata.version("torchvision"),
+            cuda=torch.version.cuda if cuda else None)
 
     def to_dict(self) -> dict:
         return asdict(self)
 
     def __str__(self) -> str:
-        memory = self.device_memory_gb or self.memory_gb
+        device_memory = f", {self.device_memory_gb} GB" if self.device_memory_gb else ""
+        memory = f", {self.memory_gb} GB" if self.memory_gb else ""
         return "\n".join([
-            f"device      {self.device} ({self.device_name}{f', {memory} GB' if memory else ''})",
+            f"device      {self.device} ({self.device_name}{device_memory})",
             f"precision   {self.precision}" + (" with loss scaling" if self.precision == "fp16" else ""),
-            f"CPU         {self.cpu_cores} cores, {self.memory_gb} GB",
+            f"CPU         {self.cpu_cores} cores{memory}",
             f"host        {self.host}, {self.os}",
             f"versions    Python {self.python}, torch {self.torch}, torchvision {self.torchvision}"])
 
@@ -111,9 +109,13 @@ def peak_memory_mb(device: torch.device) -> float | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Is this error the device's (or, on a CPU, the allocator's) out-of-memory error?"""
-    return (isinstance(error, torch.OutOfMemoryError)
-            or isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error))
+    """Is this the device's out-of-memory error, or that of the allocator on a CPU?"""
+    # torch.cuda's name of the class, since torch.OutOfMemoryError is newer than torch 2.4.
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return True
+    phrases = ("DefaultCPUAllocator: can't allocate memory", "MPS backend out of memory", "CUDA error: out of memory",
+               "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in phrases)
 
 
 def host_kind() -> str:
@@ -140,9 +142,9 @@ def progress_style(setting: str = "auto") -> str:
 
 
 def mount_drive() -> Path:
-    """Mount Google Drive on Colab and return the project's folder there. Raises RuntimeError elsewhere."""
+    """Mount Google Drive on Colab and return the project's folder there. Raises ValueError elsewhere."""
     if host_kind() != "colab":
-        raise RuntimeError("drive=True works on Google Colab only; elsewhere set checkpoint_dir to a folder that lasts")
+        raise ValueError("drive=True works on Google Colab only; elsewhere set checkpoint_dir to a folder that lasts")
     from google.colab import drive
     drive.mount("/content/drive")
     return Path("/content/drive/MyDrive/cifar100-cnn-training")

@@ -92,6 +92,7 @@ class Trainer:
         self.stop_requested = ""                # who asked: "SIGINT", "SIGTERM" or "button"
         self._running = _RunningMeans()
         self._flops_at = {}
+        self._rng = self._rng_state()           # what is done before `fit` must not change what dropout draws
         if saved:
             self._restore(saved)
 
@@ -108,6 +109,7 @@ class Trainer:
             raise RuntimeError("this Trainer was interrupted; make a new one to continue from its checkpoint")
         if not self.is_finished:
             self._session_start = self._last_save = time.perf_counter()
+            self._set_rng_state(self._rng)
             with _StopOnSignals(self.stop), self._bar() as bar:
                 while not self.is_finished and self.history.stopped != "interrupted":
                     self._run_epoch(bar)
@@ -263,13 +265,12 @@ class Trainer:
     def save(self) -> Path:
         """Write a checkpoint from which the run can be continued to the same weights."""
         self._last_save = time.perf_counter()
-        cuda = self.device.type == "cuda"
         return checkpoint.save_step({
             "model_state_dict": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
             "scheduler": {"step": self.step, "total_steps": self.total_steps}, "scaler": self.scaler.state_dict(),
             "ema": self.ema.state_dict() if self.ema is not None else None, "epoch": self.epoch,
             "history": self.history.to_list(), "stopped": self.history.stopped, "running": self._running.state(),
-            "rng": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state(self.device) if cuda else None},
+            "rng": self._rng_state(),
             "best_weights": self.best_weights, "precision": self.precision, "device": self.device.type,
             "training_settings": self._training_settings(), **self.about(),
             **{name: getattr(self, name) for name in _PLAIN_STATE}, "seconds": self._seconds_so_far(),
@@ -325,9 +326,17 @@ class Trainer:
         self._running = _RunningMeans(**saved["running"])
         for name in _PLAIN_STATE:
             setattr(self, name, saved[name])
-        torch.set_rng_state(saved["rng"]["cpu"])
-        if self.device.type == "cuda" and saved["rng"]["cuda"] is not None:
-            torch.cuda.set_rng_state(saved["rng"]["cuda"], self.device)
+        self._rng = saved["rng"]
+
+    def _rng_state(self) -> dict:
+        """States of torch's own generators, which dropout, mixup and CutMix draw from."""
+        cuda = self.device.type == "cuda"
+        return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state(self.device) if cuda else None}
+
+    def _set_rng_state(self, state: dict) -> None:
+        torch.set_rng_state(state["cpu"])
+        if self.device.type == "cuda" and state["cuda"] is not None:
+            torch.cuda.set_rng_state(state["cuda"], self.device)
 
     def _save_is_due(self, now: float) -> bool:
         minutes = self.config.checkpoint_minutes

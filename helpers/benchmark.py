@@ -1,0 +1,360 @@
+"""Throughput and memory by batch size, where the time of a batch goes, and two comparisons with the usual way.
+
+    python -m helpers.benchmark inference --preset quick
+    python -m helpers.benchmark augmentation --data-dir data
+    python -m helpers.benchmark training --data-dir data
+
+Each command writes figures/benchmark_<command>.json with every single timing, and prints the gist.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import logging
+import tempfile
+import time
+from importlib import metadata
+from pathlib import Path
+from statistics import median
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, RandomSampler
+from torchvision import transforms
+from tqdm.auto import tqdm
+
+from . import report
+from .augment import Augmentation, augment
+from .config import SETTINGS, ConfigError, TrainingConfig
+from .data import IMAGE_SIZE, BatchLoader, DataError, ImageData, load_cifar100
+from .models import build_model
+from .system import (DTYPES, SystemInfo, cpu_cores, is_out_of_memory, peak_memory_mb, pick_device, pick_precision,
+                     progress_style, synchronize)
+from .trainer import Trainer, autocast
+
+log = logging.getLogger("cifar100")
+
+FIGURES = Path(__file__).resolve().parent.parent / "figures"
+
+
+# Throughput ------------------------------------------------------------------------------------------------
+
+def inference_throughput(model: nn.Module, device: torch.device, precision: str, batch_sizes=(32, 64, 128, 256),
+                         image_size: int = IMAGE_SIZE, repeats: int = 5, min_seconds: float = 0.2,
+                         channels_last: bool = True, progress: str = "auto") -> list[dict]:
+    """Speed of the forward pass in evaluation mode, a row for each batch size; `model` is left as it is.
+
+    A row: `batch_size`, `images_per_second` (the median over the repeats, each at least `min_seconds` long) with
+    `_min` and `_max`, `milliseconds` (median of a batch), `memory_mb` (MB of 2**20 bytes: the peak of all that
+    lies on the GPU, None without CUDA), `seconds` (of a batch, by repeat) and `error`: None or "out of memory".
+    """
+    memory_format, cuda = torch.channels_last if channels_last else torch.contiguous_format, device.type == "cuda"
+    model = copy.deepcopy(model).to(device, memory_format=memory_format).eval()
+    rows = []
+    for size in _announced(batch_sizes, "inference at batch size", progress):
+        if cuda:
+            torch.cuda.empty_cache()        # after an out-of-memory error, when the error holds no tensor any more
+            torch.cuda.reset_peak_memory_stats(device)
+        try:
+            # Not from the global generator, which a training may need as it is.
+            images = torch.randn(size, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+            images = images.to(device, DTYPES[precision], memory_format=memory_format)
+            seconds = _forward_seconds(model, images, precision, repeats, min_seconds)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            seconds = []
+        memory = peak_memory_mb(device) if cuda and seconds else None
+        rows.append({"batch_size": size, **_rates("images", size, seconds), "memory_mb": memory, "seconds": seconds,
+                     "error": None if seconds else "out of memory"})
+    return rows
+
+
+@torch.inference_mode()
+def _forward_seconds(model, images: Tensor, precision: str, repeats: int, min_seconds: float) -> list[float]:
+    """Seconds of a batch, from `repeats` timings of as many batches as fill `min_seconds`."""
+    def forward():
+        with autocast(images.device, precision):
+            model(images)
+
+    forward()       # warm-up: the first call chooses algorithms and allocates
+    calls = 1
+    while (first := _seconds(forward, images.device, calls)) < min_seconds:
+        calls *= 2
+    return [first / calls] + [_seconds(forward, images.device, calls) / calls for _ in range(repeats - 1)]
+
+
+def training_throughput(trainer: Trainer, steps: int = 5, repeats: int = 5, progress: str = "auto") -> dict:
+    """Speed of real training steps, loader included, at the full image size; `trainer` is left as it is.
+
+    Each repeat times `steps` of them. Returns `batch_size` (the effective one), `steps_per_second` and
+    `images_per_second` (medians) with `_min` and `_max`, `milliseconds` of a step, and `seconds` by repeat.
+    """
+    config = trainer.config.replace(start_image_size=IMAGE_SIZE, resume="never")
+    # A new Trainer seeds torch's generators, which the one given may still need as they are.
+    with (tempfile.TemporaryDirectory() as folder,
+          torch.random.fork_rng([trainer.device] if trainer.device.type == "cuda" else [])):
+        step = _training_step(Trainer(config, trainer.data, folder, copy.deepcopy(trainer.model)))
+        step()
+        seconds = [_seconds(step, trainer.device, steps) / steps
+                   for _ in _announced(range(1, repeats + 1), "training steps, repeat", progress)]
+    images = trainer.loader.batch_size * config.gradient_accumulation_steps
+    return {"batch_size": images, **_rates("steps", 1, seconds), **_rates("images", images, seconds), "seconds": seconds}
+
+
+def _training_step(trainer: Trainer):
+    """A function that does the next step of a new Trainer."""
+    trainer.model.train()
+    trainer._epoch_images = 0       # as its own loop begins an epoch
+    return lambda: trainer._train_step(trainer.epoch)
+
+
+def profile_loader(loader: BatchLoader, batches: int = 20, step_milliseconds: float | None = None) -> dict:
+    """Where the time of making a batch goes: medians over `batches` batches, the device awaited after each.
+
+    Returns `batch_size`, `images_per_second`, `milliseconds` of a batch, and its stages `gather_ms`,
+    `augment_ms`, `normalise_and_cast_ms` and `other_ms`. The stages are timed by themselves; "other" is what a
+    whole batch takes beyond them (labels, seeds, mixing), so that they sum up to it, and noise may bring it
+    below 0. `percent_of_step` compares with `step_milliseconds`, the time of a training step on one batch.
+    """
+    def gather(index: int) -> Tensor:
+        if loader.placement == "device":
+            return loader.source[loader._indices(0, index)]
+        return loader.source.get((0, index), loader._indices)
+
+    def to_unit_range(raw: Tensor) -> Tensor:
+        if loader.augmentation is None:
+            return raw.permute(0, 3, 1, 2).float().div_(255)
+        return augment(raw, loader.augmentation, loader.generator)
+
+    def milliseconds(work) -> float:
+        work(0)
+        return 1000 * median(_seconds(lambda: work(index % len(loader)), loader.device) for index in range(batches))
+
+    with torch.random.fork_rng([]):     # mixup draws from the global generator, which a training may need as it is
+        whole = milliseconds(lambda index: loader.batch(0, index))
+    raw = gather(0)
+    images = to_unit_range(raw)
+    stages = {"gather_ms": milliseconds(gather), "augment_ms": milliseconds(lambda _: to_unit_range(raw))}
+    stages["normalise_and_cast_ms"] = milliseconds(
+        lambda _: images.sub(loader.mean).div_(loader.std).to(loader.dtype, memory_format=loader.memory_format))
+    return {"batch_size": loader.batch_size, "images_per_second": 1000 * loader.batch_size / whole,
+            "milliseconds": whole, **stages, "other_ms": whole - sum(stages.values()),
+            "percent_of_step": 100 * whole / step_milliseconds if step_milliseconds else None}
+
+
+# The usual way, to compare with ----------------------------------------------------------------------------
+
+def pil_pipeline(mean, std) -> transforms.Compose:
+    """torchvision's transforms at `moderate` strength, for one PIL image at a time."""
+    bilinear = transforms.InterpolationMode.BILINEAR
+    return transforms.Compose([
+        transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(),
+        transforms.RandomAffine(10, translate=(0.1, 0.1), scale=(0.9, 1.1), interpolation=bilinear),
+        transforms.ColorJitter(0.2, 0.2, 0.2, 0.1), transforms.ToTensor(), transforms.Normalize(mean, std)])
+
+
+class PilDataset(Dataset):
+    """Pairs (float32 [3, 32, 32], label) from uint8 [N, 32, 32, 3] in memory, by way of PIL images."""
+
+    def __init__(self, images: Tensor, labels: Tensor, transform):
+        self.images, self.labels, self.transform = images.numpy(), labels.tolist(), transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int):
+        return self.transform(Image.fromarray(self.images[index])), self.labels[index]
+
+
+def plain_training(config: TrainingConfig, data: ImageData, device: torch.device, steps: int):
+    """A function that gives the seconds of `steps` steps of a plain training loop, after one for warm-up.
+
+    fp32, NCHW, torch's SGD, and a DataLoader over PIL images with one worker a core; the sizes and rates are
+    `config`'s. The workers start with each call and make just its batches, so they are idle while anything
+    else is timed. What they have ready after the warm-up step counts in this loop's favour.
+    """
+    dataset = PilDataset(data.train_images, data.train_labels, pil_pipeline(*data.channel_statistics()))
+    sampler = RandomSampler(dataset, num_samples=(1 + steps) * config.batch_size)
+    loader = DataLoader(dataset, config.batch_size, sampler=sampler, num_workers=cpu_cores(),
+                        pin_memory=device.type == "cuda")
+    torch.manual_seed(config.seed)
+    model = build_model(config.model, config.num_classes, config.widths, config.dropout_rate).to(device)
+    optimizer = torch.optim.SGD(model.parameters(), config.learning_rate, config.momentum,
+                                weight_decay=config.weight_decay, nesterov=True)
+    criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+
+    def measure() -> float:
+        clock = {}
+        for step, (images, labels) in enumerate(loader):
+            images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+            optimizer.zero_grad()
+            criterion(model(images), labels).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
+            optimizer.step()
+            if step in (0, steps):      # the clock stops before the workers are shut down
+                synchronize(device)
+                clock[step] = time.perf_counter()
+        return clock[steps] - clock[0]
+
+    return measure
+
+
+def _seconds(work, device: torch.device, calls: int = 1) -> float:
+    """Wall time of `calls` calls, from an idle device to an idle device."""
+    synchronize(device)
+    start = time.perf_counter()
+    for _ in range(calls):
+        work()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def _rates(unit: str, count: int, seconds: list[float]) -> dict:
+    """Median, least and greatest speed, and the median's milliseconds; None without timings."""
+    names = [f"{unit}_per_second", f"{unit}_per_second_min", f"{unit}_per_second_max", "milliseconds"]
+    if not seconds:
+        return dict.fromkeys(names)
+    middle = median(seconds)
+    return dict(zip(names, (count / middle, count / max(seconds), count / min(seconds), 1000 * middle)))
+
+
+def _announced(items, title: str, progress: str = "auto"):
+    """`items` one by one, with a bar, or a line each where nobody would watch a bar."""
+    items, style = list(items), progress_style(progress)
+    for number, item in enumerate(tqdm(items, title, disable=style != "bar", leave=False), start=1):
+        if style == "lines":
+            log.info("%s %s (%d of %d)", title, item, number, len(items))
+        yield item
+
+
+def format_rows(rows: list[dict]) -> str:
+    """Rows as a table with aligned columns; lists, and columns that are None throughout, are left out."""
+    shown = [name for name in dict.fromkeys(name for row in rows for name in row)
+             if any(row.get(name) is not None and not isinstance(row[name], list) for row in rows)]
+    return report.table([{name.replace("_", " "): _readable(row.get(name)) for name in shown} for row in rows])
+
+
+def _readable(value):
+    return value if not isinstance(value, float) else f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+# Commands --------------------------------------------------------------------------------------------------
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line: `augmentation`, `training` or `inference`."""
+    parser = argparse.ArgumentParser(prog="python -m helpers.benchmark", description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, (_, options) in COMMANDS.items():
+        command = commands.add_parser(name, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        for option in options.split():
+            command.add_argument("--" + option, **OPTIONS[option])
+    args = parser.parse_args(arguments)
+    for name in ("repeats", "images", "steps"):
+        if getattr(args, name, 1) < 1:
+            parser.error(f"--{name} {getattr(args, name)}: must be at least 1")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    # The reference recipe, or the preset where there is `--preset`, with what else is given.
+    settings = {name: value for name, value in vars(args).items() if name in SETTINGS} | {"val_size": 0}
+    if args.command == "augmentation":
+        settings |= {"device": "cpu", "mixed_precision": False}
+    if args.command != "inference" and not args.data_dir:
+        settings["data_source"] = "drawn"
+    try:
+        config = TrainingConfig.from_settings(settings)
+        data = None if args.command == "inference" else load_cifar100(config)
+    except (ConfigError, DataError) as error:
+        parser.exit(2, f"{error}\n")
+    device = pick_device(config.device)
+    precision = pick_precision(device, config.mixed_precision, config.precision)
+    content = {"benchmark": args.command, "machine": SystemInfo.of(device, precision).to_dict(),
+               "pillow": metadata.version("pillow"), "seed": args.seed, "repeats": args.repeats}
+    if data is not None:        # no path: the file is for others to read
+        content["data"] = "drawn demo data" if data.note else f"{len(data.train_images):,} images of --data-dir"
+    torch.manual_seed(args.seed)
+    result = COMMANDS[args.command][0](args, config, data)
+    path = report.write_json(content | result, args.out or FIGURES / f"benchmark_{args.command}.json")
+    print(format_rows(result["rows"]) if "rows" in result else f"{args.command}: {result['summary']}")
+    print(f"written to {path}")
+
+
+def _augmentation(args, config: TrainingConfig, data: ImageData) -> dict:
+    """On one CPU core: PIL, image by image, or BatchLoader, 256 at once; PIL's tensors need not even be stacked."""
+    cpu, statistics = torch.device("cpu"), data.channel_statistics()
+    transform = pil_pipeline(*statistics)
+    loader = BatchLoader(data.train_images[:args.images], data.train_labels[:args.images], 256, cpu, *statistics,
+                         Augmentation.of_strength("moderate"), seed=args.seed)
+    raw = data.train_images[:len(loader) * loader.batch_size].numpy()
+
+    def by_image():
+        for image in raw:
+            transform(Image.fromarray(image))
+
+    def by_batch():
+        for _ in loader.batches():
+            pass
+
+    torch.set_num_threads(1)
+    by_batch()      # warm-up
+    return _alternate("images", len(raw), lambda: _seconds(by_image, cpu), lambda: _seconds(by_batch, cpu), args.repeats)
+
+
+def _training(args, config: TrainingConfig, data: ImageData) -> dict:
+    """The plain loop, or the Trainer's step with its loader; `--steps` of them after one for warm-up."""
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(config, data, folder)
+        step = _training_step(trainer)
+
+        def ours() -> float:
+            step()
+            return _seconds(step, trainer.device, args.steps)
+
+        baseline = plain_training(config, data, trainer.device, args.steps)
+        result = _alternate("steps", args.steps, baseline, ours, args.repeats)
+    return {"model": config.model, "widths": args.widths, "batch_size": args.batch_size, **result}
+
+
+def _inference(args, config: TrainingConfig, data: None) -> dict:
+    device = pick_device(config.device)
+    precision = pick_precision(device, config.mixed_precision, config.precision)
+    model = build_model(config.model, config.num_classes, config.widths, config.dropout_rate)
+    rows = inference_throughput(model, device, precision, args.batch_sizes, repeats=args.repeats,
+                                channels_last=config.channels_last)
+    return {"preset": args.preset, "model": config.model, "rows": rows}
+
+
+def _alternate(unit: str, count: int, baseline, ours, repeats: int) -> dict:
+    """Call both (each returns the seconds for `count` of `unit`) in turn: a slow spell of the machine hits both."""
+    seconds = {"baseline": [], "ours": []}
+    for _ in _announced(range(1, repeats + 1), "baseline and ours, repeat"):
+        seconds["baseline"].append(baseline())
+        seconds["ours"].append(ours())
+    speed = {name: count / median(values) for name, values in seconds.items()}
+    ratio = speed["ours"] / speed["baseline"]
+    return {"threads": torch.get_num_threads(), "unit": unit, "count": count, "seconds": seconds, "per_second": speed,
+            "ratio": ratio, "summary": f"{_readable(speed['ours'])} {unit}/s, {ratio:.2f} times the "
+                                       f"{_readable(speed['baseline'])} of the usual way"}
+
+
+OPTIONS = {
+    "repeats": {"type": int, "default": 5, "help": "timings of each thing"},
+    "seed": {"type": int, "default": 42, "help": "of the network, the batches and the drawn set"},
+    "out": {"help": "file to write, in place of figures/benchmark_<command>.json"},
+    "data-dir": {"help": "folder with CIFAR-100; without it the drawn set is taken"},
+    "device": {"default": "auto", "help": "cpu, cuda, …"},
+    "images": {"type": int, "default": 8192, "help": "training images in a timing"},
+    "batch-size": {"type": int, "default": 128, "help": "images in a step"},
+    "widths": {"type": int, "nargs": "+", "help": "channels of the stages, else the network's own"},
+    "steps": {"type": int, "default": 2, "help": "steps in a timing"},
+    "preset": {"default": "quick", "help": "whose network: a file name in configs/experiments"},
+    "batch-sizes": {"type": int, "nargs": "+", "default": [32, 64, 128, 256], "help": "images in a batch"},
+}
+COMMANDS = {"augmentation": (_augmentation, "data-dir images repeats seed out"),
+            "training": (_training, "data-dir batch-size widths steps device repeats seed out"),
+            "inference": (_inference, "preset batch-sizes device repeats seed out")}
+
+
+if __name__ == "__main__":
+    main()

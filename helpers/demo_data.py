@@ -1,0 +1,236 @@
+"""A drawn stand-in for CIFAR-100: 100 classes of small pictures for demonstrations and tests without a download.
+
+Twenty families of shape are the superclasses; red, golden, blue, rainbow and neon are the five classes in each.
+Place, size, rotation, shades, background and noise differ from image to image. Numpy only, and the same seed
+draws the same bytes.
+
+A shape is a signed distance function: it takes coordinates x (right) and y (down), float32 [N, 32, 32], in
+which the shape reaches about from -1 to 1, and returns the distance to its outline, negative inside.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+DEMO_NOTE = "drawn demo data"
+SIDE = 32  # pixels
+
+
+def draw_demo_data(train_per_class: int = 50, test_per_class: int = 10, seed: int = 0) -> dict:
+    """Draw the demo set.
+
+    Returns a dict of x_train uint8 [100 * train_per_class, 32, 32, 3] and y_train int64, x_test and y_test
+    likewise, all in random order; classes, a tuple of 100 names such as "red disc"; superclasses, a tuple of
+    20 names; superclass_of, int64 [100]. The test images do not change with train_per_class. Raises ValueError
+    for fewer than one image a class.
+    """
+    for name, value in (("train_per_class", train_per_class), ("test_per_class", test_per_class)):
+        if value < 1:
+            raise ValueError(f"{name}={value}: must be at least 1; the demo set has {len(CLASSES)} classes")
+    x_train, y_train = _draw_split(train_per_class, np.random.Generator(np.random.PCG64([seed, 0])))
+    x_test, y_test = _draw_split(test_per_class, np.random.Generator(np.random.PCG64([seed, 1])))
+    return {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test, "classes": CLASSES,
+            "superclasses": SUPERCLASSES, "superclass_of": np.arange(len(CLASSES)) // len(PAINTS)}
+
+
+# The shapes ------------------------------------------------------------------------------------------------
+
+def _disc(x, y):
+    return np.hypot(x, y) - 0.85
+
+
+def _ring(x, y):
+    return np.abs(np.hypot(x, y) - 0.7) - 0.2
+
+
+def _square(x, y):
+    return _box(x, y, 0.75, 0.75)
+
+
+def _triangle(x, y):
+    return np.maximum(0.866 * np.abs(x) - 0.5 * y, y) - 0.5
+
+
+def _star(x, y):
+    radius, angle = np.hypot(x, y), np.arctan2(x, -y)
+    tenth = np.pi / 5
+    angle = np.abs((angle + tenth) % (2 * tenth) - tenth)  # from the nearest of five points
+    along, across = radius * np.cos(angle), radius * np.sin(angle)
+    inner_along, inner_across = 0.42 * np.cos(tenth), 0.42 * np.sin(tenth)
+    edge = np.hypot(1 - inner_along, inner_across)
+    return ((along - 1) * inner_across + across * (1 - inner_along)) / edge
+
+
+def _cross(x, y):
+    return np.minimum(_box(x, y, 0.28, 0.9), _box(x, y, 0.9, 0.28))
+
+
+def _heart(x, y):
+    x, y = 0.62 * np.abs(x), 0.55 - 0.62 * y  # the heart of a unit square on its corner, with two half discs
+    lobe = np.hypot(x - 0.25, y - 0.75) - 0.3536
+    point = np.maximum(x - y, x + y - 1) / 1.4142
+    return np.minimum(lobe, point) / 0.62
+
+
+def _crescent(x, y):
+    return np.maximum(np.hypot(x, y) - 0.9, 0.72 - np.hypot(x - 0.42, y))
+
+
+def _arrow(x, y):
+    shaft = _box(x + 0.35, y, 0.55, 0.2)
+    head = np.maximum(0.794 * np.abs(y) + 0.608 * (x - 0.95), 0.1 - x)
+    return np.minimum(shaft, head)
+
+
+def _spiral(x, y):
+    radius, turns = np.hypot(x, y), np.arctan2(y, x) / (2 * np.pi)
+    arm = 0.5 * np.abs((2 * radius - turns) % 1 - 0.5) - 0.12
+    return np.maximum(arm, radius - 1)
+
+
+def _flower(x, y):
+    radius, angle = np.hypot(x, y), np.arctan2(y, x)
+    return np.maximum(0.6 * (radius - 0.68 - 0.28 * np.cos(6 * angle)), 0.2 - radius)
+
+
+def _gear(x, y):
+    radius, angle = np.hypot(x, y), np.arctan2(y, x)
+    return np.maximum(radius - 0.78 - 0.13 * np.clip(3 * np.sin(8 * angle), -1, 1), 0.38 - radius)
+
+
+def _drop(x, y):
+    belly = np.hypot(x, y - 0.3) - 0.55
+    tip = np.maximum(0.888 * np.abs(x) - 0.458 * (y + 0.9), y - 0.05)
+    return np.minimum(belly, tip)
+
+
+def _hourglass(x, y):
+    return np.maximum(np.abs(y) - 0.85, 0.78 * (np.abs(x) - 0.8 * np.abs(y) - 0.07))
+
+
+def _capsule(x, y):
+    return np.hypot(np.maximum(np.abs(x) - 0.6, 0), y) - 0.33
+
+
+def _house(x, y):
+    walls = _box(x, y - 0.35, 0.62, 0.5)
+    roof = np.maximum(0.661 * np.abs(x) - 0.75 * (y + 0.9), y + 0.08)
+    door = _box(x, y - 0.6, 0.17, 0.3)
+    return np.maximum(np.minimum(walls, roof), -door)
+
+
+def _stripes(x, y):
+    return 0.9 * (np.abs(x / 0.9 % 1 - 0.5) - 0.25)
+
+
+def _checker(x, y):
+    return 0.25 * np.sin(4 * x) * np.sin(4 * y)
+
+
+def _dots(x, y):
+    return np.hypot(x / 0.85 % 1 - 0.5, y / 0.85 % 1 - 0.5) * 0.85 - 0.26
+
+
+def _waves(x, y):
+    return _stripes(0.85 * (x + 0.3 * np.sin(4 * y)), y)
+
+
+def _box(x, y, half_width, half_height):
+    return np.maximum(np.abs(x) - half_width, np.abs(y) - half_height)
+
+
+# By name: the function and how far it may be turned, in degrees either way.
+SHAPES = {
+    "disc": (_disc, 180), "ring": (_ring, 180), "square": (_square, 20), "triangle": (_triangle, 20),
+    "star": (_star, 30), "cross": (_cross, 20), "heart": (_heart, 25), "crescent": (_crescent, 60),
+    "arrow": (_arrow, 60), "spiral": (_spiral, 180), "flower": (_flower, 180), "gear": (_gear, 180),
+    "drop": (_drop, 25), "hourglass": (_hourglass, 25), "capsule": (_capsule, 60), "house": (_house, 15),
+    "stripes": (_stripes, 60), "checker": (_checker, 45), "dots": (_dots, 45), "waves": (_waves, 60),
+}
+PAINTS = ("red", "golden", "blue", "rainbow", "neon")
+SUPERCLASSES = tuple(SHAPES)
+CLASSES = tuple(f"{paint} {shape}" for shape in SHAPES for paint in PAINTS)
+
+_HUES = {"red": (-0.03, 0.02), "golden": (0.11, 0.15), "blue": (0.57, 0.66), "rainbow": (0, 1), "neon": (0, 1)}
+_DOWN, _RIGHT = np.meshgrid(*2 * [np.linspace(-1, 1, SIDE, dtype=np.float32)], indexing="ij")
+
+
+# Painting --------------------------------------------------------------------------------------------------
+
+def _draw_split(per_class: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """(uint8 [N, 32, 32, 3], int64 [N]), `per_class` images of each class in random order."""
+    images = np.concatenate([_draw_class(shape, paint, per_class, rng) for shape in SHAPES for paint in PAINTS])
+    order = rng.permutation(len(images))
+    return images[order], np.repeat(np.arange(len(CLASSES)), per_class)[order]
+
+
+def _draw_class(shape: str, paint: str, count: int, rng: np.random.Generator) -> np.ndarray:
+    """uint8 [count, 32, 32, 3]."""
+    distance_to, turn = SHAPES[shape]
+    size = _draw(rng, count, 0.42, 0.78)
+    angle = np.deg2rad(_draw(rng, count, -turn, turn))
+    reach = 0.95 - 0.9 * size  # larger shapes stay nearer to the middle, so that they are seen whole
+    right = _RIGHT - reach * _draw(rng, count, -1, 1)
+    down = _DOWN - reach * _draw(rng, count, -1, 1)
+    x = (np.cos(angle) * right + np.sin(angle) * down) / size
+    y = (np.cos(angle) * down - np.sin(angle) * right) / size
+    distance = distance_to(x, y) * size * (SIDE / 2)  # in pixels
+
+    ground = _draw_ground(count, rng)
+    hue, value = _draw(rng, count, *_HUES[paint]), _draw(rng, count, 0.65, 1)
+    if paint == "neon":
+        pictures = _neon(ground, distance, hue)
+    else:
+        hue = hue + 0.45 * (x + y) if paint == "rainbow" else hue
+        light = value * np.clip(1 - 0.22 * (right + down) / size, 0.6, 1.15)  # from the upper left
+        colour = _rgb(hue, _draw(rng, count, 0.7, 0.95), np.minimum(light, 1))
+        inside = np.clip(0.5 - distance, 0, 1)[..., None]
+        shadow = 0.35 * np.clip(0.8 - distance / 3, 0, 1)[..., None]
+        pictures = ground * (1 - shadow) * (1 - inside) + colour * inside
+    return _to_bytes(pictures, rng)
+
+
+def _draw_ground(count: int, rng: np.random.Generator) -> np.ndarray:
+    """Float32 [count, 32, 32, 3]: a muted gradient with two blurred blobs of any colour."""
+    direction = _draw(rng, count, 0, 2 * np.pi)
+    slope = (np.cos(direction) * _RIGHT + np.sin(direction) * _DOWN)[..., None]
+    first, second = (_draw_colour(rng, count, (0.05, 0.4), (0.25, 0.95)) for _ in range(2))
+    ground = first + (second - first) * (0.5 + 0.35 * slope)
+    for _ in range(2):
+        squared = (_RIGHT - _draw(rng, count, -1, 1)) ** 2 + (_DOWN - _draw(rng, count, -1, 1)) ** 2
+        share = 0.55 * np.exp(-squared / _draw(rng, count, 0.1, 0.3))[..., None]
+        ground += share * (_draw_colour(rng, count, (0.2, 0.7), (0.3, 0.9)) - ground)
+    return ground
+
+
+def _neon(ground: np.ndarray, distance: np.ndarray, hue: np.ndarray) -> np.ndarray:
+    """A bright tube along the outline, its glow, and the rest dimmed."""
+    glow = np.exp(-0.45 * np.abs(distance))[..., None]
+    tube = np.clip(1.4 - np.abs(distance), 0, 1)[..., None]
+    colour = _rgb(hue, np.float32(0.75), np.float32(1))
+    return 0.3 * ground * (1 - glow) + glow * colour * 0.8 + tube * 0.45
+
+
+def _to_bytes(pictures: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Float [N, 32, 32, 3] with sensor noise, a different amount in each image, as uint8."""
+    amount = _draw(rng, len(pictures), 0.01, 0.07)[..., None]
+    noisy = pictures + amount * rng.standard_normal(pictures.shape, dtype=np.float32)
+    return np.rint(255 * np.clip(noisy, 0, 1)).astype(np.uint8)
+
+
+def _draw(rng: np.random.Generator, count: int, low: float, high: float) -> np.ndarray:
+    """Uniform float32 [count, 1, 1], one value an image."""
+    return np.float32(low) + np.float32(high - low) * rng.random((count, 1, 1), dtype=np.float32)
+
+
+def _draw_colour(rng: np.random.Generator, count: int, saturation: tuple, value: tuple) -> np.ndarray:
+    return _rgb(_draw(rng, count, 0, 1), _draw(rng, count, *saturation), _draw(rng, count, *value))
+
+
+def _rgb(hue: np.ndarray, saturation: np.ndarray, value: np.ndarray) -> np.ndarray:
+    """HSV, broadcast against one another, hue in turns, to RGB in a new last dimension."""
+    channels = []
+    for start in (5, 3, 1):
+        sector = (start + 6 * hue) % 6
+        channels.append(value - value * saturation * np.clip(np.minimum(sector, 4 - sector), 0, 1))
+    return np.stack(channels, axis=-1)

@@ -1,0 +1,170 @@
+"""The notebook as its users run it: papermill, nbval, and as it lies in the repository."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+from papermill.exceptions import PapermillExecutionError
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOK = ROOT / "CIFAR_100_CNN_Training.ipynb"
+DEMO = {"preset": "demo", "epochs": 2}
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def texts_of(notebook) -> str:
+    """All text that the code cells have put out."""
+    outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
+    return "\n".join(output.get("text", "") for output in outputs)
+
+
+@pytest.fixture(scope="module")
+def committed():
+    return nbformat.read(NOTEBOOK, as_version=4)
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    """(executed notebook, folder of its run): the demo preset through papermill, with injected parameters."""
+    folder = tmp_path_factory.mktemp("papermill")
+    papermill.execute_notebook(NOTEBOOK, folder / "out.ipynb", DEMO | {"runs_dir": str(folder / "runs")}, cwd=ROOT,
+                               progress_bar=False)
+    return nbformat.read(folder / "out.ipynb", as_version=4), folder / "runs" / "demo-epochs=2"
+
+
+def test_papermill_runs_every_cell(executed):
+    notebook, _ = executed
+    assert all(cell.execution_count for cell in code_cells(notebook))
+    assert not [output for cell in code_cells(notebook) for output in cell.outputs if output.output_type == "error"]
+
+
+def test_papermill_leaves_metrics_figures_and_checkpoint(executed):
+    _, run = executed
+    content = json.loads((run / "metrics.json").read_text())
+    assert content["config"]["epochs"] == len(content["history"]) == 2
+    assert content["results"]["images"] == 1000
+    assert content["results"]["top1"] > 10      # chance is 1 %
+    assert len(list((run / "figures").glob("*.png"))) >= 11
+    assert (run / "checkpoints" / "final.pt").is_file()
+    assert "epoch 2/2" in (run / "train.log").read_text()
+
+
+def test_demo_results_say_that_they_are_not_cifar100(executed):
+    notebook, run = executed
+    content = json.loads((run / "metrics.json").read_text())
+    assert content["note"] == content["results"]["note"] == "drawn demo data"
+    for cell in code_cells(notebook):
+        if "top-1" in (text := "".join(output.get("text", "") for output in cell.outputs)):
+            assert "drawn demo data" in text or "epoch " in text
+
+
+def test_headless_training_is_one_line_an_epoch(executed):
+    notebook, _ = executed
+    lines = [line for line in texts_of(notebook).splitlines() if line.startswith("epoch ")]
+    assert len(lines) == 2
+    assert "it/s" not in texts_of(notebook)
+
+
+def test_no_widget_state_is_kept(executed):
+    assert "widgets" not in executed[0].metadata
+
+
+def test_a_misspelt_parameter_is_an_error_with_the_nearest_name(tmp_path):
+    with pytest.raises(PapermillExecutionError, match="did you mean 'learning_rate'"):
+        papermill.execute_notebook(NOTEBOOK, tmp_path / "out.ipynb", DEMO | {"learnig_rate": 0.2}, cwd=ROOT,
+                                   progress_bar=False)
+
+
+def test_the_command_line_gives_the_same_weights_as_the_notebook(executed, tmp_path):
+    _, run = executed
+    subprocess.run([sys.executable, "train.py", "--config", "configs/experiments/demo.yaml", "--epochs", "2",
+                    "--runs-dir", str(tmp_path)], cwd=ROOT, check=True, capture_output=True)
+    ours = json.loads((tmp_path / "demo-epochs=2" / "metrics.json").read_text())
+    notebooks = json.loads((run / "metrics.json").read_text())
+    assert ours["results"] == notebooks["results"]
+    assert [row["train_loss"] for row in ours["history"]] == [row["train_loss"] for row in notebooks["history"]]
+
+
+def test_nbval_finds_the_stored_outputs(committed, tmp_path):
+    """nbval cannot inject parameters, so it gets a copy that papermill has put the demo preset into."""
+    copy = tmp_path / NOTEBOOK.name
+    parameters = DEMO | {"epochs": 1, "runs_dir": str(tmp_path / "runs")}
+    papermill.execute_notebook(NOTEBOOK, copy, parameters, prepare_only=True, cwd=ROOT)
+    prepared = nbformat.read(copy, as_version=4)
+    checked = [cell for cell in code_cells(prepared) if "NBVAL_CHECK_OUTPUT" in cell.source]
+    assert len(checked) >= 2 and all(cell.outputs for cell in checked)
+    setup = next(cell for cell in code_cells(prepared) if "REPOSITORY" in cell.source)
+    setup.source = f"import os\nos.chdir({str(ROOT)!r})\n" + setup.source       # nbval runs where the notebook lies
+    nbformat.write(prepared, copy)
+    outcome = subprocess.run([sys.executable, "-m", "pytest", "--nbval-lax", "-p", "no:cacheprovider", str(copy)],
+                             cwd=tmp_path, capture_output=True, text=True)
+    assert outcome.returncode == 0, outcome.stdout
+
+
+def test_the_setup_cell_fetches_the_project_where_it_is_not(committed, tmp_path):
+    source = next(cell.source for cell in code_cells(committed) if "REPOSITORY" in cell.source)
+    origin = tmp_path / "origin" / "cifar100-cnn-training"
+    subprocess.run(["git", "init", "--quiet", str(origin)], check=True)
+    for name in ("cifar100_pipeline.py",):
+        (origin / name).write_text("found = True\n")
+    git = ["git", "-C", str(origin), "-c", "user.name=t", "-c", "user.email=t@example.org"]
+    subprocess.run([*git, "add", "-A"], check=True)
+    subprocess.run([*git, "commit", "--quiet", "-m", "one"], check=True)
+    source = re.sub(r'REPOSITORY = ".*"', f'REPOSITORY = "{origin.as_uri()}"', source)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for _ in range(2):      # a second run finds what the first has fetched
+        subprocess.run([sys.executable, "-c", source + "\nimport cifar100_pipeline\nassert cifar100_pipeline.found"],
+                       cwd=elsewhere, check=True, env=os.environ | {"PYTHONPATH": ""})
+
+
+# As it lies in the repository -------------------------------------------------------------------------------
+
+def test_parameters_are_the_documented_ones_and_all_none(committed):
+    cell = next(cell for cell in committed.cells if "parameters" in cell.metadata.get("tags", []))
+    namespace = {}
+    exec(cell.source, namespace)
+    names = {name for name in namespace if not name.startswith("__")}
+    assert names >= {"preset", "data_dir", "run_name", "epochs", "batch_size", "learning_rate", "mixed_precision",
+                     "augmentation", "seed", "resume", "checkpoint_dir", "drive"}
+    assert all(namespace[name] is None for name in names)
+
+
+def test_cells_are_short_and_follow_prose(committed):
+    assert max(len(cell.source.splitlines()) for cell in code_cells(committed)) <= 15
+    assert committed.cells[0].cell_type == "markdown"
+
+
+def test_headings_are_in_english_and_traditional_chinese(committed):
+    headings = [line for cell in committed.cells if cell.cell_type == "markdown"
+                for line in cell.source.splitlines() if line.startswith("#")]
+    assert len(headings) > 10
+    assert all(re.search(r"[A-Za-z]{3}", line) and re.search(r"[\u4e00-\u9fff]", line) for line in headings)
+
+
+def test_the_stored_outputs_are_of_a_real_run_and_name_no_machine(committed):
+    text = texts_of(committed)
+    assert "50,000 training and 10,000 test images" in text and "drawn demo data" not in text
+    assert not re.search(r"(?<![\w.:/])/(?:[\w.-]+/)+[\w.-]+", text), "an absolute path is in an output"
+    assert NOTEBOOK.stat().st_size < 3_000_000
+    assert "widgets" not in committed.metadata
+
+
+def test_the_repository_has_one_address(committed):
+    source = next(cell.source for cell in code_cells(committed) if "REPOSITORY" in cell.source)
+    owner_and_name = re.search(r'REPOSITORY = "https://github.com/([^"]+)"', source).group(1)
+    badge = f"https://colab.research.google.com/github/{owner_and_name}/blob/main/{NOTEBOOK.name}"
+    documents = [committed.cells[0].source, (ROOT / "README.md").read_text(encoding="utf-8"),
+                 (ROOT / "README.zh-TW.md").read_text(encoding="utf-8")]
+    for document in documents:
+        assert badge in document
+        assert set(re.findall(r"github\.com/([\w-]+/[\w-]+)", document)) <= {owner_and_name}

@@ -1,0 +1,175 @@
+"""CIFAR100Pipeline as a Python user meets it, on the drawn demo data and a narrow network."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import cifar100_pipeline
+from cifar100_pipeline import (CheckpointError, CIFAR100CNN, CIFAR100Pipeline, DataError, TrainingConfig,
+                               train_cifar100)
+
+TINY = {"epochs": 1, "widths": [8, 8, 16, 16], "progress": "none"}
+
+
+@pytest.fixture(scope="module")
+def runs_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def finished(runs_dir):
+    """(pipeline, what `run` has returned)."""
+    pipeline = CIFAR100Pipeline.from_preset("demo", run_name="tiny", runs_dir=str(runs_dir), **TINY)
+    return pipeline, pipeline.run()
+
+
+def test_run_returns_model_metrics_and_results(finished):
+    pipeline, (model, metrics, results) = finished
+    assert isinstance(model, CIFAR100CNN) and not model.training
+    assert len(metrics["train_loss"]) == len(metrics["val_top1"]) == 1
+    assert 0 <= results["top1"] <= results["top5"] <= 100
+    assert {"class_mean", "class_std", "class_min", "class_max", "superclass_top1", "most_confused",
+            "expected_calibration_error", "flip_tta"} <= set(results)
+
+
+def test_results_are_those_of_a_plain_forward_pass(finished):
+    pipeline, (model, _, results) = finished
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in pipeline.data.channel_statistics())
+    images = (pipeline.data.test_images.permute(0, 3, 1, 2).float() / 255 - mean) / std
+    with torch.no_grad():
+        predictions = model(images).argmax(1)
+    plain = 100 * (predictions == pipeline.data.test_labels).float().mean().item()
+    assert results["top1"] == pytest.approx(plain, abs=0.5)     # the pipeline may compute in bf16
+
+
+def test_metrics_file_has_what_a_reader_needs(finished, runs_dir):
+    content = json.loads((runs_dir / "tiny" / "metrics.json").read_text())
+    assert content["note"] == "drawn demo data"
+    assert content["config"]["epochs"] == 1
+    assert {"torch", "device_name", "cpu_cores", "precision"} <= set(content["system"])
+    assert content["training"]["seconds"] > 0 and content["training"]["images_per_second"] > 0
+    assert content["training"]["petaflops"] > 0 and content["training"]["peak_memory_mb"] > 0
+    assert content["results"] == finished[1][2]
+
+
+def test_final_checkpoint_is_read_back_to_the_same_results(finished, runs_dir):
+    path = runs_dir / "tiny" / "checkpoints" / "final.pt"
+    state = torch.load(path, weights_only=True)
+    assert {"model_state_dict", "config", "test_results", "model_stats"} <= set(state)
+    loaded = CIFAR100Pipeline.from_checkpoint(path, run_name="again", runs_dir=str(runs_dir))
+    assert loaded.predict(np.zeros((32, 32, 3), np.uint8))[0][0] in loaded.class_names       # before any data is loaded
+    assert loaded.evaluate()["top1"] == finished[1][2]["top1"]
+
+
+def test_a_finished_run_is_not_trained_again(finished, runs_dir):
+    again = CIFAR100Pipeline.from_preset("demo", run_name="tiny", runs_dir=str(runs_dir), **TINY)
+    again.train()
+    assert again.metrics == finished[1][1]
+    assert again.evaluate()["top1"] == finished[1][2]["top1"]
+
+
+def test_weights_published_for_the_reference_load(tmp_path):
+    """A checkpoint of the reference has no classes, and its configuration is not ours."""
+    published = CIFAR100CNN()
+    path = tmp_path / "reference.pt"
+    torch.save({"model_state_dict": published.state_dict(), "config": {"lr": 0.1}, "test_results": {},
+                "model_stats": {}}, path)
+    pipeline = CIFAR100Pipeline(TrainingConfig(data_source="drawn", runs_dir=str(tmp_path)))
+    model = pipeline.load_weights(path)
+    assert torch.equal(model.fc.weight.cpu(), published.fc.weight)
+    with pytest.raises(CheckpointError, match="load_weights"):
+        CIFAR100Pipeline.from_checkpoint(path)
+    narrow = CIFAR100Pipeline(TrainingConfig(widths=(8, 8, 16, 16), data_source="drawn", runs_dir=str(tmp_path)))
+    with pytest.raises(CheckpointError, match="widths"):
+        narrow.load_weights(path)
+
+
+def test_steps_of_the_notebook_work_in_any_order(runs_dir):
+    pipeline = CIFAR100Pipeline.from_preset("demo", run_name="steps", runs_dir=str(runs_dir), **TINY)
+    with pytest.raises(RuntimeError, match="train"):
+        pipeline.plot_training()
+    with pytest.raises(RuntimeError, match="train"):
+        pipeline.evaluate()
+    pipeline.preview_schedule()
+    pipeline.summarise_model()
+    pipeline.benchmark_inference((2, 4))
+    pipeline.show_augmentation()
+    with pytest.raises(RuntimeError, match="train"):
+        pipeline.evaluate()
+    pipeline.train()
+    assert 0 <= pipeline.plot_confusion().axes[0].get_xlim()[1]      # evaluates by itself
+
+
+def test_looking_around_does_not_change_what_training_gives(finished, runs_dir):
+    pipeline = CIFAR100Pipeline.from_preset("demo", run_name="looked", runs_dir=str(runs_dir), **TINY)
+    pipeline.show_augmentation()
+    pipeline.profile_loader()
+    pipeline.benchmark_inference((2,))
+    torch.rand(7)
+    pipeline.train()
+    assert pipeline.metrics["train_loss"] == finished[0].metrics["train_loss"]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "I;16"])
+def test_any_kind_of_picture_is_predicted(finished, tmp_path, mode):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 70), np.uint8))
+    path = tmp_path / ("picture.tiff" if mode in ("CMYK", "I;16") else "picture.png")
+    picture.convert(mode).save(path)
+    predictions = finished[0].predict(path)
+    assert len(predictions) == 5 and 0 < sum(share for _, share in predictions) <= 1.001
+
+
+def test_pictures_are_cropped_turned_upright_and_put_on_white(finished, tmp_path):
+    pipeline = finished[0]
+    assert pipeline.as_input(Image.new("RGB", (1, 1), "red")).shape == (32, 32, 3)
+    assert pipeline.as_input(Image.new("RGBA", (40, 40), (0, 0, 0, 0))).min() == 255
+    wide = np.zeros((64, 128, 3), np.uint8)
+    wide[:32, 32:96] = 255      # the upper half of the central square is white
+    exif = Image.Exif()
+    exif[0x0112] = 3            # the camera was upside down
+    Image.fromarray(wide).save(tmp_path / "turned.png", exif=exif)
+    seen = pipeline.as_input(tmp_path / "turned.png")
+    assert seen[4:12].float().mean() < 5 and seen[20:28].float().mean() > 250
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match="broken.png"):
+        pipeline.predict(tmp_path / "broken.png")
+
+
+def test_compare_lists_finished_and_published_runs(finished, runs_dir, capsys):
+    figure = finished[0].compare(str(runs_dir / "*"))
+    text = capsys.readouterr().out
+    assert "tiny (drawn demo data)" in text and "measured" in text
+    assert "ResNet-18" in text and "published" in text
+    assert figure.axes
+    with pytest.raises(RuntimeError, match="no finished run"):
+        finished[0].compare(str(runs_dir / "nothing-*"))
+
+
+def test_an_interrupted_run_leaves_the_test_split_alone_and_goes_on(finished, runs_dir):
+    pipeline = CIFAR100Pipeline.from_preset("demo", run_name="stopped", runs_dir=str(runs_dir), **TINY | {"epochs": 2})
+    stop_after_first = {"on_epoch": lambda trainer: trainer.stop()}
+    assert pipeline.train(**stop_after_first).stopped == "interrupted"
+    assert json.loads((runs_dir / "stopped" / "metrics.json").read_text())["results"] == {}
+    assert pipeline.train().stopped == ""
+    whole = CIFAR100Pipeline.from_preset("demo", run_name="whole", runs_dir=str(runs_dir), **TINY | {"epochs": 2})
+    whole.train()
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(weight, pipeline.model.state_dict()[name]), name
+
+
+def test_train_cifar100_takes_the_short_names(runs_dir, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(cifar100_pipeline.CIFAR100Pipeline, "run", lambda self: seen.update(config=self.config))
+    train_cifar100(epochs=150, batch_size=256, learning_rate=0.1, mixed_precision=True, augmentation="moderate")
+    assert seen["config"] == TrainingConfig()
+    with pytest.raises(ValueError, match="did you mean 'learning_rate'"):
+        train_cifar100(learnin_rate=0.1)
+
+
+def test_drive_needs_colab(tmp_path):
+    pipeline = CIFAR100Pipeline.from_preset("demo", drive=True, runs_dir=str(tmp_path), **TINY)
+    with pytest.raises(RuntimeError, match="checkpoint_dir"):
+        pipeline.train()
