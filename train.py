@@ -61,7 +61,8 @@ def _unknown_arguments(unknown: list[str], parser: argparse.ArgumentParser) -> l
     for text in unknown:
         if text.startswith("--"):
             near = difflib.get_close_matches(text.split("=")[0], options, n=1)
-            faults.append(f"unknown option {text!r}" + (f"; did you mean {near[0]}?" if near else "; --help lists all"))
+            faults.append(f"unknown option {text!r}"
+                          + (f"; did you mean {near[0]}?" if near else "; --help lists all"))
     return faults or ([f"unexpected {' '.join(unknown)!r}; settings are given as --name value"] if unknown else [])
 
 
@@ -78,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"train.py: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:
-        print(f"train.py: {error}", file=sys.stderr)
+        print(f"train.py: {str(error) or 'interrupted'}", file=sys.stderr)
         return 130
     print(f"everything is in {pipeline.run_dir}")
     return 0

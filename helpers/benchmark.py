@@ -39,8 +39,6 @@ log = logging.getLogger("cifar100")
 FIGURES = Path(__file__).resolve().parent.parent / "figures"
 
 
-# Throughput ------------------------------------------------------------------------------------------------
-
 def inference_throughput(model: nn.Module, device: torch.device, precision: str, batch_sizes=(32, 64, 128, 256),
                          image_size: int = IMAGE_SIZE, repeats: int = 5, min_seconds: float = 0.2,
                          channels_last: bool = True, progress: str = "auto") -> list[dict]:
@@ -58,16 +56,15 @@ def inference_throughput(model: nn.Module, device: torch.device, precision: str,
             torch.cuda.empty_cache()        # after an out-of-memory error, when the error holds no tensor any more
             torch.cuda.reset_peak_memory_stats(device)
         try:
-            # Not from the global generator, which a training may need as it is.
-            images = torch.randn(size, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
-            images = images.to(device, DTYPES[precision], memory_format=memory_format)
+            images = torch.randn(size, 3, image_size, image_size, device=device)
+            images = images.to(DTYPES[precision], memory_format=memory_format)
             seconds = _forward_seconds(model, images, precision, repeats, min_seconds)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             seconds = []
-        memory = peak_memory_mb(device) if cuda and seconds else None
-        rows.append({"batch_size": size, **_rates("images", size, seconds), "memory_mb": memory, "seconds": seconds,
+        rows.append({"batch_size": size, **_rates("images", size, seconds), "seconds": seconds,
+                     "memory_mb": peak_memory_mb(device) if cuda and seconds else None,
                      "error": None if seconds else "out of memory"})
     return rows
 
@@ -90,18 +87,17 @@ def training_throughput(trainer: Trainer, steps: int = 5, repeats: int = 5, prog
     """Speed of real training steps, loader included, at the full image size; `trainer` is left as it is.
 
     Each repeat times `steps` of them. Returns `batch_size` (the effective one), `steps_per_second` and
-    `images_per_second` (medians) with `_min` and `_max`, `milliseconds` of a step, and `seconds` by repeat.
+    `images_per_second` (medians) with `_min` and `_max`, `milliseconds` and `seconds` (by repeat) of a step.
     """
     config = trainer.config.replace(start_image_size=IMAGE_SIZE, resume="never")
-    # A new Trainer seeds torch's generators, which the one given may still need as they are.
-    with (tempfile.TemporaryDirectory() as folder,
-          torch.random.fork_rng([trainer.device] if trainer.device.type == "cuda" else [])):
+    with tempfile.TemporaryDirectory() as folder:
         step = _training_step(Trainer(config, trainer.data, folder, copy.deepcopy(trainer.model)))
         step()
         seconds = [_seconds(step, trainer.device, steps) / steps
                    for _ in _announced(range(1, repeats + 1), "training steps, repeat", progress)]
     images = trainer.loader.batch_size * config.gradient_accumulation_steps
-    return {"batch_size": images, **_rates("steps", 1, seconds), **_rates("images", images, seconds), "seconds": seconds}
+    rates = _rates("steps", 1, seconds) | _rates("images", images, seconds)
+    return {"batch_size": images, **rates, "seconds": seconds}
 
 
 def _training_step(trainer: Trainer):
@@ -114,10 +110,9 @@ def _training_step(trainer: Trainer):
 def profile_loader(loader: BatchLoader, batches: int = 20, step_milliseconds: float | None = None) -> dict:
     """Where the time of making a batch goes: medians over `batches` batches, the device awaited after each.
 
-    Returns `batch_size`, `images_per_second`, `milliseconds` of a batch, and its stages `gather_ms`,
-    `augment_ms`, `normalise_and_cast_ms` and `other_ms`. The stages are timed by themselves; "other" is what a
-    whole batch takes beyond them (labels, seeds, mixing), so that they sum up to it, and noise may bring it
-    below 0. `percent_of_step` compares with `step_milliseconds`, the time of a training step on one batch.
+    Returns `batch_size`, `images_per_second`, `milliseconds` of a batch, and of it `gather_ms`, `augment_ms`,
+    `normalise_and_cast_ms`, each timed by itself, and `other_ms`: the rest (labels, seeds, mixing), which noise may
+    bring below 0. `percent_of_step` compares with `step_milliseconds`, of a training step on one batch.
     """
     def gather(index: int) -> Tensor:
         if loader.placement == "device":
@@ -133,8 +128,7 @@ def profile_loader(loader: BatchLoader, batches: int = 20, step_milliseconds: fl
         work(0)
         return 1000 * median(_seconds(lambda: work(index % len(loader)), loader.device) for index in range(batches))
 
-    with torch.random.fork_rng([]):     # mixup draws from the global generator, which a training may need as it is
-        whole = milliseconds(lambda index: loader.batch(0, index))
+    whole = milliseconds(lambda index: loader.batch(0, index))
     raw = gather(0)
     images = to_unit_range(raw)
     stages = {"gather_ms": milliseconds(gather), "augment_ms": milliseconds(lambda _: to_unit_range(raw))}
@@ -149,10 +143,9 @@ def profile_loader(loader: BatchLoader, batches: int = 20, step_milliseconds: fl
 
 def pil_pipeline(mean, std) -> transforms.Compose:
     """torchvision's transforms at `moderate` strength, for one PIL image at a time."""
-    bilinear = transforms.InterpolationMode.BILINEAR
     return transforms.Compose([
         transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(),
-        transforms.RandomAffine(10, translate=(0.1, 0.1), scale=(0.9, 1.1), interpolation=bilinear),
+        transforms.RandomAffine(10, (0.1, 0.1), (0.9, 1.1), interpolation=transforms.InterpolationMode.BILINEAR),
         transforms.ColorJitter(0.2, 0.2, 0.2, 0.1), transforms.ToTensor(), transforms.Normalize(mean, std)])
 
 
@@ -172,9 +165,9 @@ class PilDataset(Dataset):
 def plain_training(config: TrainingConfig, data: ImageData, device: torch.device, steps: int):
     """A function that gives the seconds of `steps` steps of a plain training loop, after one for warm-up.
 
-    fp32, NCHW, torch's SGD, and a DataLoader over PIL images with one worker a core; the sizes and rates are
-    `config`'s. The workers start with each call and make just its batches, so they are idle while anything
-    else is timed. What they have ready after the warm-up step counts in this loop's favour.
+    fp32, NCHW, torch's SGD, and a DataLoader over PIL images with one worker a core. The workers make just the
+    batches of a call, so they are idle while anything else is timed; what they have ready when the clock starts
+    counts in this loop's favour.
     """
     dataset = PilDataset(data.train_images, data.train_labels, pil_pipeline(*data.channel_statistics()))
     sampler = RandomSampler(dataset, num_samples=(1 + steps) * config.batch_size)
@@ -275,9 +268,8 @@ def main(arguments: list[str] | None = None) -> None:
         content["data"] = "drawn demo data" if data.note else f"{len(data.train_images):,} images of --data-dir"
     torch.manual_seed(args.seed)
     result = COMMANDS[args.command][0](args, config, data)
-    path = report.write_json(content | result, args.out or FIGURES / f"benchmark_{args.command}.json")
     print(format_rows(result["rows"]) if "rows" in result else f"{args.command}: {result['summary']}")
-    print(f"written to {path}")
+    print("written to", report.write_json(content | result, args.out or FIGURES / f"benchmark_{args.command}.json"))
 
 
 def _augmentation(args, config: TrainingConfig, data: ImageData) -> dict:
@@ -298,7 +290,8 @@ def _augmentation(args, config: TrainingConfig, data: ImageData) -> dict:
 
     torch.set_num_threads(1)
     by_batch()      # warm-up
-    return _alternate("images", len(raw), lambda: _seconds(by_image, cpu), lambda: _seconds(by_batch, cpu), args.repeats)
+    return _alternate("images", len(raw), lambda: _seconds(by_image, cpu), lambda: _seconds(by_batch, cpu),
+                      args.repeats)
 
 
 def _training(args, config: TrainingConfig, data: ImageData) -> dict:
@@ -333,9 +326,9 @@ def _alternate(unit: str, count: int, baseline, ours, repeats: int) -> dict:
         seconds["ours"].append(ours())
     speed = {name: count / median(values) for name, values in seconds.items()}
     ratio = speed["ours"] / speed["baseline"]
+    summary = f"{_readable(speed['ours'])} {unit}/s, {ratio:.2f} times the usual {_readable(speed['baseline'])}"
     return {"threads": torch.get_num_threads(), "unit": unit, "count": count, "seconds": seconds, "per_second": speed,
-            "ratio": ratio, "summary": f"{_readable(speed['ours'])} {unit}/s, {ratio:.2f} times the "
-                                       f"{_readable(speed['baseline'])} of the usual way"}
+            "ratio": ratio, "summary": summary}
 
 
 OPTIONS = {
@@ -349,8 +342,7 @@ OPTIONS = {
     "widths": {"type": int, "nargs": "+", "help": "channels of the stages, else the network's own"},
     "steps": {"type": int, "default": 2, "help": "steps in a timing"},
     "preset": {"default": "quick", "help": "whose network: a file name in configs/experiments"},
-    "batch-sizes": {"type": int, "nargs": "+", "default": [32, 64, 128, 256], "help": "images in a batch"},
-}
+    "batch-sizes": {"type": int, "nargs": "+", "default": [32, 64, 128, 256], "help": "images in a batch"}}
 COMMANDS = {"augmentation": (_augmentation, "data-dir images repeats seed out"),
             "training": (_training, "data-dir batch-size widths steps device repeats seed out"),
             "inference": (_inference, "preset batch-sizes device repeats seed out")}

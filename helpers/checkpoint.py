@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import re
 from pathlib import Path
 
 import torch
@@ -12,6 +13,9 @@ import torch
 log = logging.getLogger("cifar100")
 
 KEEP_NEWEST = 2
+
+# What torch.load raises for files that are cut off, overwritten or something else.
+UNREADABLE = (RuntimeError, OSError, EOFError, pickle.UnpicklingError, ValueError, LookupError, TypeError, AttributeError)
 
 
 class CheckpointError(RuntimeError):
@@ -35,25 +39,36 @@ def save_atomically(state: dict, path) -> Path:
 
 
 def load(path, map_location="cpu") -> dict:
-    """The dict in a checkpoint, read with `weights_only=True`. Raises CheckpointError naming the file."""
+    """The dict in a checkpoint, read with `weights_only=True`. Raises CheckpointError naming the file.
+
+    A state dict on its own comes back as {"model_state_dict": …}.
+    """
     try:
         state = torch.load(path, map_location=map_location, weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint; resume='auto' looks for the newest") from None
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, ValueError, KeyError) as error:
+    except UNREADABLE as error:
+        refused = re.search(r"unsupported (?:global: )?GLOBAL (\S+)", str(error), re.IGNORECASE)
+        if refused:
+            raise CheckpointError(f"{path}: holds a {refused[1]}, and reading anything but tensors and plain values could "
+                                  "run code; where it was made, save {'model_state_dict': model.state_dict()} alone") from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path}: is truncated or no checkpoint ({reason}); delete it") from error
+    if isinstance(state, dict) and state and all(isinstance(value, torch.Tensor) for value in state.values()):
+        return {"model_state_dict": state}
     if not isinstance(state, dict) or "model_state_dict" not in state:
         raise CheckpointError(f"{path}: has no 'model_state_dict'; it is not a checkpoint of this project")
     return state
 
 
 def save_step(state: dict, folder) -> Path:
-    """Save as `step_<step>.pt` in `folder` and delete all but the newest two of these."""
+    """Save as `step_<step>.pt` in `folder`; delete all but the newest two of these, and what a killed run left half
+    written."""
     folder = Path(folder)
     path = save_atomically(state, folder / f"step_{state['step']:07d}.pt")
-    for old in list_steps(folder)[KEEP_NEWEST:]:
-        old.unlink()
+    others = [other for other in list_steps(folder) if other != path]      # a clock put back must not cost the new one
+    for old in [*others[KEEP_NEWEST - 1:], *folder.glob(".*.pt.*.tmp")]:
+        old.unlink(missing_ok=True)
     return path
 
 

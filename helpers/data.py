@@ -6,6 +6,7 @@ import hashlib
 import http.client
 import logging
 import os
+import tokenize
 import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -93,7 +94,8 @@ class ImageData:
     def __str__(self) -> str:
         superclasses = f" in {len(self.superclass_names)} superclasses" if self.superclass_names else ""
         return (f"{self.note + ': ' if self.note else ''}{len(self.train_images):,} training and "
-                f"{len(self.test_images):,} test images, {self.num_classes} classes{superclasses}, from {self.source}")
+                f"{len(self.test_images):,} test images, {self.num_classes} classes{superclasses}, "
+                f"from {self.source}")
 
 
 # Sources ---------------------------------------------------------------------------------------------------
@@ -181,7 +183,7 @@ def _from_npz(path: Path) -> ImageData:
 
 # What numpy.load and zipfile raise for truncated, damaged, foreign and pickled files.
 _NOT_AN_NPZ = (OSError, ValueError, EOFError, TypeError, KeyError, NotImplementedError, RuntimeError, SyntaxError,
-               MemoryError, zipfile.BadZipFile, zlib.error)
+               MemoryError, tokenize.TokenError, zipfile.BadZipFile, zlib.error)
 
 
 def _read_npz(path: Path, names) -> dict[str, np.ndarray]:

@@ -113,7 +113,8 @@ def layers_text(rows: list[dict]) -> str:
     total = {"layer": "all", "output": "", "parameters": sum(row["parameters"] for row in rows),
              "mflops": sum(row["mflops"] for row in rows)}
     return table([{"layer": row["layer"], "output": "×".join(map(str, row["output"])),
-                   "parameters": f"{row['parameters']:,}", "MFLOP": f"{row['mflops']:.2f}"} for row in [*rows, total]])
+                   "parameters": f"{row['parameters']:,}", "MFLOP": f"{row['mflops']:.2f}"}
+                  for row in [*rows, total]])
 
 
 def results_text(results: dict) -> str:

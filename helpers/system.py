@@ -35,10 +35,11 @@ class SystemInfo:
     def of(cls, device: torch.device, precision: str) -> SystemInfo:
         """Look at the machine; `device` and `precision` are those the run uses."""
         cuda = device.type == "cuda"
+        properties = torch.cuda.get_device_properties(device) if cuda else None
         return cls(
             device=str(device),
-            device_name=torch.cuda.get_device_name(device) if cuda else _cpu_name(),
-            device_memory_gb=round(torch.cuda.get_device_properties(device).total_memory / 2**30, 1) if cuda else None,
+            device_name=properties.name if cuda else _cpu_name(),
+            device_memory_gb=round(properties.total_memory / 2**30, 1) if cuda else None,
             cpu_cores=cpu_cores(), memory_gb=_memory_gb(), precision=precision, host=host_kind(),
             os=f"{platform.system()} {platform.machine()}", python=platform.python_version(),
             torch=torch.__version__, torchvision=metadata.version("torchvision"),

@@ -171,5 +171,5 @@ def test_train_cifar100_takes_the_short_names(runs_dir, monkeypatch):
 
 def test_drive_needs_colab(tmp_path):
     pipeline = CIFAR100Pipeline.from_preset("demo", drive=True, runs_dir=str(tmp_path), **TINY)
-    with pytest.raises(RuntimeError, match="checkpoint_dir"):
+    with pytest.raises(ValueError, match="checkpoint_dir"):
         pipeline.train()

@@ -1,0 +1,184 @@
+"""checkpoint: whole or not at all, rotated, the newest readable one found, no code run from a file."""
+
+import logging
+import os
+import random
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from helpers import checkpoint
+from helpers.checkpoint import CheckpointError
+
+
+def state_at(step):
+    return {"model_state_dict": {"weight": torch.full((50, 4), float(step))}, "step": step}
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def set_age(path, seconds):
+    """Make a file look as if it had been written that long ago."""
+    written = path.stat().st_mtime - seconds
+    os.utime(path, (written, written))
+
+
+# Writing ---------------------------------------------------------------------------------------------------
+
+def test_what_is_saved_comes_back_bit_for_bit(tmp_path):
+    state = {"model_state_dict": {"weight": torch.randn(3, 4), "half": torch.randn(5).half(), "count": torch.tensor(7)},
+             "history": [{"epoch": 1, "val_top1": None, "train_loss": 0.1}], "best": -float("inf"), "text": "類別"}
+    path = checkpoint.save_atomically(state, tmp_path / "new folder" / "state.pt")
+    loaded = checkpoint.load(path)
+    assert all(torch.equal(loaded["model_state_dict"][name], tensor) for name, tensor in state["model_state_dict"].items())
+    assert {k: v for k, v in loaded.items() if k != "model_state_dict"} == {
+        k: v for k, v in state.items() if k != "model_state_dict"}
+    assert names_in(path.parent) == ["state.pt"]
+
+
+@pytest.mark.parametrize("error", [OSError("No space left on device"), KeyboardInterrupt()])
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, error):
+    path = checkpoint.save_atomically(state_at(1), tmp_path / "state.pt")
+
+    def write_half(_state, file):
+        file.write(b"half a checkpoint")
+        raise error
+
+    monkeypatch.setattr(torch, "save", write_half)
+    with pytest.raises(type(error)):
+        checkpoint.save_atomically(state_at(2), path)
+    assert names_in(tmp_path) == ["state.pt"]
+    assert checkpoint.load(path)["step"] == 1
+
+
+def test_rotation_keeps_the_newest_two_and_everything_with_another_name(tmp_path):
+    for name in ("best.pt", "final.pt", "notes.txt"):
+        (tmp_path / name).write_text("mine")
+    for step in (10, 20, 30, 40):
+        checkpoint.save_step(state_at(step), tmp_path)
+    assert names_in(tmp_path) == ["best.pt", "final.pt", "notes.txt", "step_0000030.pt", "step_0000040.pt"]
+
+
+def test_a_run_that_starts_over_pushes_out_the_files_of_the_earlier_one(tmp_path):
+    for step in (1000, 2000):
+        set_age(checkpoint.save_step(state_at(step), tmp_path), seconds=3600)
+    checkpoint.save_step(state_at(10), tmp_path)
+    assert checkpoint.load_newest(tmp_path)[1]["step"] == 10
+    checkpoint.save_step(state_at(20), tmp_path)
+    assert names_in(tmp_path) == ["step_0000010.pt", "step_0000020.pt"]
+
+
+def test_a_clock_put_back_does_not_cost_the_newest(tmp_path):
+    for step in (10, 20):
+        set_age(checkpoint.save_step(state_at(step), tmp_path), seconds=-3600)
+    assert checkpoint.save_step(state_at(30), tmp_path).exists()
+
+
+def test_half_written_files_of_a_killed_run_are_swept_up(tmp_path):
+    (tmp_path / ".step_0000010.pt.12345.tmp").write_bytes(b"half")
+    (tmp_path / ".best.pt.12345.tmp").write_bytes(b"half")
+    checkpoint.save_step(state_at(20), tmp_path)
+    assert names_in(tmp_path) == ["step_0000020.pt"]
+
+
+# Reading ---------------------------------------------------------------------------------------------------
+
+def test_nothing_to_load(tmp_path):
+    assert checkpoint.load_newest(tmp_path) is None
+    assert checkpoint.load_newest(tmp_path / "no such folder") is None
+    with pytest.raises(CheckpointError, match="there.pt: no such checkpoint"):
+        checkpoint.load(tmp_path / "there.pt")
+
+
+@pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.9, 0.999])
+def test_a_truncated_newest_is_reported_and_passed_over(tmp_path, caplog, share):
+    checkpoint.save_step(state_at(10), tmp_path)
+    newest = checkpoint.save_step(state_at(20), tmp_path)
+    content = newest.read_bytes()
+    newest.write_bytes(content[:int(share * len(content))])
+    with caplog.at_level(logging.WARNING, "cifar100"):
+        path, state = checkpoint.load_newest(tmp_path)
+    assert (path.name, state["step"]) == ("step_0000010.pt", 10)
+    assert "passed over" in caplog.text and str(newest) in caplog.text
+
+
+def test_damaged_files_raise_nothing_but_checkpoint_error(tmp_path):
+    """Bytes overwritten at random, most of them in the pickle, which comes first."""
+    path = checkpoint.save_step(state_at(10), tmp_path)
+    content, draw = path.read_bytes(), random.Random(0)
+    for _ in range(400):
+        damaged = bytearray(content)
+        for _ in range(draw.choice([1, 5, 50])):
+            damaged[draw.randrange(min(600, len(damaged)))] = draw.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            checkpoint.load(path)
+        except CheckpointError as error:
+            assert str(path) in str(error)
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 5000, b"<html>404 not found</html>", b"PK\x03\x04" + b"\0" * 100])
+def test_what_is_no_checkpoint_is_named(tmp_path, content):
+    path = tmp_path / "step_0000001.pt"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="step_0000001.pt: is truncated or no checkpoint"):
+        checkpoint.load(path)
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"weights": 3}, torch.zeros(3), {}])
+def test_other_content_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "other.pt")
+    with pytest.raises(CheckpointError, match="other.pt: has no 'model_state_dict'"):
+        checkpoint.load(tmp_path / "other.pt")
+
+
+def test_a_bare_state_dict_is_taken_as_weights(tmp_path):
+    weights = {"conv1.weight": torch.randn(2, 3), "bn1.num_batches_tracked": torch.tensor(4)}
+    torch.save(weights, tmp_path / "weights.pt")
+    loaded = checkpoint.load(tmp_path / "weights.pt")["model_state_dict"]
+    assert loaded.keys() == weights.keys() and torch.equal(loaded["conv1.weight"], weights["conv1.weight"])
+
+
+class RunsCode:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_a_file_with_code_is_refused_and_the_code_not_run(tmp_path):
+    torch.save({"model_state_dict": {}, "config": RunsCode(tmp_path / "was run")}, tmp_path / "evil.pt")
+    with pytest.raises(CheckpointError, match="evil.pt: holds a posix.mkdir|nt.mkdir"):
+        checkpoint.load(tmp_path / "evil.pt")
+    assert names_in(tmp_path) == ["evil.pt"]
+
+
+def test_a_foreign_object_is_named_and_the_file_not_called_broken(tmp_path):
+    torch.save({"model_state_dict": {}, "config": SimpleNamespace(epochs=150)}, tmp_path / "theirs.pt")
+    with pytest.raises(CheckpointError) as refusal:
+        checkpoint.load(tmp_path / "theirs.pt")
+    assert "SimpleNamespace" in str(refusal.value) and "delete" not in str(refusal.value)
+
+
+# Same run? -------------------------------------------------------------------------------------------------
+
+def test_the_same_settings_pass():
+    checkpoint.check_same_run({"epochs": 3, "widths": [1, 2]}, {"widths": [1, 2], "epochs": 3}, "a.pt")
+
+
+def test_every_differing_setting_is_named_with_both_values():
+    saved = {"epochs": 3, "seed": 1, "gone": True, "model": "FastCNN"}
+    current = {"epochs": 4, "seed": 1, "added": 0.5, "model": "CIFAR100CNN"}
+    with pytest.raises(CheckpointError) as refusal:
+        checkpoint.check_same_run(saved, current, "a.pt")
+    message = str(refusal.value)
+    for line in ("epochs: 3 in the checkpoint, 4 now", "gone: True in the checkpoint, None now",
+                 "added: None in the checkpoint, 0.5 now", "model: 'FastCNN' in the checkpoint, 'CIFAR100CNN' now"):
+        assert line in message
+    assert "seed" not in message and "resume='never'" in message and "a.pt" in message
