@@ -279,9 +279,10 @@ class CIFAR100Pipeline:
         if not runs:
             raise RuntimeError(f"no finished run matches {pattern or self.config.runs_dir + '/*'}; a run is finished "
                                "once pipeline.evaluate() has written its metrics.json")
-        print(report.runs_text(runs, PUBLISHED))
+        published = () if all(run["note"] for run in runs) else PUBLISHED      # nothing compares with drawn data
+        print(report.runs_text(runs, published))
         note = "; ".join(sorted({f"{run['name']}: {run['note']}" for run in runs if run["note"]}))
-        return self._keep("comparison", plots.compare_runs(runs, PUBLISHED, note=note))
+        return self._keep("comparison", plots.compare_runs(runs, published, note=note))
 
     def save(self) -> Path:
         """Write the final checkpoint: `model_state_dict`, `config`, `test_results`, `model_stats`."""

@@ -3,8 +3,8 @@
 First come the operations, each with explicit parameters, one value an image; then `Augmentation`, which
 says how strong they are, and `augment`, which draws the parameters and applies everything.
 
-A batch of N images costs some seventy tensor operations however large N is, and no Python an image. On the
-CPU the batch is worked off in chunks that stay in the cache.
+A batch costs about a hundred tensor operations however many images it holds, and no Python an image. On the
+CPU it is worked off in chunks that stay in the cache.
 """
 
 from __future__ import annotations
@@ -31,9 +31,14 @@ def crop(images: Tensor, top: Tensor, left: Tensor, size: int) -> Tensor:
     images [N, C, H, W] of any dtype, already padded; top, left int64 [N] in 0 … H - size and 0 … W - size.
     Returns [N, C, size, size], pixel for pixel.
     """
-    windows = images.unfold(2, size, 1).unfold(3, size, 1)  # a view: [N, C, tops, lefts, size, size]
-    which = torch.arange(len(images), device=images.device)
-    return windows.permute(0, 2, 3, 1, 4, 5)[which, top, left]
+    count, channels, height, width = images.shape
+    pixels = images.permute(0, 2, 3, 1).reshape(-1)  # no copy if images are channels_last
+    # A row of the window is one run of memory, so a crop picks `size` runs of each image. This view holds the
+    # runs that begin at any pixel. Indexing with [image, top, left] is plainer, but five times slower on the CPU.
+    runs = pixels.unfold(0, size * channels, channels)
+    first = (torch.arange(count, device=images.device) * height + top) * width + left
+    chosen = first[:, None] + torch.arange(size, device=images.device) * width
+    return runs.index_select(0, chosen.view(-1)).view(count, size, size, channels).permute(0, 3, 1, 2)
 
 
 def flip(images: Tensor, mask: Tensor) -> Tensor:
@@ -80,7 +85,8 @@ def adjust_contrast(images: Tensor, factor: Tensor, out: Tensor | None = None) -
 
     images float [N, 3, H, W] in [0, 1]; clamped to [0, 1].
     """
-    return _blend(images, _grey(images.mean(dim=(2, 3), keepdim=True)), factor, out)
+    factor, grey = _per_image(factor), _grey(images.mean(dim=(2, 3), keepdim=True))
+    return torch.mul(images, factor, out=out).add_(grey * (1 - factor)).clamp_(0, 1)
 
 
 def adjust_saturation(images: Tensor, factor: Tensor, out: Tensor | None = None) -> Tensor:
@@ -88,7 +94,7 @@ def adjust_saturation(images: Tensor, factor: Tensor, out: Tensor | None = None)
 
     images float [N, 3, H, W] in [0, 1]; clamped to [0, 1].
     """
-    return _blend(images, _grey(images), factor, out)
+    return torch.lerp(_grey(images), images, _per_image(factor), out=out).clamp_(0, 1)
 
 
 def adjust_hue(images: Tensor, factor: Tensor, out: Tensor | None = None) -> Tensor:
@@ -155,11 +161,6 @@ def _grey(images: Tensor) -> Tensor:
     """ITU-R 601 luma, [N, 1, H, W]; the rounded weights are torchvision's."""
     red, green, blue = images.split(1, dim=1)
     return (red * 0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114)
-
-
-def _blend(images: Tensor, other: Tensor, factor: Tensor, out: Tensor | None) -> Tensor:
-    factor = _per_image(factor)
-    return torch.mul(images, factor, out=out).add_(other.mul_(1 - factor)).clamp_(0, 1)
 
 
 def _covered(centre: Tensor, size: int, side: int) -> Tensor:
@@ -238,13 +239,14 @@ STRENGTHS = {
 
 @torch.no_grad()
 def augment(images: Tensor, augmentation: Augmentation, generator: torch.Generator,
-            flip_mask: Tensor | None = None) -> Tensor:
+            flip_mask: Tensor | None = None, mean: Tensor | None = None, std: Tensor | None = None) -> Tensor:
     """Augment a batch, every image in its own way.
 
     images uint8 [N, H, W, 3], square; `generator` on the same device. Returns float32 [N, 3, H, W] in [0, 1]
     (to rounding), channels_last; the input is left as it is. `flip_mask`, bool [N], says which images are
     mirrored in place of a draw, also when `augmentation.flip` is off (alternating flip, Jordan 2024,
-    arXiv:2404.00498).
+    arXiv:2404.00498). With `mean` and `std`, float32 of three values on the device, the result is normalised
+    as well, on the CPU at a third of what it costs afterwards.
 
     The order is crop, flip, affine, brightness, contrast, saturation, hue, cutout. torchvision's ColorJitter
     draws the order of the four colour changes anew each time; here it is fixed. Raises ValueError when images
@@ -264,7 +266,11 @@ def augment(images: Tensor, augmentation: Augmentation, generator: torch.Generat
     for start in range(0, count, chunk):
         part = slice(start, start + chunk)
         of_part = {name: values[part] for name, values in parameters.items()}
-        augmented[part] = _augment_chunk(images[part].permute(0, 3, 1, 2), augmentation, of_part)
+        result = _augment_chunk(images[part].permute(0, 3, 1, 2), augmentation, of_part)
+        if mean is not None:
+            result.sub_(mean.view(1, 3, 1, 1)).div_(std.view(1, 3, 1, 1))
+        # A copy to channels_last, only faster.
+        torch.stack(result.unbind(1), dim=3, out=augmented[part].permute(0, 2, 3, 1))
     return augmented
 
 

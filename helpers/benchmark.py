@@ -170,9 +170,8 @@ def plain_training(config: TrainingConfig, data: ImageData, device: torch.device
     counts in this loop's favour.
     """
     dataset = PilDataset(data.train_images, data.train_labels, pil_pipeline(*data.channel_statistics()))
-    sampler = RandomSampler(dataset, num_samples=(1 + steps) * config.batch_size)
-    loader = DataLoader(dataset, config.batch_size, sampler=sampler, num_workers=cpu_cores(),
-                        pin_memory=device.type == "cuda")
+    loader = DataLoader(dataset, config.batch_size, num_workers=cpu_cores(), pin_memory=device.type == "cuda",
+                        sampler=RandomSampler(dataset, num_samples=(1 + steps) * config.batch_size))
     torch.manual_seed(config.seed)
     model = build_model(config.model, config.num_classes, config.widths, config.dropout_rate).to(device)
     optimizer = torch.optim.SGD(model.parameters(), config.learning_rate, config.momentum,
@@ -207,11 +206,9 @@ def _seconds(work, device: torch.device, calls: int = 1) -> float:
 
 def _rates(unit: str, count: int, seconds: list[float]) -> dict:
     """Median, least and greatest speed, and the median's milliseconds; None without timings."""
-    names = [f"{unit}_per_second", f"{unit}_per_second_min", f"{unit}_per_second_max", "milliseconds"]
-    if not seconds:
-        return dict.fromkeys(names)
-    middle = median(seconds)
-    return dict(zip(names, (count / middle, count / max(seconds), count / min(seconds), 1000 * middle)))
+    of = {"": median, "_min": max, "_max": min}      # the longest time is the least speed
+    speeds = {f"{unit}_per_second{end}": count / of[end](seconds) if seconds else None for end in of}
+    return speeds | {"milliseconds": 1000 * median(seconds) if seconds else None}
 
 
 def _announced(items, title: str, progress: str = "auto"):

@@ -15,7 +15,8 @@ log = logging.getLogger("cifar100")
 KEEP_NEWEST = 2
 
 # What torch.load raises for files that are cut off, overwritten or something else.
-UNREADABLE = (RuntimeError, OSError, EOFError, pickle.UnpicklingError, ValueError, LookupError, TypeError, AttributeError)
+UNREADABLE = (RuntimeError, OSError, EOFError, pickle.UnpicklingError, ValueError, LookupError, TypeError,
+              AttributeError)
 
 
 class CheckpointError(RuntimeError):
@@ -48,12 +49,7 @@ def load(path, map_location="cpu") -> dict:
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint; resume='auto' looks for the newest") from None
     except UNREADABLE as error:
-        refused = re.search(r"unsupported (?:global: )?GLOBAL (\S+)", str(error), re.IGNORECASE)
-        if refused:
-            raise CheckpointError(f"{path}: holds a {refused[1]}, and reading anything but tensors and plain values could "
-                                  "run code; where it was made, save {'model_state_dict': model.state_dict()} alone") from error
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path}: is truncated or no checkpoint ({reason}); delete it") from error
+        raise CheckpointError(f"{path}: {_why_unreadable(error)}") from error
     if isinstance(state, dict) and state and all(isinstance(value, torch.Tensor) for value in state.values()):
         return {"model_state_dict": state}
     if not isinstance(state, dict) or "model_state_dict" not in state:
@@ -61,12 +57,20 @@ def load(path, map_location="cpu") -> dict:
     return state
 
 
+def _why_unreadable(error: Exception) -> str:
+    refused = re.search(r"unsupported (?:global: )?GLOBAL (\S+)", str(error), re.IGNORECASE)
+    if refused:
+        return (f"holds a {refused[1]}, and reading anything but tensors and plain values could run code; where it was "
+                "made, save {'model_state_dict': model.state_dict()} alone")
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return f"is truncated or no checkpoint ({reason}); delete it"
+
+
 def save_step(state: dict, folder) -> Path:
-    """Save as `step_<step>.pt` in `folder`; delete all but the newest two of these, and what a killed run left half
-    written."""
+    """Save as `step_<step>.pt` in `folder`; delete all but the newest two, and what a killed run left half written."""
     folder = Path(folder)
     path = save_atomically(state, folder / f"step_{state['step']:07d}.pt")
-    others = [other for other in list_steps(folder) if other != path]      # a clock put back must not cost the new one
+    others = [other for other in list_steps(folder) if other != path]   # a clock put back must not cost the new one
     for old in [*others[KEEP_NEWEST - 1:], *folder.glob(".*.pt.*.tmp")]:
         old.unlink(missing_ok=True)
     return path
@@ -96,5 +100,5 @@ def check_same_run(saved: dict, current: dict, path) -> None:
     if names:
         lines = "\n".join(f"  - {name}: {saved.get(name)!r} in the checkpoint, {current.get(name)!r} now"
                           for name in names)
-        raise CheckpointError(f"{path} is from another configuration:\n{lines}\n"
-                              "Set these back to continue it, choose another run_name, or resume='never' to start over.")
+        raise CheckpointError(f"{path} is from another configuration:\n{lines}\nSet these back to continue it, choose "
+                              "another run_name, or resume='never' to start over.")

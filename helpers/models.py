@@ -126,7 +126,8 @@ def _norm_without_scale(channels: int) -> nn.BatchNorm2d:
     return norm
 
 
-def build_model(name: str = "CIFAR100CNN", num_classes: int = 100, widths=None, dropout_rate: float = 0.3) -> nn.Module:
+def build_model(name: str = "CIFAR100CNN", num_classes: int = 100, widths=None,
+                dropout_rate: float = 0.3) -> nn.Module:
     """The network called `name`; `widths=None` takes its own. FastCNN has no dropout."""
     sizes = {} if widths is None else {"widths": tuple(widths)}
     if name == "CIFAR100CNN":

@@ -130,6 +130,8 @@ def compare_runs(runs: Sequence[dict], published: Sequence[tuple] = (), note: st
         if ends and max(ends) > 20 * min(ends) > 0:
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter("{x:g}")
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(4, integer=key == "epoch"))
         axes.set_xlabel(label)
     panels[0].set_ylabel("top-1 accuracy (%)")
     _runs_legend(figure, runs, published, colours)

@@ -138,12 +138,17 @@ def test_pictures_are_cropped_turned_upright_and_put_on_white(finished, tmp_path
         pipeline.predict(tmp_path / "broken.png")
 
 
-def test_compare_lists_finished_and_published_runs(finished, runs_dir, capsys):
+def test_compare_lists_finished_and_published_runs(finished, runs_dir, tmp_path, capsys):
     figure = finished[0].compare(str(runs_dir / "*"))
     text = capsys.readouterr().out
-    assert "tiny (drawn demo data)" in text and "measured" in text
-    assert "ResNet-18" in text and "published" in text
-    assert figure.axes
+    assert "tiny (drawn demo data)" in text and "measured" in text and figure.axes
+    assert "ResNet-18" not in text      # published results are of CIFAR-100, which the drawn data are not
+    content = json.loads((runs_dir / "tiny" / "metrics.json").read_text())
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "metrics.json").write_text(json.dumps(content | {"name": "real", "note": ""}))
+    finished[0].compare(str(tmp_path / "*"))
+    text = capsys.readouterr().out
+    assert "ResNet-18" in text and "published" in text and "drawn" not in text
     with pytest.raises(RuntimeError, match="no finished run"):
         finished[0].compare(str(runs_dir / "nothing-*"))
 
