@@ -90,6 +90,7 @@ class Trainer:
         self.patience_accuracy = -math.inf      # what the next epochs must beat by min_delta
         self.patience_left = config.patience
         self.stop_requested = ""                # who asked: "SIGINT", "SIGTERM" or "button"
+        self._session_start = self._last_save = time.perf_counter()
         self._running = _RunningMeans()
         self._flops_at = {}
         self._rng = self._rng_state()           # what is done before `fit` must not change what dropout draws
@@ -133,11 +134,11 @@ class Trainer:
             self._train_step(epoch)
             bar.update(1)
             now = time.perf_counter()
-            save_is_due = self._save_is_due(now)
-            if now - last_read > READ_SECONDS or save_is_due or self.stop_requested or self.step == epoch_end:
+            stopping, save_is_due = bool(self.stop_requested), self._save_is_due(now)   # a signal may come any time
+            if now - last_read > READ_SECONDS or save_is_due or stopping or self.step == epoch_end:
                 last_read = now
                 self._read_losses(bar, epoch)
-            if self.stop_requested and self.step < self.total_steps:
+            if stopping and self.step < self.total_steps:
                 self.history.stopped = "interrupted"
                 if self.step < epoch_end:
                     return
@@ -198,23 +199,26 @@ class Trainer:
         self.splits *= 2
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        log.warning("out of memory: a batch of %d images now goes through the network in %d parts; the effective batch "
-                    "stays %d", self.config.batch_size, self.splits, self.config.effective_batch_size)
+        log.warning("out of memory: a batch of %d images now goes through the network in %d parts; the effective "
+                    "batch stays %d", self.config.batch_size, self.splits, self.config.effective_batch_size)
 
     def _read_losses(self, bar, epoch: int) -> None:
         """Wait for the device, check that all losses since the last time are finite, show where training stands."""
         losses = self._running.read()
         bad = next((index for index, loss in enumerate(losses) if not math.isfinite(loss)), None)
         if bad is not None:
-            step = self.step - len(losses) + bad
-            rate = self.config.learning_rate * self.learning_rate_factor(step)
-            raise TrainingDiverged(
-                f"the loss is {losses[bad]} since step {step + 1} (epoch {epoch + 1}, learning rate {rate:.4g}). Try a "
-                f"lower learning_rate (now {self.config.learning_rate}), a longer warmup_epochs, gradient_clip=1.0 or "
-                f"precision='fp32'. The last good checkpoint is in {self.checkpoint_dir}.")
+            raise self._diverged(f"loss is {losses[bad]}", self.step - len(losses) + bad)
         bar.set_description_str(f"epoch {epoch + 1}/{self.config.epochs}", refresh=False)
         bar.set_postfix_str(f"loss {self._running.loss:.3f}, accuracy {self._running.accuracy:.1f} %, "
                             f"{self._images_per_second():,.0f} images/s", refresh=False)
+
+    def _diverged(self, what: str, step: int) -> TrainingDiverged:
+        """The error for a run that cannot go on since optimiser step `step`, from 0."""
+        rate = self.config.learning_rate * self.learning_rate_factor(step)
+        return TrainingDiverged(
+            f"the {what} since step {step + 1} (epoch {step // self.steps_per_epoch + 1}, learning rate {rate:.4g}). "
+            f"Try a lower learning_rate (now {self.config.learning_rate}), a longer warmup_epochs, gradient_clip=1.0 "
+            f"or precision='fp32'. The last good checkpoint is in {self.checkpoint_dir}.")
 
     def _end_epoch(self, epoch: int) -> None:
         """Validate, write the epoch's row, keep the best weights, save when it is due."""
@@ -236,7 +240,8 @@ class Trainer:
         epoch_log.info(epoch_line(row, self.config.epochs))
         if self.on_epoch is not None:
             self.on_epoch(self)
-        if self.step < self.total_steps and not self.history.stopped and self.epoch % self.config.checkpoint_interval == 0:
+        save_is_due = self.epoch % self.config.checkpoint_interval == 0
+        if save_is_due and self.step < self.total_steps and not self.history.stopped:     # else `fit` saves
             self.save()
 
     def _keep_the_best(self, accuracy: float | None) -> None:
@@ -252,8 +257,8 @@ class Trainer:
             self.patience_accuracy, self.patience_left = accuracy, self.config.patience
         else:
             self.patience_left -= 1
-            if self.patience_left == 0:
-                self.history.stopped = self.history.stopped or "early"
+            if self.patience_left <= 0:
+                self.history.stopped = "early"      # also when somebody stopped the run in this epoch: it is complete
 
     def _use_final_weights(self) -> None:
         """Make `model` the weights to evaluate."""
@@ -263,8 +268,13 @@ class Trainer:
     # Checkpoints -----------------------------------------------------------------------------------------------
 
     def save(self) -> Path:
-        """Write a checkpoint from which the run can be continued to the same weights."""
+        """Write a checkpoint from which the run can be continued to the same weights.
+
+        Raises TrainingDiverged, and writes nothing, when a weight is no finite number.
+        """
         self._last_save = time.perf_counter()
+        if not all(tensor.isfinite().all() for tensor in self.model.state_dict().values()):
+            raise self._diverged("weights are not finite", self.step - 1)   # the step's own loss still was
         return checkpoint.save_step({
             "model_state_dict": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
             "scheduler": {"step": self.step, "total_steps": self.total_steps}, "scaler": self.scaler.state_dict(),
