@@ -58,9 +58,10 @@ class CIFAR100Pipeline:
         self.history = History()
         self.evaluation: Evaluation | None = None
         self.results: dict = {}
-        self.benchmark_rows: list[dict] = []
         self.class_names: tuple[str, ...] = ()
         self.normalisation = None               # (mean, std) that the network was trained with
+        self.note = ""                          # not empty when the network was not trained on the real thing
+        self.speeds: dict = {}                  # what was benchmarked, for metrics.json
         self._checkpoint_dir: Path | None = None
 
     @classmethod
@@ -81,10 +82,13 @@ class CIFAR100Pipeline:
         weights alone.
         """
         state = checkpoint.load(path)
-        if "classes" not in state:
+        if "name" not in state:
             raise CheckpointError(f"{path}: holds weights but no configuration of this project; make a pipeline with "
                                   "the network's sizes and call pipeline.load_weights(path)")
-        pipeline = cls(TrainingConfig.from_settings({**state["config"], **overrides}, str(path)))
+        # Of the machine it was trained on, only the name of the run is taken over.
+        elsewhere = {"preset": None, "run_name": state["name"], "checkpoint_dir": None, "drive": False,
+                     "resume": "auto", "device": "auto"}
+        pipeline = cls(TrainingConfig.from_settings(state["config"] | elsewhere | overrides, str(path)))
         pipeline.load_weights(path)
         return pipeline
 
@@ -101,6 +105,7 @@ class CIFAR100Pipeline:
             self.data = load_cifar100(self.config)
             self.class_names = self.class_names or self.data.class_names
             self.normalisation = self.normalisation or self.data.channel_statistics()
+            self.note = self.note or self.data.note
             print(self.data)
         return self.data
 
@@ -140,25 +145,44 @@ class CIFAR100Pipeline:
         rows = layer_table(model)
         print(report.layers_text(rows))
         print(describe_model(model))
-        return self._keep("model", plots.model_layers([row for row in rows if row["mflops"]], note=self.data.note))
+        return self._keep("model", plots.model_layers(rows, note=self.note))
+
+    def benchmark_training(self, steps: int = 1, repeats: int = 3) -> dict:
+        """Time real training steps; print and return their speed and `minutes`, an estimate for the whole training.
+
+        The steps have full-size images. Smaller ones are taken to be faster in proportion to their FLOPs.
+        """
+        trainer = self.build_trainer()
+        speed = benchmark.training_throughput(trainer, steps, repeats, progress=self.config.progress)
+        full_size_steps = trainer.total_flops() / (training_flops(self.model) * speed["batch_size"])
+        speed["minutes"] = full_size_steps / speed["steps_per_second"] / 60
+        print(f"{speed['steps_per_second']:.2f} training steps/s of {speed['batch_size']} images, "
+              f"{speed['images_per_second']:,.0f} images/s; about {speed['minutes']:.0f} minutes for "
+              f"{self.config.epochs} epochs on this machine")
+        self.speeds["training"] = speed
+        return speed
 
     def profile_loader(self) -> dict:
-        """Print and return how fast batches are made, stage by stage."""
-        profile = benchmark.profile_loader(self.build_trainer().loader)
+        """Print and return how fast batches are made, stage by stage, and their share of a training step if known."""
+        step_milliseconds = self.speeds.get("training", {}).get("milliseconds")
+        profile = benchmark.profile_loader(self.build_trainer().loader, step_milliseconds=step_milliseconds)
+        self.speeds["loader"] = profile
         print(benchmark.format_rows([profile]))
         return profile
 
     def benchmark_inference(self, batch_sizes=(32, 64, 128, 256)) -> Figure:
         """Measure inference throughput and memory by batch size; print the table, return the figure."""
-        self.benchmark_rows = benchmark.inference_throughput(self.build_model(), self.device, self.precision, batch_sizes)
-        print(benchmark.format_rows(self.benchmark_rows))
-        return self._keep("throughput", plots.throughput(self.benchmark_rows, note=self.data.note))
+        rows = benchmark.inference_throughput(self.build_model(), self.device, self.precision, batch_sizes,
+                                              channels_last=self.config.channels_last, progress=self.config.progress)
+        self.speeds["inference"] = rows
+        print(benchmark.format_rows(rows))
+        return self._keep("throughput", plots.throughput(rows, note=self.note))
 
     def preview_schedule(self) -> Figure:
         """The learning rate of each step to come."""
         trainer = self.build_trainer()
         rates = [self.config.learning_rate * trainer.learning_rate_factor(step) for step in range(trainer.total_steps)]
-        return self._keep("schedule", plots.learning_rate_schedule(rates, trainer.steps_per_epoch, note=self.data.note))
+        return self._keep("schedule", plots.learning_rate_schedule(rates, trainer.steps_per_epoch, note=self.note))
 
     # Train -----------------------------------------------------------------------------------------------------
 
@@ -173,7 +197,7 @@ class CIFAR100Pipeline:
             self.build_trainer(self.config.replace(resume="auto"))
         trainer = self.build_trainer()
         trainer.on_epoch = on_epoch
-        note = f" ({self.data.note})" if self.data.note else ""
+        note = f" ({self.note})" if self.note else ""
         if trainer.is_finished:
             log.info("run %r%s is complete after %d epochs; give another run_name or resume='never' to train anew",
                      self.config.name, note, len(trainer.history))
@@ -196,7 +220,7 @@ class CIFAR100Pipeline:
         """Loss, accuracy and learning rate by epoch."""
         if not len(self.history):
             raise RuntimeError("there is no finished epoch to plot; call pipeline.train() first")
-        return self._keep("training", plots.training_curves(self.history, note=self.data.note,
+        return self._keep("training", plots.training_curves(self.history, note=self.note,
                                                             smoothed_labels=self.config.label_smoothing > 0))
 
     # Evaluate --------------------------------------------------------------------------------------------------
@@ -204,7 +228,8 @@ class CIFAR100Pipeline:
     def evaluate(self) -> dict:
         """Measure the trained network on the test split, once a run; print and return plain values.
 
-        Everything is of one plain forward pass; `flip_tta` stands beside it. Writes metrics.json.
+        Everything is of one plain forward pass; `flip_tta` stands beside it. Writes metrics.json, unless the weights
+        were loaded: then the file is another pipeline's.
         """
         if self.evaluation is None:
             self._need_weights()
@@ -212,7 +237,7 @@ class CIFAR100Pipeline:
             loader = self._loader(data.test_images, data.test_labels)
             logits = predict(self.model, loader, self.precision)
             self.evaluation = self._evaluation_of(logits)
-            self.results = {"note": data.note, **self.evaluation.summary()}
+            self.results = {"note": self.note, **self.evaluation.summary()}
             if self.config.flip_tta:
                 flipped = self._evaluation_of(predict(self.model, loader, self.precision, flip=True))
                 self.results["flip_tta"] = {"top1": flipped.top1, "top5": flipped.top5}
@@ -222,15 +247,15 @@ class CIFAR100Pipeline:
 
     def plot_class_accuracy(self) -> Figure:
         """Accuracy of every class."""
-        return self._keep("class_accuracy", plots.class_accuracy_bars(self._evaluated(), note=self.data.note))
+        return self._keep("class_accuracy", plots.class_accuracy_bars(self._evaluated(), note=self.note))
 
     def plot_confusion(self) -> Figure:
         """Confusion matrix, grouped by superclass."""
-        return self._keep("confusion", plots.confusion_matrix(self._evaluated(), note=self.data.note))
+        return self._keep("confusion", plots.confusion_matrix(self._evaluated(), note=self.note))
 
     def plot_calibration(self) -> Figure:
         """How often the network is right when it claims a certain confidence."""
-        return self._keep("calibration", plots.reliability_diagram(self._evaluated(), note=self.data.note))
+        return self._keep("calibration", plots.reliability_diagram(self._evaluated(), note=self.note))
 
     def explain_errors(self, pairs: int = 6) -> Figure:
         """The most confused pairs of classes, with pictures; the table is printed."""
@@ -238,12 +263,12 @@ class CIFAR100Pipeline:
         for true, predicted, count, share in evaluation.most_confused(pairs):
             print(f"{count:3d} images ({share:4.1f} %) of {true} were taken for {predicted}")
         return self._keep("confused_pairs", plots.confused_pairs(evaluation, self.data.test_images, pairs,
-                                                                 note=self.data.note))
+                                                                 note=self.note))
 
     def show_confident_errors(self, n: int = 12) -> Figure:
         """The wrong predictions the network was surest of."""
         return self._keep("confident_errors", plots.confident_errors(self._evaluated(), self.data.test_images, n,
-                                                                     note=self.data.note))
+                                                                     note=self.note))
 
     def predict(self, image, top: int = 5) -> list[tuple[str, float]]:
         """The `top` most probable classes of one image, as (name, probability).
@@ -261,7 +286,7 @@ class CIFAR100Pipeline:
     def show_prediction(self, image) -> Figure:
         """The picture that the network sees, and its five most probable classes."""
         names, probabilities = zip(*self.predict(image))
-        return plots.prediction(self.as_input(image), names, probabilities, note=self.data.note if self.data else "")
+        return self._keep("prediction", plots.prediction(self.as_input(image), names, probabilities, note=self.note))
 
     def as_input(self, image) -> Tensor:
         """Any picture as the uint8 [32, 32, 3] that the network sees."""
@@ -290,7 +315,7 @@ class CIFAR100Pipeline:
         mean, std = self.normalisation
         state = {"model_state_dict": self.model.state_dict(), "config": self.config.to_dict(),
                  "test_results": self.results, "model_stats": model_stats(self.model), "mean": list(mean),
-                 "std": list(std), "classes": list(self.class_names), "note": self.data.note if self.data else ""}
+                 "std": list(std), "classes": list(self.class_names), "note": self.note, "name": self.config.name}
         path = checkpoint.save_atomically(state, self.checkpoint_dir / "final.pt")
         print(f"wrote {path} ({path.stat().st_size / 2**20:.1f} MB)")
         return path
@@ -310,11 +335,12 @@ class CIFAR100Pipeline:
         self.model = model.to(self.device, memory_format=memory_format).eval()
         if "classes" in state:
             self.class_names, self.normalisation = tuple(state["classes"]), (state["mean"], state["std"])
+            self.note = state["note"]
         self.trainer, self.evaluation, self.results = None, None, {}
         return self.model
 
     def run(self) -> tuple[nn.Module, dict, dict]:
-        """Train, evaluate, draw all figures and save.
+        """Train, evaluate, draw the figures of data, training and results, and save.
 
         Returns the network; the training record as a dict of lists by name, one value an epoch; and the test
         results as `evaluate` gives them. Raises KeyboardInterrupt when training was interrupted: the test
@@ -326,7 +352,8 @@ class CIFAR100Pipeline:
                                     f"{self.checkpoint_dir}")
         self.evaluate()
         for draw in (self.show_samples, self.show_augmentation, self.preview_schedule, self.plot_training,
-                     self.plot_class_accuracy, self.plot_confusion, self.plot_calibration, self.show_confident_errors):
+                     self.plot_class_accuracy, self.plot_confusion, self.plot_calibration, self.explain_errors,
+                     self.show_confident_errors):
             draw()
         self.save()
         return self.model, self.metrics, self.results
@@ -377,16 +404,18 @@ class CIFAR100Pipeline:
         return figure
 
     def _write_metrics(self) -> None:
+        if self.trainer is None:
+            return
         rows = self.history.rows
         last = rows[-1] if rows else {"seconds": 0.0, "petaflops": 0.0, "peak_memory_mb": None}
         speeds = sorted(row["images_per_second"] for row in rows)
         report.write_json({
-            "name": self.config.name, "note": self.data.note, "data": str(self.data), "config": self.config.to_dict(),
+            "name": self.config.name, "note": self.note, "data": str(self.data), "config": self.config.to_dict(),
             "system": self.system.to_dict() | {"precision": self.precision}, "model_stats": model_stats(self.model),
             "training": {"seconds": last["seconds"], "petaflops": last["petaflops"], "stopped": self.history.stopped,
                          "images_per_second": speeds[len(speeds) // 2] if speeds else None,
                          "peak_memory_mb": last["peak_memory_mb"]},
-            "history": self.history.to_list(), "results": self.results}, self.run_dir / "metrics.json")
+            "speeds": self.speeds, "history": self.history.to_list(), "results": self.results}, self.run_dir / "metrics.json")
 
 
 def train_cifar100(**settings) -> tuple[nn.Module, dict, dict]:

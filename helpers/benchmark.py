@@ -110,19 +110,19 @@ def _training_step(trainer: Trainer):
 def profile_loader(loader: BatchLoader, batches: int = 20, step_milliseconds: float | None = None) -> dict:
     """Where the time of making a batch goes: medians over `batches` batches, the device awaited after each.
 
-    Returns `batch_size`, `images_per_second`, `milliseconds` of a batch, and of it `gather_ms`, `augment_ms`,
-    `normalise_and_cast_ms`, each timed by itself, and `other_ms`: the rest (labels, seeds, mixing), which noise may
-    bring below 0. `percent_of_step` compares with `step_milliseconds`, of a training step on one batch.
+    Returns `batch_size`, `images_per_second`, `milliseconds` of a batch, and of it `gather_ms`, `augment_ms`
+    (normalisation included) and `cast_ms`, each timed by itself, and `other_ms`: the rest (labels, seeds, mixing),
+    which noise may bring below 0. `percent_of_step` compares with `step_milliseconds`, of a training step on one batch.
     """
     def gather(index: int) -> Tensor:
         if loader.placement == "device":
             return loader.source[loader._indices(0, index)]
         return loader.source.get((0, index), loader._indices)
 
-    def to_unit_range(raw: Tensor) -> Tensor:
+    def normalised(raw: Tensor) -> Tensor:
         if loader.augmentation is None:
-            return raw.permute(0, 3, 1, 2).float().div_(255)
-        return augment(raw, loader.augmentation, loader.generator)
+            return raw.permute(0, 3, 1, 2).float().div_(255).sub_(loader.mean).div_(loader.std)
+        return augment(raw, loader.augmentation, loader.generator, mean=loader.mean, std=loader.std)
 
     def milliseconds(work) -> float:
         work(0)
@@ -130,10 +130,9 @@ def profile_loader(loader: BatchLoader, batches: int = 20, step_milliseconds: fl
 
     whole = milliseconds(lambda index: loader.batch(0, index))
     raw = gather(0)
-    images = to_unit_range(raw)
-    stages = {"gather_ms": milliseconds(gather), "augment_ms": milliseconds(lambda _: to_unit_range(raw))}
-    stages["normalise_and_cast_ms"] = milliseconds(
-        lambda _: images.sub(loader.mean).div_(loader.std).to(loader.dtype, memory_format=loader.memory_format))
+    images = normalised(raw)
+    stages = {"gather_ms": milliseconds(gather), "augment_ms": milliseconds(lambda _: normalised(raw)),
+              "cast_ms": milliseconds(lambda _: images.to(loader.dtype, memory_format=loader.memory_format))}
     return {"batch_size": loader.batch_size, "images_per_second": 1000 * loader.batch_size / whole,
             "milliseconds": whole, **stages, "other_ms": whole - sum(stages.values()),
             "percent_of_step": 100 * whole / step_milliseconds if step_milliseconds else None}

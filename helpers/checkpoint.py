@@ -60,18 +60,20 @@ def load(path, map_location="cpu") -> dict:
 def _why_unreadable(error: Exception) -> str:
     refused = re.search(r"unsupported (?:global: )?GLOBAL (\S+)", str(error), re.IGNORECASE)
     if refused:
-        return (f"holds a {refused[1]}, and reading anything but tensors and plain values could run code; where it was "
-                "made, save {'model_state_dict': model.state_dict()} alone")
+        return (f"holds a {refused[1]}, and reading anything but tensors and plain values could run code; where it "
+                "was made, save {'model_state_dict': model.state_dict()} alone")
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return f"is truncated or no checkpoint ({reason}); delete it"
 
 
 def save_step(state: dict, folder) -> Path:
-    """Save as `step_<step>.pt` in `folder`; delete all but the newest two, and what a killed run left half written."""
+    """Save as `step_<step>.pt` in `folder`; delete all but the newest two, and what a kill left half written."""
     folder = Path(folder)
     path = save_atomically(state, folder / f"step_{state['step']:07d}.pt")
     others = [other for other in list_steps(folder) if other != path]   # a clock put back must not cost the new one
     for old in [*others[KEEP_NEWEST - 1:], *folder.glob(".*.pt.*.tmp")]:
+        if old.exists():
+            os.truncate(old, 0)     # Google Drive moves a deleted file to the bin, where it takes space as before
         old.unlink(missing_ok=True)
     return path
 
@@ -100,5 +102,5 @@ def check_same_run(saved: dict, current: dict, path) -> None:
     if names:
         lines = "\n".join(f"  - {name}: {saved.get(name)!r} in the checkpoint, {current.get(name)!r} now"
                           for name in names)
-        raise CheckpointError(f"{path} is from another configuration:\n{lines}\nSet these back to continue it, choose "
-                              "another run_name, or resume='never' to start over.")
+        raise CheckpointError(f"{path} is from another configuration:\n{lines}\nSet these back to continue it, "
+                              "choose another run_name, or resume='never' to start over.")

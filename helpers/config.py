@@ -177,7 +177,7 @@ class TrainingConfig:
         Names and values are checked together, so all faults come in one ConfigError.
         """
         faults = name_faults(settings)
-        known = _given({name: value for name, value in settings.items() if name in SETTING_NAMES or name in ALIASES})
+        known = _given({name: value for name, value in settings.items() if name in KNOWN_NAMES})
         try:
             base = preset_settings(known["preset"]) if "preset" in known else {}
         except ConfigError as error:    # without the preset, values can only be checked one by one
@@ -249,12 +249,13 @@ class TrainingConfig:
 
 SETTINGS = {spec.name: spec for spec in dataclasses.fields(TrainingConfig)}
 SETTING_NAMES = frozenset(SETTINGS)
+KNOWN_NAMES = SETTING_NAMES | set(ALIASES)
 HINTS = typing.get_type_hints(TrainingConfig)
 
 
 def name_faults(settings, full_names_only: bool = False) -> list[str]:
     """A sentence for each unknown name, with the nearest right one, and for each name given twice."""
-    names = SETTING_NAMES if full_names_only else SETTING_NAMES | set(ALIASES)
+    names = SETTING_NAMES if full_names_only else KNOWN_NAMES
     faults = []
     for name in settings:
         if name not in names:
@@ -347,27 +348,27 @@ def notebook_settings(namespace: dict) -> dict:
     """The settings a notebook's parameter cells hold, misspelt names included.
 
     papermill puts what it is given, unknown names too, into a cell of its own below the one tagged
-    `parameters`; both begin with the comment `# Parameters`. Reading the names that these cells assign
-    (their text is in IPython's `In`) finds a misspelt one without mistaking a user's own variables for
-    settings. `namespace` is the notebook's `globals()`.
+    `parameters`; both begin with the comment `# Parameters`, papermill's with nothing else in that line. Reading
+    the names that these cells assign (their text is in IPython's `In`) finds a misspelt one without mistaking
+    a user's own variables for settings. Of each kind the cell run last counts, so that a line taken out of it is
+    out. `namespace` is the notebook's `globals()`.
     """
-    cells = [_assigned_names(source) for source in namespace.get("In", [])
-             if source.lstrip().startswith("# Parameters")]
-    names = {}
-    for number, assigned in enumerate(cells):
-        # A later cell with most of the same names is the edited cell run again: misspelt names are gone from it,
-        # though not from the namespace.
-        edited = any(2 * len(assigned & later) > len(assigned) for later in cells[number + 1:])
-        names |= dict.fromkeys(name for name in sorted(assigned) if not edited or not name_faults([name]))
+    last_run = {}
+    for source in namespace.get("In", []):
+        first_line = source.strip().partition("\n")[0].rstrip()
+        assigned = _assigned_names(source) if first_line.startswith("# Parameters") else None
+        if assigned is not None:
+            last_run[first_line == "# Parameters"] = assigned
+    names = sorted(set().union(*last_run.values()))
     return layered_settings({name: namespace.get(name) for name in names})
 
 
-def _assigned_names(source: str) -> set[str]:
-    """The names that the statements of a cell assign; none for a cell that is no Python and so did not run."""
+def _assigned_names(source: str) -> set[str] | None:
+    """The names that the statements of a cell assign; None for a cell that is no Python and so did not run."""
     try:
         statements = ast.parse(source).body
     except SyntaxError:
-        return set()
+        return None
     targets = [target for node in statements for target in getattr(node, "targets", [getattr(node, "target", None)])
                if target is not None]
     return {part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)}

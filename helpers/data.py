@@ -104,7 +104,7 @@ def load_cifar100(config: TrainingConfig) -> ImageData:
     """The data set that `data_source`, `data_dir` and `download` name, checked. Raises DataError."""
     folder = _folder_with_data(Path(config.data_dir).expanduser())
     source = _find_source(folder) if config.data_source == "auto" else config.data_source
-    load = {"drawn": lambda: _from_drawing(config.seed), "npz": lambda: _from_npz(folder / NPZ_NAME),
+    load = {"drawn": lambda: _from_drawing(), "npz": lambda: _from_npz(folder / NPZ_NAME),
             "folder": lambda: _from_folders(folder, config.progress),
             "torchvision": lambda: _from_torchvision(folder, config.download)}[source]
     data = load()
@@ -132,8 +132,8 @@ def _find_local(folder: Path) -> str | None:
                                                                      "cifar-100-python.tar.gz")) else None
 
 
-def _from_drawing(seed: int) -> ImageData:
-    drawn = demo_data.draw_demo_data(seed=seed)
+def _from_drawing() -> ImageData:
+    drawn = demo_data.draw_demo_data()
     tensors = {name: torch.from_numpy(drawn[name]) for name in ("x_train", "y_train", "x_test", "y_test")}
     return ImageData(tensors["x_train"], tensors["y_train"], tensors["x_test"], tensors["y_test"],
                      tuple(drawn["classes"]), tuple(drawn["superclasses"]), torch.from_numpy(drawn["superclass_of"]),
@@ -407,16 +407,15 @@ class BatchLoader:
             chosen = self._indices(epoch, index).to(self.device, non_blocking=True)
         labels = self.labels[chosen]
         if self.augmentation is None:
-            images = images.permute(0, 3, 1, 2).float().div_(255)
+            images = images.permute(0, 3, 1, 2).float().div_(255).sub_(self.mean).div_(self.std)
         else:
             flip_mask = None
             if self._first_flip is not None:
                 flip_mask = self._first_flip[chosen] ^ bool(epoch % 2)
             self.generator.manual_seed(self._seed_of(1, epoch, index))
-            images = augment(images, self.augmentation, self.generator, flip_mask)
+            images = augment(images, self.augmentation, self.generator, flip_mask, self.mean, self.std)
         if image_size != images.shape[-1]:
             images = resize(images, image_size)
-        images = images.sub(self.mean).div_(self.std)
         if self.mix is not None:
             with torch.random.fork_rng(devices=[]):     # torchvision's mixes draw from the global generator
                 torch.default_generator.manual_seed(self._seed_of(3, epoch, index))

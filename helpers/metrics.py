@@ -305,6 +305,10 @@ class Evaluation:
             "confidence_for_90_percent": self.reliable_confidence(0.9),
             "class_accuracy": _by_name(self.class_names, self.class_accuracy),
             "superclass_accuracy": _by_name(self.superclass_names, self.superclass_accuracy),
+            "calibration": {name: [None if isinstance(value, float) and math.isnan(value) else value
+                                   for value in getattr(self.calibration, name).tolist()]
+                            for name in ("edges", "count", "confidence", "accuracy")},
+            "confusion": self.confusion.tolist(),
             "most_confused": [{"true": true, "predicted": predicted, "images": count, "percent": share}
                               for true, predicted, count, share in self.most_confused(20)],
         }

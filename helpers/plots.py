@@ -407,7 +407,7 @@ def throughput(rows: Sequence[dict], note: str = "") -> Figure:
     memory_mb (or None), error (or None: the batch size that did not run, and why).
     """
     with_memory = any(row.get("memory_mb") is not None for row in rows)
-    figure = _new_figure(4.2, "Training speed by batch size", note)
+    figure = _new_figure(4.2, "Inference speed by batch size", note)
     panels = figure.subplots(1, 1 + with_memory, squeeze=False)[0]
     _speed(panels[0], rows)
     if with_memory:
@@ -441,9 +441,13 @@ def _speed(axes: Axes, rows: Sequence[dict]) -> None:
 
 @themed
 def model_layers(rows: Sequence[dict], note: str = "") -> Figure:
-    """Parameters and floating-point operations of each layer. A row is a dict: layer, parameters, mflops."""
+    """Parameters and floating-point operations of each layer. A row is a dict: layer, parameters, mflops.
+
+    Layers without convolutions or matrix products (norms) are in the sums of the title, but have no bar.
+    """
     total = {key: sum(row[key] for row in rows) for key in ("parameters", "mflops")}
     title = f"{total['parameters']:,} parameters, {total['mflops']:,.1f} MFLOP a forward pass of one image"
+    rows = [row for row in rows if row["mflops"]]       # norms cost next to nothing, and would double the height
     figure = _new_figure(1.4 + 0.25 * len(rows), title, note)
     panels = figure.subplots(1, 2, sharey=True)
     for axes, key, colour, label in zip(panels, ("mflops", "parameters"), (BLUE, ORANGE),

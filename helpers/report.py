@@ -6,6 +6,7 @@ import glob
 import json
 import logging
 import os
+import re
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -50,7 +51,9 @@ def write_json(content: dict, path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        text = json.dumps(content, indent=1, allow_nan=False)
+        text = re.sub(r"\[[\s\d.,e+-]+\]", lambda numbers: " ".join(numbers[0].split()), text)      # a list, one line
+        temporary.write_text(text + "\n", encoding="utf-8")
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

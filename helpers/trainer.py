@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import signal
@@ -11,7 +12,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from . import checkpoint
@@ -68,8 +68,7 @@ class Trainer:
         self.model.to(self.device, memory_format=self.loader.memory_format)
         if hasattr(self.model, "whiten"):
             self._whiten(data.train_images[train])
-        self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay),
-                                 use_buffers=True) if config.ema_decay else None
+        self.ema = copy.deepcopy(self.model) if config.ema_decay else None
         self.optimizer = build_optimizer(
             self.model, config.optimizer, config.learning_rate, config.momentum, config.weight_decay,
             config.decay_norm_and_bias, config.norm_learning_rate, config.head_learning_rate, config.head_momentum,
@@ -111,6 +110,8 @@ class Trainer:
         if not self.is_finished:
             self._session_start = self._last_save = time.perf_counter()
             self._set_rng_state(self._rng)
+            if self.device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(self.device)
             with _StopOnSignals(self.stop), self._bar() as bar:
                 while not self.is_finished and self.history.stopped != "interrupted":
                     self._run_epoch(bar)
@@ -165,7 +166,7 @@ class Trainer:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
-            self.ema.update_parameters(self.model)
+            update_average(self.ema, self.model, self.config.ema_decay if self.step else 0.0)
         self._running.add(*result, count)
         self.flops += count * self._flops_of_image(size)
         self._epoch_images += count
@@ -210,7 +211,12 @@ class Trainer:
             raise self._diverged(f"loss is {losses[bad]}", self.step - len(losses) + bad)
         bar.set_description_str(f"epoch {epoch + 1}/{self.config.epochs}", refresh=False)
         bar.set_postfix_str(f"loss {self._running.loss:.3f}, accuracy {self._running.accuracy:.1f} %, "
-                            f"{self._images_per_second():,.0f} images/s", refresh=False)
+                            f"{self._best_so_far()}{self._images_per_second():,.0f} images/s", refresh=False)
+
+    def _check_weights(self) -> None:
+        """A step whose loss was finite may still have spoiled the weights: neither saved nor the best, then."""
+        if not torch.stack([tensor.isfinite().all() for tensor in self.model.state_dict().values()]).all():
+            raise self._diverged("weights are not finite", self.step - 1)
 
     def _diverged(self, what: str, step: int) -> TrainingDiverged:
         """The error for a run that cannot go on since optimiser step `step`, from 0."""
@@ -218,11 +224,12 @@ class Trainer:
         return TrainingDiverged(
             f"the {what} since step {step + 1} (epoch {step // self.steps_per_epoch + 1}, learning rate {rate:.4g}). "
             f"Try a lower learning_rate (now {self.config.learning_rate}), a longer warmup_epochs, gradient_clip=1.0 "
-            f"or precision='fp32'. The last good checkpoint is in {self.checkpoint_dir}.")
+            f"or precision='fp32'. {self._last_checkpoint()}")
 
     def _end_epoch(self, epoch: int) -> None:
         """Validate, write the epoch's row, keep the best weights, save when it is due."""
         synchronize(self.device)
+        self._check_weights()
         row = {"epoch": epoch + 1, "train_loss": self._running.loss, "train_accuracy": self._running.accuracy,
                "val_loss": None, "val_top1": None, "val_top5": None,
                "learning_rate": self.config.learning_rate * self.learning_rate_factor(self.step - 1),
@@ -245,14 +252,17 @@ class Trainer:
             self.save()
 
     def _keep_the_best(self, accuracy: float | None) -> None:
-        """Keep the weights of the best validation accuracy; stop after `patience` epochs without a better one."""
-        if accuracy is None or not self.config.patience:
+        """Write best.pt at each new best validation accuracy; with `patience`, also come back to those weights in
+        the end, and stop after so many epochs without a better one."""
+        if accuracy is None:
             return
         if accuracy > self.best_accuracy:
             self.best_accuracy = accuracy
-            self.best_weights = _copy_of(self.averaged_model.state_dict())
-            checkpoint.save_atomically({"model_state_dict": self.best_weights, **self.about()},
-                                       self.checkpoint_dir / BEST)
+            weights = _copy_of(self.averaged_model.state_dict())
+            self.best_weights = weights if self.config.patience else None
+            checkpoint.save_atomically({"model_state_dict": weights, **self.about()}, self.checkpoint_dir / BEST)
+        if not self.config.patience:
+            return
         if accuracy > self.patience_accuracy + 100 * self.config.min_delta:
             self.patience_accuracy, self.patience_left = accuracy, self.config.patience
         else:
@@ -273,8 +283,7 @@ class Trainer:
         Raises TrainingDiverged, and writes nothing, when a weight is no finite number.
         """
         self._last_save = time.perf_counter()
-        if not all(tensor.isfinite().all() for tensor in self.model.state_dict().values()):
-            raise self._diverged("weights are not finite", self.step - 1)   # the step's own loss still was
+        self._check_weights()
         return checkpoint.save_step({
             "model_state_dict": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
             "scheduler": {"step": self.step, "total_steps": self.total_steps}, "scaler": self.scaler.state_dict(),
@@ -288,7 +297,7 @@ class Trainer:
 
     def about(self) -> dict:
         """What makes weights usable on their own."""
-        return {"config": self.config.to_dict(), "step": self.step, "classes": list(self.data.class_names),
+        return {"config": self.config.to_dict(), "name": self.config.name, "step": self.step, "classes": list(self.data.class_names),
                 "mean": list(self.mean), "std": list(self.std), "note": self.data.note}
 
     def _find_checkpoint(self) -> dict | None:
@@ -302,7 +311,8 @@ class Trainer:
         else:
             path, state = self.config.resume, checkpoint.load(self.config.resume)
         if "training_settings" not in state:
-            raise checkpoint.CheckpointError(f"{path}: holds weights only and cannot be continued; use a step_*.pt file")
+            raise checkpoint.CheckpointError(f"{path}: holds weights only and cannot be continued; use a step_*.pt "
+                                             "file")
         checkpoint.check_same_run(state["training_settings"], self._training_settings(), path)
         log.info("continuing from %s, step %d", path, state["step"])
         return state
@@ -318,13 +328,17 @@ class Trainer:
             return precision
         if saved["device"] == self.device.type:
             return saved["precision"]
-        log.warning("the run began in %s on %s and goes on in %s on %s: close to, but not bit for bit, the same weights",
-                    saved["precision"], saved["device"], precision, self.device.type)
+        log.warning("the run began in %s on %s and goes on in %s on %s: close to, but not bit for bit, the same "
+                    "weights", saved["precision"], saved["device"], precision, self.device.type)
         return precision
 
     def _restore(self, saved: dict) -> None:
         self.model.load_state_dict(saved["model_state_dict"])
+        fused = [group.get("fused") for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(saved["optimizer"])
+        for group, value in zip(self.optimizer.param_groups, fused):     # the kernel belongs to this device
+            if "fused" in group:
+                group["fused"] = value
         if saved["scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(saved["scaler"])
         if self.ema is not None:
@@ -391,7 +405,7 @@ class Trainer:
     @property
     def averaged_model(self) -> nn.Module:
         """The network with the averaged weights, the trained one where no average is kept."""
-        return self.model if self.ema is None else self.ema.module
+        return self.model if self.ema is None else self.ema
 
     def learning_rate_factor(self, step: int) -> float:
         """Factor on the peak learning rate at optimiser step `step`, from 0."""
@@ -407,10 +421,24 @@ class Trainer:
             return IMAGE_SIZE
         return 2 * round((start + (IMAGE_SIZE - start) * step / growth) / 2)
 
+    def total_flops(self) -> int:
+        """FLOPs of the whole training, forward and backward."""
+        images = self.loader.batch_size * len(self.loader) / self.steps_per_epoch
+        return round(sum(images * self._flops_of_image(self.image_size(step)) for step in range(self.total_steps)))
+
     def _flops_of_image(self, size: int) -> int:
         if size not in self._flops_at:
             self._flops_at[size] = training_flops(self.model, size)
         return self._flops_at[size]
+
+    def _best_so_far(self) -> str:
+        """Validation accuracy for the progress bar, "" before the first."""
+        return "" if self.best_accuracy < 0 else f"validation {self.history['val_top1'][-1]:.1f} % (best " \
+                                                  f"{self.best_accuracy:.1f} %), "
+
+    def _last_checkpoint(self) -> str:
+        steps = checkpoint.list_steps(self.checkpoint_dir)
+        return f"The last good checkpoint is {steps[0]}." if steps else "There is no checkpoint yet."
 
     def _images_per_second(self) -> float:
         return self._epoch_images / max(time.perf_counter() - self._epoch_start, 1e-9)
@@ -444,6 +472,20 @@ def predict(model: nn.Module, loader: BatchLoader, precision: str = "fp32", flip
         outputs.append(logits)
     model.train(training)
     return torch.cat(outputs).cpu()
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
+    """average ← decay · average + (1 - decay) · model, for weights and running statistics; counters are copied.
+
+    torch's AveragedModel does the same, but keeps its step counter where each step waits for the device.
+    """
+    pairs = list(zip(average.state_dict().values(), model.state_dict().values()))
+    ours, theirs = zip(*[pair for pair in pairs if pair[0].is_floating_point()])
+    torch._foreach_lerp_(list(ours), list(theirs), 1 - decay)
+    for our, their in pairs:
+        if not our.is_floating_point():
+            our.copy_(their)
 
 
 def autocast(device: torch.device, precision: str):

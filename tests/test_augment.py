@@ -210,6 +210,18 @@ def test_a_given_flip_mask_replaces_the_draw(base):
     assert torch.equal(augment(images, base, seeded(), flip_mask=mask), expected)
 
 
+def test_mean_and_std_normalise_the_result():
+    images, mean, std = byte_images(), torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.25, 0.3])
+    expected = reference.normalize(augment(images, EVERYTHING, seeded()), mean.tolist(), std.tolist())
+    result = augment(images, EVERYTHING, seeded(), mean=mean.view(1, 3, 1, 1), std=std.view(1, 3, 1, 1))
+    torch.testing.assert_close(result, expected, atol=1e-5, rtol=0)
+
+
+def test_mean_without_std_is_refused():
+    with pytest.raises(ValueError, match="mean, std"):
+        augment(byte_images(), EVERYTHING, seeded(), mean=torch.zeros(3))
+
+
 def test_an_empty_batch_passes():
     assert augment(byte_images(0), EVERYTHING, seeded()).shape == (0, 3, 32, 32)
 

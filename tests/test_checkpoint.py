@@ -29,13 +29,13 @@ def set_age(path, seconds):
 # Writing ---------------------------------------------------------------------------------------------------
 
 def test_what_is_saved_comes_back_bit_for_bit(tmp_path):
-    state = {"model_state_dict": {"weight": torch.randn(3, 4), "half": torch.randn(5).half(), "count": torch.tensor(7)},
-             "history": [{"epoch": 1, "val_top1": None, "train_loss": 0.1}], "best": -float("inf"), "text": "類別"}
-    path = checkpoint.save_atomically(state, tmp_path / "new folder" / "state.pt")
+    weights = {"weight": torch.randn(3, 4), "half": torch.randn(5).half(), "count": torch.tensor(7)}
+    rest = {"history": [{"epoch": 1, "val_top1": None, "train_loss": 0.1}], "best": -float("inf"), "text": "類別"}
+    path = checkpoint.save_atomically({"model_state_dict": weights, **rest}, tmp_path / "new folder" / "state.pt")
     loaded = checkpoint.load(path)
-    assert all(torch.equal(loaded["model_state_dict"][name], tensor) for name, tensor in state["model_state_dict"].items())
-    assert {k: v for k, v in loaded.items() if k != "model_state_dict"} == {
-        k: v for k, v in state.items() if k != "model_state_dict"}
+    found = loaded.pop("model_state_dict")
+    assert found.keys() == weights.keys() and all(torch.equal(found[name], weights[name]) for name in weights)
+    assert loaded == rest
     assert names_in(path.parent) == ["state.pt"]
 
 

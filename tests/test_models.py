@@ -31,11 +31,11 @@ def reference():
 @pytest.fixture(params=["CIFAR100CNN", "FastCNN"])
 def narrow(request):
     torch.manual_seed(0)
-    return build_model(request.param, num_classes=10, widths=NARROW[-{"CIFAR100CNN": 4, "FastCNN": 3}[request.param]:])
+    return build_model(request.param, 10, widths=NARROW if request.param == "CIFAR100CNN" else NARROW[1:])
 
 
 def smooth_images(count, side, seed=0):
-    """Float [count, 3, side, side] with mean 0 whose neighbouring pixels and channels are alike, as in photographs."""
+    """Float [count, 3, side, side] of mean 0; neighbouring pixels and channels are alike, as in photographs."""
     noise = torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(seed))
     blurred = F.avg_pool2d(noise, 3, stride=1, padding=1) * 3
     return blurred + blurred.mean(1, keepdim=True) + 0.3 * noise
@@ -82,7 +82,8 @@ def plain_forward(weights, images):
     def conv_norm(x, conv, norm, stride=1):
         kernel = weights[f"{conv}.weight"]
         x = F.conv2d(x, kernel, stride=stride, padding=kernel.shape[-1] // 2)
-        return F.batch_norm(x, *(weights[f"{norm}.{part}"] for part in ("running_mean", "running_var", "weight", "bias")))
+        parts = ("running_mean", "running_var", "weight", "bias")
+        return F.batch_norm(x, *(weights[f"{norm}.{part}"] for part in parts))
 
     x = conv_norm(images, "conv1", "bn1").relu()
     for stage, stride in ((1, 1), (2, 2), (3, 2)):
@@ -101,20 +102,20 @@ def test_stages_have_strides_1_2_2(side):
     images = torch.randn(2, 3, side, side)
     x = F.relu(model.bn1(model.conv1(images)))
     assert x.shape == (2, 4, side, side)
-    for stage, channels, height in ((model.layer1, 8, side), (model.layer2, 12, side // 2), (model.layer3, 16, side // 4)):
+    for stage, channels, stride in ((model.layer1, 8, 1), (model.layer2, 12, 2), (model.layer3, 16, 4)):
         x = stage(x)
-        assert x.shape == (2, channels, height, height)
+        assert x.shape == (2, channels, side // stride, side // stride)
     assert model(images).shape == (2, 10)
 
 
 def test_initial_filters_have_kaiming_fan_out_spread(reference):
     for name, module in reference.named_modules():
         if isinstance(module, nn.Conv2d):
-            fan_out = module.out_channels * module.kernel_size[0] * module.kernel_size[1]
+            weight, fan_out = module.weight, module.out_channels * module.kernel_size[0] * module.kernel_size[1]
             spread = (2 / fan_out) ** 0.5
-            # The standard error of a standard deviation over n normal draws is 1 / √(2n).
-            assert module.weight.std().item() == pytest.approx(spread, rel=5 / (2 * module.weight.numel()) ** 0.5), name
-            assert abs(module.weight.mean().item()) < 5 * spread / module.weight.numel() ** 0.5, name
+            # The standard error of a standard deviation over n normal draws is 1 / √(2n), of a mean 1 / √n.
+            assert weight.std().item() == pytest.approx(spread, rel=5 / (2 * weight.numel()) ** 0.5), name
+            assert abs(weight.mean().item()) < 5 * spread / weight.numel() ** 0.5, name
 
 
 def test_dropout_is_active_in_training_only_and_at_the_given_rate():

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from helpers.models import CIFAR100CNN, FastCNN
-from helpers.optim import Muon, build_optimizer, learning_rate_factor, orthogonalize, set_learning_rate, split_parameters
+from helpers.optim import (Muon, build_optimizer, learning_rate_factor, orthogonalize, set_learning_rate,
+                           split_parameters)
 
 
 @pytest.fixture(autouse=True)
@@ -83,7 +84,8 @@ def test_set_learning_rate_multiplies_the_peak_of_each_group(model):
     optimizer = build_optimizer(model, "muon", learning_rate=0.3, norm_learning_rate=0.04, head_learning_rate=0.7)
     for factor in (0.5, 0.25, 1.0):     # each time from the peak, not from the last value
         set_learning_rate(optimizer, factor)
-        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.3 * factor, 0.7 * factor, 0.04 * factor])
+        expected = [0.3 * factor, 0.7 * factor, 0.04 * factor]
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(expected)
 
 
 def test_unknown_optimizer_is_refused_by_name(model):

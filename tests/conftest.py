@@ -1,0 +1,72 @@
+"""What the tests share: a tiny data set as arrays, as class folders, as .npz and as ImageData."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))     # plain `pytest` puts only tests/ there
+
+from helpers.config import TrainingConfig  # noqa: E402
+from helpers.data import ImageData  # noqa: E402
+
+torch.set_num_threads(1)        # the networks and batches here are too small for more
+
+CLASSES = ("ant", "bee", "cat")
+
+
+@pytest.fixture
+def arrays() -> dict[str, np.ndarray]:
+    """A set of three classes, six training and two test images each, as a prepared .npz holds it."""
+    random = np.random.default_rng(0)
+    return {"x_train": random.integers(0, 256, (18, 32, 32, 3), dtype=np.uint8),
+            "y_train": np.repeat(np.arange(3), 6),
+            "x_test": random.integers(0, 256, (6, 32, 32, 3), dtype=np.uint8),
+            "y_test": np.repeat(np.arange(3), 2),
+            "classes": np.array(CLASSES)}
+
+
+@pytest.fixture
+def write_folders():
+    """A function that writes such arrays as PNG files in `<folder>/train/<class>/` and `<folder>/test/<class>/`."""
+    def write(folder: Path, arrays: dict) -> Path:
+        for split in ("train", "test"):
+            for number, (pixels, label) in enumerate(zip(arrays[f"x_{split}"], arrays[f"y_{split}"])):
+                path = folder / split / str(arrays["classes"][label]) / f"{number:03d}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(path)
+        return folder
+    return write
+
+
+@pytest.fixture
+def folders(tmp_path, arrays, write_folders, monkeypatch) -> Path:
+    """The set as class folders; the test runs in a directory of its own."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return write_folders(tmp_path / "set", arrays)
+
+
+@pytest.fixture
+def npz(tmp_path, arrays) -> Path:
+    """The set as `cifar100.npz`, made by a user."""
+    path = tmp_path / "cifar100.npz"
+    np.savez(path, **arrays)
+    return path
+
+
+@pytest.fixture
+def tiny_data(arrays) -> ImageData:
+    names = ("x_train", "y_train", "x_test", "y_test")
+    return ImageData(*(torch.from_numpy(arrays[name]) for name in names), CLASSES)
+
+
+@pytest.fixture
+def config_for():
+    """A function that makes the configuration which loads the set in a folder."""
+    def make(folder, num_classes=3, **settings) -> TrainingConfig:
+        return TrainingConfig(data_dir=str(folder), num_classes=num_classes, progress="none", **settings)
+    return make

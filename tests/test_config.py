@@ -1,0 +1,409 @@
+"""config: the requirement's names and defaults, and every way in which a setting can be given wrongly."""
+
+import copy
+import pickle
+
+import pytest
+import yaml
+from papermill.iorw import read_yaml_file
+from papermill.translators import PythonTranslator
+
+from helpers import config
+from helpers.config import (ALIASES, SETTINGS, ConfigError, TrainingConfig, default_settings, layered_settings,
+                            notebook_settings, preset_names, preset_settings, read_settings)
+from train import read_arguments
+
+REQUIRED_DEFAULTS = {
+    "num_classes": 100, "dropout_rate": 0.3, "epochs": 150, "batch_size": 256, "learning_rate": 0.1, "momentum": 0.9,
+    "weight_decay": 5e-4, "mixed_precision": True, "gradient_clip": 1.0, "gradient_accumulation_steps": 1,
+    "label_smoothing": 0.1, "lr_scheduler": "cosine", "warmup_epochs": 5, "augmentation_strength": "moderate",
+    "patience": 15, "min_delta": 0.001, "checkpoint_interval": 5, "val_size": 5000}
+
+
+def faults_of(make, *arguments, **settings) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        make(*arguments, **settings)
+    assert all(fault in str(caught.value) for fault in caught.value.faults)
+    return caught.value.faults
+
+
+@pytest.fixture
+def presets(tmp_path, monkeypatch):
+    """A function that writes preset files into a folder which stands for configs/experiments."""
+    folder = tmp_path / "experiments"
+    folder.mkdir()
+    monkeypatch.setattr(config, "PRESET_DIR", folder)
+
+    def write(**texts):
+        for name, text in texts.items():
+            (folder / f"{name}.yaml").write_text(text)
+        return folder
+    return write
+
+
+@pytest.fixture
+def yaml_file(tmp_path):
+    def write(text: str):
+        path = tmp_path / "mine.yaml"
+        path.write_text(text)
+        return path
+    return write
+
+
+def run_cells(*sources: str) -> dict:
+    """What `globals()` holds in a kernel that has run these cells; a cell that fails leaves only its text."""
+    namespace = {"In": [""]}
+    for source in sources:
+        namespace["In"].append(source)
+        try:
+            exec(source, namespace)
+        except SyntaxError:
+            pass
+    return namespace
+
+
+def injected(parameters: dict) -> str:
+    """The cell that papermill writes for these parameters."""
+    return PythonTranslator.codify(parameters)
+
+
+def config_of_notebook(*sources: str) -> TrainingConfig:
+    return TrainingConfig.from_settings(notebook_settings(run_cells(*sources)), "the notebook's parameters")
+
+
+# Defaults and presets --------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name, value", REQUIRED_DEFAULTS.items())
+def test_defaults_are_the_required_ones(name, value):
+    assert getattr(TrainingConfig(), name) == value
+
+
+def test_every_setting_is_explained():
+    assert all(spec.metadata["help"] for spec in SETTINGS.values())
+
+
+def test_required_choices_are_accepted():
+    for strength in ("light", "moderate", "strong"):
+        assert TrainingConfig(augmentation_strength=strength).augmentation_strength == strength
+    step = TrainingConfig(lr_scheduler="step", lr_milestones=[60, 120], lr_gamma=0.1)
+    assert step.lr_milestones == (60, 120) and step.lr_gamma == 0.1
+
+
+def test_the_reference_preset_is_the_defaults():
+    assert TrainingConfig.from_preset("reference") == TrainingConfig(preset="reference")
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_is_valid_names_itself_and_differs_from_nothing(name):
+    preset = TrainingConfig.from_preset(name)
+    assert preset.preset == preset.name == name
+    assert preset.changed_settings() == {}
+    assert yaml.safe_load((config.PRESET_DIR / f"{name}.yaml").read_text())["preset"] == name
+
+
+def test_required_presets_are_there():
+    assert {"reference", "demo", "quick"} <= set(preset_names())
+    assert TrainingConfig.from_preset("demo").data_source == "drawn"
+    assert TrainingConfig.from_preset("quick").data_source != "drawn"
+
+
+def test_overrides_go_before_the_preset_and_none_means_as_the_preset_says():
+    demo = TrainingConfig.from_preset("demo")
+    changed = TrainingConfig.from_preset("demo", epochs=9, batch_size=None, lr=0.25)
+    assert (changed.epochs, changed.batch_size, changed.learning_rate) == (9, demo.batch_size, 0.25)
+
+
+def test_a_preset_may_start_from_another(presets):
+    presets(base="epochs: 7\nbatch_size: 32\nlr: 0.5\n", middle="preset: base\nepochs: 8\n",
+            top="preset: middle\nlearning_rate: 0.25\n")
+    top = TrainingConfig.from_preset("top")
+    assert (top.preset, top.epochs, top.batch_size, top.learning_rate) == ("top", 8, 32, 0.25)
+
+
+def test_presets_in_a_circle_end(presets):
+    presets(one="preset: two\nepochs: 3\n", two="preset: one\nepochs: 4\nbatch_size: 8\n")
+    assert preset_settings("one") == {"preset": "one", "epochs": 3, "batch_size": 8}
+
+
+def test_a_fault_in_a_preset_names_the_file(presets):
+    presets(broken="epochz: 3\n", child="preset: broken\n")
+    for name in ("broken", "child"):
+        fault, = faults_of(TrainingConfig.from_preset, name)
+        assert "broken.yaml" in fault and "did you mean 'epochs'" in fault
+
+
+def test_an_unknown_preset_is_answered_with_the_nearest_and_all_names():
+    fault, = faults_of(TrainingConfig.from_preset, "refrence")
+    assert "did you mean 'reference'" in fault and "demo" in fault and "quick" in fault
+
+
+def test_default_file_counts_only_where_no_preset_is_named(tmp_path, monkeypatch, yaml_file):
+    (tmp_path / "default.yaml").write_text("preset: quick\nepochs: 77\nlearning_rate: 0.9\n")
+    monkeypatch.setattr(config, "CONFIG_DIR", tmp_path)
+    assert layered_settings({"batch_size": 8})["epochs"] == 77
+    assert "epochs" not in layered_settings({"preset": "demo"})
+    # The short name given here goes before the full name in the default file.
+    assert TrainingConfig.from_file(yaml_file("lr: 0.2\n")).learning_rate == 0.2
+    assert config_of_notebook("# Parameters\nlr = 0.2").learning_rate == 0.2
+
+
+# Names -----------------------------------------------------------------------------------------------------
+
+MISSPELT = [("learnig_rate", "learning_rate"), ("epoch", "epochs"), ("batchsize", "batch_size"),
+            ("weight_decy", "weight_decay"), ("mixed_precison", "mixed_precision"), ("warmup", "warmup_epochs"),
+            ("dropout", "dropout_rate"), ("BATCH_SIZE", "batch_size"),
+            ("augmentation_strengh", "augmentation_strength")]
+
+
+@pytest.mark.parametrize("wrong, right", MISSPELT)
+def test_a_misspelt_name_is_answered_with_the_nearest(wrong, right, yaml_file, presets):
+    path = yaml_file(f"{wrong}: 3\n")
+    presets(base="epochs: 3\n", mine=f"{wrong}: 3\n")
+    ways = {
+        "constructor": lambda: TrainingConfig(**{wrong: 3}),
+        "from_settings": lambda: TrainingConfig.from_settings({wrong: 3}),
+        "replace": lambda: TrainingConfig().replace(**{wrong: 3}),
+        "preset override": lambda: TrainingConfig.from_preset("base", **{wrong: 3}),
+        "preset": lambda: TrainingConfig.from_preset("mine"),
+        "file": lambda: TrainingConfig.from_file(path),
+        "file override": lambda: TrainingConfig.from_file(yaml_file(""), preset="base", **{wrong: 3}),
+        "parameters cell": lambda: config_of_notebook(f"{DECLARED}preset = 'base'\n{wrong} = 3"),
+        "injected cell": lambda: config_of_notebook(f"{DECLARED}preset = 'base'", injected({wrong: 3})),
+    }
+    for way, make in ways.items():
+        fault, = faults_of(make)
+        assert repr(wrong) in fault and f"did you mean {right!r}" in fault, way
+
+
+def test_a_name_that_is_near_nothing_points_to_the_list():
+    fault, = faults_of(TrainingConfig, xyzzy=1)
+    assert "'xyzzy'" in fault and "--help" in fault and "did you mean" not in fault
+
+
+@pytest.mark.parametrize("short, full", ALIASES.items())
+def test_short_names_mean_the_full_ones(short, full, yaml_file):
+    value = {"learning_rate": 0.3, "augmentation_strength": "light", "lr_scheduler": "linear"}[full]
+    for made in (TrainingConfig.from_settings({short: value}), TrainingConfig.from_preset("demo", **{short: value}),
+                 TrainingConfig.from_file(yaml_file(f"{short}: {value}")), TrainingConfig().replace(**{short: value}),
+                 config_of_notebook("# Parameters\n", injected({short: value}))):
+        assert getattr(made, full) == value
+
+
+def test_the_constructor_takes_full_names_and_says_so():
+    assert "did you mean 'learning_rate'" in faults_of(TrainingConfig, lr=0.1)[0]
+
+
+def test_a_setting_given_under_both_names_is_refused():
+    for make in (TrainingConfig.from_settings, lambda given: TrainingConfig().replace(**given)):
+        assert "same setting" in faults_of(make, {"lr": 0.1, "learning_rate": 0.2})[0]
+
+
+@pytest.mark.parametrize("settings", [{"learning_rate": 0.2, "lr": None}, {"lr": None, "learning_rate": 0.2},
+                                      {"lr": 0.2, "learning_rate": None}])
+def test_a_name_left_at_none_does_not_undo_the_other(settings):
+    assert TrainingConfig.from_settings(settings).learning_rate == 0.2
+
+
+# Values ----------------------------------------------------------------------------------------------------
+
+def test_numbers_are_taken_as_yaml_and_the_command_line_write_them():
+    made = TrainingConfig.from_settings({"weight_decay": "1e-3", "learning_rate": 1, "epochs": "20",
+                                         "batch_size": 64.0, "lr_milestones": ["3", 5], "widths": [8, 16, 32, 64]})
+    assert made.weight_decay == 1e-3 and isinstance(made.learning_rate, float)
+    assert (made.epochs, made.batch_size) == (20, 64) and isinstance(made.batch_size, int)
+    assert made.lr_milestones == (3, 5) and made.widths == (8, 16, 32, 64)
+    assert TrainingConfig.from_settings({"lr_milestones": 30}).lr_milestones == (30,)
+
+
+@pytest.mark.parametrize("name, value, says", [
+    ("epochs", True, "whole number"), ("epochs", 2.5, "whole number"), ("epochs", "ten", "whole number"),
+    ("epochs", 0, "at least 1"), ("epochs", [3], "whole number"), ("epochs", float("inf"), "whole number"),
+    ("seed", 10**400, "whole number"), ("seed", -1, "at least 0"), ("seed", 2**31, "at most"),
+    ("learning_rate", True, "number"), ("learning_rate", "fast", "number"), ("learning_rate", 0, "above 0"),
+    ("learning_rate", float("nan"), "number"), ("momentum", 1, "below 1"), ("dropout_rate", -0.1, "at least 0"),
+    ("mixed_precision", 1, "true or false"), ("mixed_precision", "yes", "true or false"),
+    ("lr_scheduler", "cosin", "did you mean 'cosine'"), ("lr_scheduler", True, "text"), ("data_dir", None, "empty"),
+    ("augmentation_strength", "modrate", "did you mean 'moderate'"), ("model", "ResNet", "one of"),
+    ("widths", [8, "x", 8, 8], "whole number"), ("widths", [8, 0, 8, 8], "at least 1"),
+    ("lr_milestones", [True], "whole number"), ("start_image_size", 33, "at most 32"),
+    ("lr_gamma", 1.5, "at most 1")])
+def test_a_wrong_value_is_named_with_what_is_allowed(name, value, says):
+    fault, = faults_of(TrainingConfig, **{name: value})
+    assert fault.startswith(f"{name}={value!r}") and says in fault
+
+
+@pytest.mark.parametrize("text, name", [("7", "7"), ("2025-01-31", "2025-01-31"), ("'007'", "007")])
+def test_a_run_name_may_look_like_a_number_or_a_date(text, name, yaml_file):
+    assert TrainingConfig.from_file(yaml_file(f"run_name: {text}")).run_name == name
+
+
+def test_all_faults_come_at_once():
+    wrong = {"epochz": 3, "batch_size": 0, "learning_rate": "fast", "momentum": 2, "run_name": "a/b"}
+    for make in (lambda: TrainingConfig(**wrong), lambda: TrainingConfig.from_settings(wrong),
+                 lambda: TrainingConfig.from_preset("demo", **wrong), lambda: TrainingConfig().replace(**wrong)):
+        faults = "\n".join(faults_of(make))
+        assert all(name in faults for name in ("epochz", "batch_size", "learning_rate", "momentum")), faults
+    faults = "\n".join(faults_of(TrainingConfig.from_settings, {**wrong, "preset": "demoo"}))
+    assert "did you mean 'demo'" in faults and "epochz" in faults and "batch_size" in faults
+
+
+def test_a_file_is_named_with_all_its_faults(yaml_file):
+    path = yaml_file("epochz: 3\nbatch_size: 0\n")
+    with pytest.raises(ConfigError, match="mine.yaml") as caught:
+        TrainingConfig.from_file(path)
+    assert len(caught.value.faults) == 2
+
+
+def test_settings_that_contradict_each_other_are_named_together():
+    faults = faults_of(TrainingConfig, widths=[8, 16], precision="fp16", mixed_precision=False, lr_scheduler="step",
+                       lr_milestones=[200], run_name="../up", drive=True, checkpoint_dir="x", batch_size=0)
+    assert [fault.split("=")[0] for fault in faults] == ["batch_size", "widths", "precision", "lr_milestones",
+                                                         "run_name", "checkpoint_dir"]
+
+
+def test_no_contradiction_is_claimed_of_a_setting_that_is_wrong_itself():
+    assert len(faults_of(TrainingConfig, epochs="x", lr_scheduler="step", lr_milestones=[200])) == 1
+    assert len(faults_of(TrainingConfig, model="Unet", widths=[8, 16])) == 1
+
+
+@pytest.mark.parametrize("milestones", [[], [30, 20], [20, 20], [150]])
+def test_step_schedule_needs_rising_milestones_within_the_epochs(milestones):
+    assert "lr_milestones" in faults_of(TrainingConfig, lr_scheduler="step", lr_milestones=milestones)[0]
+
+
+@pytest.mark.parametrize("name", ["a/b", "a\\b", "..", "a:b", " "])
+def test_run_name_must_be_a_plain_folder_name(name):
+    assert "plain folder name" in faults_of(TrainingConfig, run_name=name)[0]
+
+
+# A configuration's own life --------------------------------------------------------------------------------
+
+def test_name_and_run_dir_tell_what_is_special():
+    assert TrainingConfig().name == "reference"
+    assert TrainingConfig.from_preset("quick", epochs=3, seed=7).name == "quick-seed=7-epochs=3"
+    assert TrainingConfig(widths=[8, 16, 32, 64]).name == "reference-widths=8x16x32x64"
+    assert TrainingConfig.from_preset("quick", data_dir="/elsewhere", progress="none").name == "quick"
+    assert TrainingConfig(run_name="mine", runs_dir="out").run_dir.as_posix() == "out/mine"
+    assert "~" not in TrainingConfig(runs_dir="~/out").run_dir.as_posix()
+
+
+def test_training_settings_leave_out_what_does_not_shape_the_weights():
+    settings = TrainingConfig().training_settings()
+    assert {"seed", "epochs", "batch_size", "learning_rate", "mixed_precision", "val_size", "widths"} <= set(settings)
+    assert not {"run_name", "runs_dir", "data_dir", "device", "checkpoint_dir", "checkpoint_interval", "resume",
+                "drive", "progress", "flip_tta", "eval_batch_size", "preset"} & set(settings)
+
+
+def test_replace_changes_one_thing_checks_it_and_can_unset():
+    before = TrainingConfig.from_preset("demo")
+    after = before.replace(epochs=7)
+    assert after.to_dict() == {**before.to_dict(), "epochs": 7} and before.epochs != 7
+    assert before.replace(widths=None).widths is None
+    assert "at least 1" in faults_of(before.replace, epochs=0)[0]
+
+
+def test_to_dict_survives_yaml_and_gives_the_same_configuration(tmp_path):
+    before = TrainingConfig.from_preset("quick", lr_milestones=[2, 4], epochs=9)
+    text = yaml.safe_dump(before.to_dict())
+    assert TrainingConfig.from_settings(yaml.safe_load(text)) == before
+
+
+def test_a_configuration_is_frozen_copied_and_pickled():
+    made = TrainingConfig(epochs=3)
+    with pytest.raises(AttributeError):
+        made.epochs = 4
+    assert copy.deepcopy(made) == pickle.loads(pickle.dumps(made)) == made
+
+
+def test_effective_batch_size_counts_accumulation():
+    assert TrainingConfig(batch_size=64, gradient_accumulation_steps=4).effective_batch_size == 256
+
+
+# Files -----------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("text, says", [("- epochs\n- 3\n", "setting: value"), ("epochs: [3\n", "YAML"),
+                                        ("just text", "setting: value"), ("\x00", "YAML")])
+def test_a_file_that_is_no_mapping_is_named(text, says, yaml_file):
+    with pytest.raises(ConfigError, match="mine.yaml") as caught:
+        read_settings(yaml_file(text))
+    assert says in str(caught.value)
+
+
+def test_a_file_that_is_not_there_or_is_a_folder_is_named(tmp_path):
+    for path in (tmp_path / "absent.yaml", tmp_path):
+        with pytest.raises(ConfigError, match=path.name):
+            TrainingConfig.from_file(path)
+
+
+def test_an_empty_file_means_the_defaults(yaml_file):
+    assert TrainingConfig.from_file(yaml_file("# nothing\n")) == TrainingConfig.from_settings(default_settings())
+
+
+# The same file by papermill -f and by train.py --config ----------------------------------------------------
+
+DECLARED = ("# Parameters: None means as the preset says\npreset = None\nepochs = None\nbatch_size = None\n"
+            "learning_rate = None\nmixed_precision = None\naugmentation = None\nseed = None\nrun_name = None\n")
+
+
+@pytest.mark.parametrize("text", [
+    *[(config.PRESET_DIR / f"{name}.yaml").read_text() for name in preset_names()],
+    "epochs: 30\nlr: 0.2\n",
+    "preset: reference\nweight_decay: 1e-3\nlearning_rate: 1\nmixed_precision: false\naugmentation: strong\n",
+    "preset: demo\nmodel: FastCNN\nwidths: [8, 16, 32]\ncutout_size: null\nmin_delta: 0\nwarmup_epochs: 1\n",
+    "run_name: 2025-01-31\nseed: 7\nresume: never\nlr_milestones: [2, 3]\nlr_scheduler: step\n"])
+def test_papermill_and_the_command_line_read_a_file_alike(text, yaml_file):
+    path = yaml_file(text)
+    by_papermill = config_of_notebook(DECLARED, injected(read_yaml_file(str(path))))
+    assert by_papermill == read_arguments(["--config", str(path)]) == TrainingConfig.from_file(path)
+
+
+def test_papermill_options_and_command_line_options_mean_the_same():
+    by_papermill = config_of_notebook(DECLARED, injected({"epochs": 30, "learning_rate": 0.2, "run_name": 7,
+                                                          "mixed_precision": False, "model": "FastCNN",
+                                                          "widths": [8, 16, 32]}))
+    assert by_papermill == read_arguments("--epochs 30 --lr 0.2 --run-name 7 --no-mixed-precision --model FastCNN "
+                                          "--widths 8 16 32".split())
+
+
+# The notebook ----------------------------------------------------------------------------------------------
+
+def test_a_notebook_left_alone_means_the_default_file():
+    assert config_of_notebook(DECLARED) == TrainingConfig.from_settings(default_settings())
+
+
+def test_other_cells_and_their_variables_are_no_settings():
+    made = config_of_notebook("epoch = 3\nlearnig_rate = 1", DECLARED, "batchsize = 7", injected({"epochs": 4}))
+    assert made == TrainingConfig.from_settings({**default_settings(), "epochs": 4})
+
+
+def test_every_form_of_assignment_in_a_parameter_cell_is_seen():
+    made = config_of_notebook("# Parameters\nepochs: int = 3\nbatch_size, lr = 16, 0.5\nseed = 1\nseed += 4\n")
+    assert (made.epochs, made.batch_size, made.learning_rate, made.seed) == (3, 16, 0.5, 5)
+
+
+def test_a_corrected_cell_that_is_run_again_is_not_held_to_its_old_text():
+    declared, put_in = DECLARED + "learnig_rate = 0.2\n", injected({"learnig_rate": 0.2})
+    with pytest.raises(ConfigError, match="learnig_rate"):
+        config_of_notebook(declared)
+    assert config_of_notebook(declared, DECLARED + "lr = 0.2\n").learning_rate == 0.2
+    with pytest.raises(ConfigError, match="learnig_rate"):
+        config_of_notebook(DECLARED, put_in)
+    assert config_of_notebook(DECLARED, put_in, injected({"learning_rate": 0.2})).learning_rate == 0.2
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_cell_with_a_syntax_error_has_not_run_and_does_not_count(order):
+    cells = (DECLARED + "epochs = 3\n", DECLARED + "epochs = \n")
+    assert config_of_notebook(*(cells[index] for index in order)).epochs == 3
+
+
+def test_a_line_taken_out_of_a_cell_is_out():
+    changed = config_of_notebook(DECLARED + "patience = 3\n", DECLARED)
+    assert changed == config_of_notebook(DECLARED)
+
+
+def test_a_misspelt_injected_name_is_found_however_many_are_injected():
+    everything = {"preset": "demo", "epochs": 3, "batch_size": 16, "learning_rate": 0.1, "mixed_precision": True,
+                  "augmentation": "light", "seed": 1, "run_name": "x", "weight_decy": 0.1}
+    with pytest.raises(ConfigError, match="did you mean 'weight_decay'"):
+        config_of_notebook(DECLARED, injected(everything))

@@ -1,0 +1,600 @@
+"""data: every source against the arrays it was made of, every broken file, the split, and the batches."""
+
+import logging
+import os
+import urllib.error
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from helpers import data as data_module
+from helpers.augment import Augmentation
+from helpers.data import BatchLoader, DataError, ImageData, load_cifar100, stratified_split
+
+CPU = torch.device("cpu")
+
+# The official table, typed from https://www.cs.toronto.edu/~kriz/cifar.html in its own spelling and order.
+OFFICIAL_SUPERCLASSES = """
+aquatic mammals: beaver, dolphin, otter, seal, whale
+fish: aquarium fish, flatfish, ray, shark, trout
+flowers: orchids, poppies, roses, sunflowers, tulips
+food containers: bottles, bowls, cans, cups, plates
+fruit and vegetables: apples, mushrooms, oranges, pears, sweet peppers
+household electrical devices: clock, computer keyboard, lamp, telephone, television
+household furniture: bed, chair, couch, table, wardrobe
+insects: bee, beetle, butterfly, caterpillar, cockroach
+large carnivores: bear, leopard, lion, tiger, wolf
+large man-made outdoor things: bridge, castle, house, road, skyscraper
+large natural outdoor scenes: cloud, forest, mountain, plain, sea
+large omnivores and herbivores: camel, cattle, chimpanzee, elephant, kangaroo
+medium-sized mammals: fox, porcupine, possum, raccoon, skunk
+non-insect invertebrates: crab, lobster, snail, spider, worm
+people: baby, boy, girl, man, woman
+reptiles: crocodile, dinosaur, lizard, snake, turtle
+small mammals: hamster, mouse, rabbit, shrew, squirrel
+trees: maple, oak, palm, pine, willow
+vehicles 1: bicycle, bus, motorcycle, pickup truck, train
+vehicles 2: lawn-mower, rocket, streetcar, tank, tractor
+"""
+# What the data files call a class where it is not the table's word with underscores.
+NAMES_IN_FILES = {"orchids": "orchid", "poppies": "poppy", "roses": "rose", "sunflowers": "sunflower",
+                  "tulips": "tulip", "bottles": "bottle", "bowls": "bowl", "cans": "can", "cups": "cup",
+                  "plates": "plate", "apples": "apple", "mushrooms": "mushroom", "oranges": "orange", "pears": "pear",
+                  "sweet peppers": "sweet_pepper", "computer keyboard": "keyboard", "maple": "maple_tree",
+                  "oak": "oak_tree", "palm": "palm_tree", "pine": "pine_tree", "willow": "willow_tree",
+                  "lawn-mower": "lawn_mower"}
+
+
+def official_superclasses() -> dict[str, set[str]]:
+    table = {}
+    for line in OFFICIAL_SUPERCLASSES.strip().splitlines():
+        superclass, members = line.split(": ")
+        table[superclass] = {NAMES_IN_FILES.get(name, name.replace(" ", "_")) for name in members.split(", ")}
+    return table
+
+
+def assert_holds(data: ImageData, arrays: dict) -> None:
+    """The tensors are these arrays, with the promised types."""
+    for tensor, name in ((data.train_images, "x_train"), (data.train_labels, "y_train"),
+                         (data.test_images, "x_test"), (data.test_labels, "y_test")):
+        assert np.array_equal(tensor.numpy(), arrays[name])
+        assert tensor.dtype == (torch.uint8 if name.startswith("x") else torch.int64)
+    assert data.class_names == tuple(arrays["classes"])
+
+
+def error_of(config) -> str:
+    with pytest.raises(DataError) as caught:
+        load_cifar100(config)
+    return str(caught.value)
+
+
+@pytest.fixture
+def count_decoded(monkeypatch):
+    """A list that grows by a path with each image file decoded."""
+    decoded, decode = [], data_module._decode_image
+    monkeypatch.setattr(data_module, "_decode_image", lambda path: decoded.append(path) or decode(path))
+    return decoded
+
+
+# Class folders and their cache -----------------------------------------------------------------------------
+
+def test_class_folders_give_the_images_they_hold(folders, arrays, config_for):
+    data = load_cifar100(config_for(folders))
+    assert_holds(data, arrays)
+    assert str(folders) in str(data) and not data.note and data.superclass_of is None
+
+
+def test_the_second_time_the_cache_is_read_and_gives_the_same(folders, arrays, config_for, count_decoded):
+    load_cifar100(config_for(folders))
+    assert len(count_decoded) == 24 and (folders / "cifar100.npz").is_file()
+    assert_holds(load_cifar100(config_for(folders)), arrays)
+    assert len(count_decoded) == 24
+
+
+@pytest.mark.parametrize("change", ["changed", "added", "deleted"])
+def test_the_cache_is_made_anew_when_a_file_is(change, folders, config_for, count_decoded):
+    load_cifar100(config_for(folders))
+    path = folders / "train" / "ant" / "000.png"
+    white = Image.new("RGB", (32, 32), "white")
+    if change == "deleted":
+        path.unlink()
+    else:
+        white.save(path if change == "changed" else path.with_name("a new one.png"))
+    data = load_cifar100(config_for(folders))
+    assert len(count_decoded) > 24
+    assert len(data.train_images) == {"changed": 18, "added": 19, "deleted": 17}[change]
+    is_white = (data.train_images == 255).flatten(1).all(1)
+    assert is_white.sum() == (change != "deleted") and data.train_labels.bincount()[1:].tolist() == [6, 6]
+
+
+def test_the_cache_is_made_anew_when_a_file_of_the_same_size_is_newer(folders, config_for, count_decoded):
+    path = folders / "train" / "ant" / "000.png"
+    for colour, seconds in (("white", 1_000_000), ("black", 1_000_001)):
+        Image.new("RGB", (32, 32), colour).save(path, compress_level=0)
+        os.utime(path, (seconds, seconds))
+        data = load_cifar100(config_for(folders))
+    assert len(count_decoded) == 48 and data.train_images[0].max() == 0
+
+
+def test_a_cache_that_outlives_its_folders_is_a_source(folders, tmp_path, arrays, config_for):
+    load_cifar100(config_for(folders))
+    (tmp_path / "elsewhere").mkdir()
+    (folders / "cifar100.npz").rename(tmp_path / "elsewhere" / "cifar100.npz")
+    assert_holds(load_cifar100(config_for(tmp_path / "elsewhere")), arrays)
+
+
+def test_folders_that_cannot_be_written_to_are_cached_under_data(folders, arrays, config_for, monkeypatch,
+                                                                 count_decoded):
+    can_write = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: str(path) != str(folders) and can_write(path, mode))
+    for _ in range(2):
+        assert_holds(load_cifar100(config_for(folders)), arrays)
+    assert len(count_decoded) == 24
+    assert not (folders / "cifar100.npz").exists() and len(list((folders.parent / "work/data").glob("*.npz"))) == 1
+
+
+def test_a_cache_that_cannot_be_kept_is_a_warning(folders, arrays, config_for, monkeypatch, caplog):
+    monkeypatch.setattr(data_module.np, "savez", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(logging.getLogger("cifar100"), "propagate", True)
+    assert_holds(load_cifar100(config_for(folders)), arrays)
+    assert "disk full" in caplog.text
+    assert not list(folders.glob("*.npz")) and not list(folders.glob(".*"))       # no half a file
+
+
+@pytest.mark.parametrize("content", ["arrays", "truncated"])
+def test_a_users_own_npz_is_never_overwritten(content, folders, arrays, npz, config_for):
+    own = folders / "cifar100.npz"
+    own.write_bytes(npz.read_bytes() if content == "arrays" else npz.read_bytes()[:1000])
+    before = own.read_bytes()
+    for _ in range(2):
+        assert_holds(load_cifar100(config_for(folders)), arrays)
+    assert own.read_bytes() == before
+
+
+def test_folders_are_found_in_a_subfolder_cifar100(folders, arrays, config_for):
+    folders.rename(folders.parent / "cifar100")
+    assert_holds(load_cifar100(config_for(folders.parent)), arrays)
+
+
+def test_files_that_are_no_images_of_the_set_are_passed_over(folders, arrays, config_for):
+    for name in (".DS_Store", "train/.DS_Store", "train/README.txt", "train/ant/.DS_Store", "train/ant/._000.png",
+                 "train/ant/Thumbs.db", "train/.ipynb_checkpoints/x.png"):
+        (folders / name).parent.mkdir(exist_ok=True)
+        (folders / name).write_bytes(b"no picture")
+    assert_holds(load_cifar100(config_for(folders)), arrays)
+
+
+def test_suffixes_in_capitals_and_jpeg_are_read(folders, arrays, config_for):
+    (folders / "train/ant/000.png").rename(folders / "train/ant/000.PNG")
+    smooth = np.full((32, 32, 3), (200, 100, 50), np.uint8)
+    Image.fromarray(smooth).save(folders / "test/cat/900.JPG", "JPEG")
+    Image.fromarray(smooth).save(folders / "test/cat/901.jpeg", "JPEG")
+    data = load_cifar100(config_for(folders))
+    assert np.array_equal(data.train_images.numpy(), arrays["x_train"])
+    assert np.abs(data.test_images[-2:].numpy().astype(int) - smooth).max() <= 3 and data.test_labels[-1] == 2
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "1", "RGBA", "LA"])
+def test_greyscale_palette_and_transparent_pictures_become_rgb(mode, folders, config_for):
+    grey = (np.arange(1024) % 256).astype(np.uint8).reshape(32, 32)
+    ramp = Image.fromarray(grey).convert("RGB").convert(mode)
+    ramp.save(folders / "train/ant/000.png")
+    assert np.array_equal(load_cifar100(config_for(folders)).train_images[0].numpy(), np.array(ramp.convert("RGB")))
+
+
+def test_ten_classes_train_like_cifar10_folders(tmp_path, write_folders, config_for):
+    random = np.random.default_rng(1)
+    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    arrays = {"x_train": random.integers(0, 256, (20, 32, 32, 3), dtype=np.uint8), "y_train": np.arange(20) // 2,
+              "x_test": random.integers(0, 256, (10, 32, 32, 3), dtype=np.uint8), "y_test": np.arange(10),
+              "classes": np.array(names)}
+    data = load_cifar100(config_for(write_folders(tmp_path, arrays), num_classes=10))
+    assert_holds(data, arrays)
+    assert data.num_classes == 10 and data.superclass_names == ()
+
+
+def _truncate(path):
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def _resize(path):
+    Image.new("RGB", (64, 48)).save(path)
+
+
+@pytest.mark.parametrize("spoil, says", [(_truncate, "cannot be decoded"), (_resize, "64×48"),
+                                         (lambda path: path.write_bytes(b""), "cannot be decoded"),
+                                         (lambda path: path.write_bytes(b"GIF?"), "cannot be decoded")])
+def test_a_spoilt_image_is_named(spoil, says, folders, config_for):
+    path = folders / "train" / "bee" / "007.png"
+    spoil(path)
+    message = error_of(config_for(folders))
+    assert str(path) in message and says in message
+    assert not (folders / "cifar100.npz").exists()
+
+
+@pytest.mark.parametrize("split, other", [("test", "train"), ("train", "test")])
+def test_a_class_that_one_split_lacks_is_named(split, other, folders, config_for):
+    (folders / split / "bee").rename(folders.parent / "away")
+    message = error_of(config_for(folders))
+    assert str(folders / split) in message and "bee" in message and str(folders / other) in message
+
+
+def test_an_empty_class_folder_is_named(folders, config_for):
+    (folders / "train" / "dog").mkdir()
+    assert str(folders / "train" / "dog") in error_of(config_for(folders))
+
+
+def test_an_absent_split_and_an_empty_one_are_named(folders, config_for):
+    (folders / "test").rename(folders.parent / "away")
+    assert str(folders / "test") in error_of(config_for(folders, data_source="folder"))
+    (folders / "test").mkdir()
+    assert str(folders / "test") in error_of(config_for(folders))
+
+
+# A prepared .npz -------------------------------------------------------------------------------------------
+
+def test_a_prepared_npz_gives_its_arrays(npz, arrays, config_for):
+    assert_holds(load_cifar100(config_for(npz.parent)), arrays)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, ">i8", np.uint64])
+def test_labels_of_any_whole_number_type_and_names_as_bytes_are_taken(dtype, npz, arrays, config_for):
+    np.savez(npz, **{**arrays, "y_train": arrays["y_train"].astype(dtype), "classes": arrays["classes"].astype("S")})
+    assert_holds(load_cifar100(config_for(npz.parent)), arrays)
+
+
+def _with(**changes):
+    return lambda arrays: {**arrays, **{name: change(arrays[name]) for name, change in changes.items()}}
+
+
+BROKEN = {
+    "an array is missing": (lambda arrays: {"x_train": arrays["x_train"]}, "lacks the arrays y_train, x_test"),
+    "pickled objects": (_with(y_train=lambda y: y.astype(object)), "plain arrays"),
+    "pickled names": (_with(classes=lambda names: names.astype(object)), "plain arrays"),
+    "images as floats": (_with(x_train=lambda x: x / 255), "x_train is float64"),
+    "channels first": (_with(x_test=lambda x: x.transpose(0, 3, 1, 2)), "x_test is uint8 [6, 3, 32, 32]"),
+    "another size": (_with(x_train=lambda x: x[:, :28, :28]), "[18, 28, 28, 3]"),
+    "flat images": (_with(x_train=lambda x: x.reshape(18, -1)), "[18, 3072]"),
+    "no images": (_with(x_test=lambda x: x[:0]), "x_test is uint8 [0, 32, 32, 3]"),
+    "one label too few": (_with(y_train=lambda y: y[1:]), "y_train is int64 [17]"),
+    "labels in a column": (_with(y_train=lambda y: y[:, None]), "[18, 1]"),
+    "labels as floats": (_with(y_test=lambda y: y.astype(float)), "y_test is float64"),
+    "a label too large": (_with(y_train=lambda y: y + 1), "labels from 1 to 3"),
+    "a negative label": (_with(y_train=lambda y: y - 1), "labels from -1 to 1"),
+    "a class without images": (_with(y_test=lambda y: np.where(y == 1, 0, y)), "no image of class 'bee'"),
+    "a class twice": (_with(classes=lambda names: np.array(["ant", "bee", "ant"])), "distinct"),
+    "a single name": (_with(classes=lambda names: np.array("ant")), "distinct"),
+}
+
+
+@pytest.mark.parametrize("spoil, says", BROKEN.values(), ids=BROKEN)
+def test_a_wrong_npz_is_named_with_what_is_wrong(spoil, says, npz, arrays, config_for):
+    np.savez(npz, **spoil(arrays))
+    message = error_of(config_for(npz.parent))
+    assert str(npz) in message and says in message
+
+
+@pytest.mark.parametrize("content", ["half", "empty", "text", "a single array", "damaged"])
+def test_a_file_that_is_no_npz_is_named(content, npz, arrays, config_for):
+    if content == "a single array":
+        with open(npz, "wb") as file:
+            np.save(file, arrays["x_train"])
+    elif content == "damaged":      # inside the compressed pixels
+        np.savez_compressed(npz, **arrays)
+        spoilt = bytearray(npz.read_bytes())
+        spoilt[2000:2100] = bytes(100)
+        npz.write_bytes(spoilt)
+    else:
+        whole = npz.read_bytes()
+        npz.write_bytes({"half": whole[:len(whole) // 2], "empty": b"", "text": b"no arrays"}[content])
+    message = error_of(config_for(npz.parent))
+    assert str(npz) in message and "cannot be read" in message
+
+
+def test_an_npz_that_is_asked_for_and_absent_is_named(tmp_path, config_for):
+    assert str(tmp_path / "cifar100.npz") in error_of(config_for(tmp_path, data_source="npz"))
+
+
+def test_another_number_of_classes_than_configured_names_both(npz, config_for):
+    message = error_of(config_for(npz.parent, num_classes=100))
+    assert "num_classes=100" in message and str(npz) in message and "set num_classes=3" in message
+
+
+# torchvision and the drawn set -----------------------------------------------------------------------------
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """Counts the attempts to download; each fails as it does without a network."""
+    attempts = []
+
+    def fail(*_, **__):
+        attempts.append(1)
+        raise urllib.error.URLError("Name or service not known")
+    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", fail)
+    return attempts
+
+
+REMEDIES = ["connect", "cifar-100-python.tar.gz", "train/<class>", "test/<class>", "cifar100.npz", "/kaggle/input",
+            "preset='demo'", "data_dir"]
+
+
+def test_when_nothing_is_reachable_one_error_lists_every_remedy(tmp_path, config_for, no_network):
+    message = error_of(config_for(tmp_path, num_classes=100))
+    assert no_network and "Name or service not known" in message and str(tmp_path) in message
+    assert [remedy for remedy in REMEDIES if remedy not in message] == []
+
+
+def test_download_false_does_not_touch_the_network(tmp_path, config_for, no_network):
+    message = error_of(config_for(tmp_path, download=False))
+    assert not no_network and "download=False" in message
+    assert [remedy for remedy in REMEDIES if remedy not in message] == []
+
+
+@pytest.mark.parametrize("download", [True, False])
+def test_a_truncated_archive_is_named(download, tmp_path, config_for, no_network):
+    (tmp_path / "cifar-100-python.tar.gz").write_bytes(b"\x1f\x8b half an archive")
+    message = error_of(config_for(tmp_path, download=download))
+    assert f"{tmp_path / 'cifar-100-python.tar.gz'} is damaged" in message
+    assert bool(no_network) == download
+
+
+class FakeCIFAR100:
+    """torchvision's dataset, with its pixels laid out in memory as that one leaves them: channels first."""
+
+    filename, tgz_md5 = "cifar-100-python.tar.gz", "0"
+    classes = ["ant", "bee", "cat"]
+    arrays: dict = {}
+
+    def __init__(self, root, train, download):
+        split = "train" if train else "test"
+        channels_first = np.ascontiguousarray(self.arrays[f"x_{split}"].transpose(0, 3, 1, 2))
+        self.data = channels_first.transpose(0, 2, 3, 1)
+        self.targets = self.arrays[f"y_{split}"].tolist()
+
+
+def test_torchvisions_files_give_the_same_tensors(tmp_path, arrays, config_for, monkeypatch):
+    monkeypatch.setattr(FakeCIFAR100, "arrays", arrays)
+    monkeypatch.setattr(data_module.datasets, "CIFAR100", FakeCIFAR100)
+    data = load_cifar100(config_for(tmp_path))
+    assert_holds(data, arrays)
+    assert data.train_images.is_contiguous() and data.test_images.is_contiguous()
+
+
+def test_drawn_data_say_so_and_are_deterministic(config_for, tmp_path):
+    config = config_for(tmp_path, data_source="drawn", num_classes=100)
+    first, second = load_cifar100(config), load_cifar100(config)
+    assert first.note == "drawn demo data" and str(first).startswith("drawn demo data")
+    assert torch.equal(first.train_images, second.train_images) and torch.equal(first.test_labels, second.test_labels)
+    assert first.num_classes == 100 and first.superclass_of.bincount().tolist() == [5] * 20
+    assert first.train_images.shape[1:] == (32, 32, 3) and first.train_images.dtype == torch.uint8
+
+
+# What a set knows of itself --------------------------------------------------------------------------------
+
+def test_superclasses_are_the_official_ones():
+    official = official_superclasses()
+    names = sorted(name for members in official.values() for name in members)
+    assert len(official) == 20 and len(set(names)) == 100
+    superclasses, superclass_of = data_module._superclasses(tuple(names))
+    members = {superclass: {name for name, number in zip(names, superclass_of.tolist())
+                            if superclasses[number] == superclass} for superclass in superclasses}
+    assert members == official and superclasses == tuple(official)
+
+
+def test_channel_statistics_are_numpys(tiny_data, arrays):
+    mean, std = tiny_data.channel_statistics()
+    pixels = arrays["x_train"].astype(np.float64) / 255
+    assert mean == pytest.approx(pixels.mean((0, 1, 2)), abs=1e-6)
+    assert std == pytest.approx(pixels.std((0, 1, 2)), abs=1e-6)
+
+
+# Split -----------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("val_size", [0, 1, 7, 100, 333, 500])
+@pytest.mark.parametrize("counts", [[200] * 5, [500, 300, 150, 41, 9]])
+def test_split_has_the_exact_size_and_each_class_its_share(val_size, counts):
+    labels = torch.repeat_interleave(torch.arange(5), torch.tensor(counts))
+    labels = labels[torch.randperm(1000, generator=torch.Generator().manual_seed(0))]
+    train, val = stratified_split(labels, val_size, seed=1)
+    assert len(val) == val_size and sorted(train.tolist() + val.tolist()) == list(range(1000))
+    assert train.dtype == val.dtype == torch.int64
+    taken = labels[val].bincount(minlength=5).tolist()
+    for count, number in zip(counts, taken):
+        assert abs(number - val_size * count / 1000) < 1
+
+
+def test_split_of_the_real_sizes_takes_fifty_of_each_class():
+    labels = torch.arange(50_000) % 100
+    _, val = stratified_split(labels, 5000, seed=42)
+    assert labels[val].bincount().tolist() == [50] * 100
+
+
+def test_split_depends_on_the_seed_alone():
+    labels = torch.arange(300) % 3
+    first, again, other = (stratified_split(labels, 60, seed)[1] for seed in (1, 1, 2))
+    torch.manual_seed(99)
+    assert torch.equal(first, again) and torch.equal(first, stratified_split(labels, 60, 1)[1])
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("val_size", [298, 299, 300, 1000])
+def test_split_that_leaves_a_class_nothing_to_train_on_is_refused(val_size):
+    with pytest.raises(ValueError, match=f"val_size={val_size}"):
+        stratified_split(torch.arange(300) % 3, val_size, 0)
+
+
+# Batches ---------------------------------------------------------------------------------------------------
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+MODERATE = Augmentation.of_strength("moderate")
+CROP_ONLY = Augmentation()
+NOTHING = Augmentation(crop_padding=0)
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.randint(0, 256, (50, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.fixture
+def loader_of(images):
+    """A function that makes a loader of fifty images whose labels are their indices."""
+    def make(batch_size=16, device=CPU, **settings) -> BatchLoader:
+        settings = {"mean": MEAN, "std": STD, "num_classes": 50, **settings}
+        return BatchLoader(images, torch.arange(50), batch_size, device, **settings)
+    return make
+
+
+def normalised(images: torch.Tensor) -> torch.Tensor:
+    """By the formula, in NumPy and double precision."""
+    values = (images.numpy() / 255.0 - np.array(MEAN)) / np.array(STD)
+    return torch.from_numpy(values.transpose(0, 3, 1, 2)).float()
+
+
+def test_evaluation_batches_are_all_images_in_order_normalised(loader_of, images):
+    loader = loader_of()
+    batches = list(loader.batches())
+    assert [len(labels) for _, labels in batches] == [16, 16, 16, 2] and len(loader) == 4
+    assert torch.equal(torch.cat([labels for _, labels in batches]), torch.arange(50))
+    assert torch.allclose(torch.cat([pixels for pixels, _ in batches]), normalised(images), atol=1e-5)
+
+
+def test_a_batch_size_above_the_set_gives_one_batch(loader_of):
+    for augmentation in (None, MODERATE):
+        loader = loader_of(batch_size=500, augmentation=augmentation)
+        assert len(loader) == 1 and len(loader.batch(0, 0)[0]) == 50
+
+
+def test_augmented_pixels_are_normalised_by_the_same_formula(loader_of, images):
+    pixels, labels = loader_of(augmentation=NOTHING).batch(0, 0)
+    assert torch.allclose(pixels, normalised(images[labels]), atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("augmentation", [None, MODERATE])
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_batches_have_the_asked_type_and_layout(dtype, augmentation, channels_last, loader_of):
+    for settings in ({}, {"mixup_alpha": 1.0}, {"placement": "host"}):
+        loader = loader_of(augmentation=augmentation, dtype=dtype, channels_last=channels_last, **settings)
+        pixels, _ = loader.batch(0, 1)
+        assert pixels.dtype == dtype and pixels.shape == (16, 3, 32, 32)
+        assert pixels.stride() == ((3072, 1, 96, 3) if channels_last else (3072, 1024, 32, 1))
+
+
+MIXES = {"no mix": {}, "mixup": {"mixup_alpha": 0.8}, "cutmix": {"cutmix_alpha": 1.0},
+         "both": {"mixup_alpha": 0.8, "cutmix_alpha": 1.0}}
+
+
+@pytest.mark.parametrize("mix", MIXES.values(), ids=MIXES)
+@pytest.mark.parametrize("placement", ["device", "host"])
+def test_a_batch_is_a_function_of_seed_epoch_and_index(mix, placement, loader_of):
+    settings = {"augmentation": MODERATE, "placement": placement, "seed": 3, "alternating_flip": True, **mix}
+    torch.manual_seed(1)            # the global generator must not matter
+    asked_in_order = loader_of(**settings)
+    in_order = {(epoch, index): asked_in_order.batch(epoch, index) for epoch in (0, 1) for index in range(3)}
+    torch.manual_seed(2)
+    asked_at_random = loader_of(**settings)
+    for key in [(1, 2), (0, 1), (1, 0), (0, 0), (1, 1), (0, 2), (0, 2)]:
+        for first, second in zip(in_order[key], asked_at_random.batch(*key)):
+            assert torch.equal(first, second), key
+    others = [in_order[0, 1], in_order[1, 0], loader_of(**{**settings, "seed": 4}).batch(0, 0)]
+    assert not any(torch.equal(in_order[0, 0][0], pixels) for pixels, _ in others)
+
+
+@pytest.mark.parametrize("mix", MIXES.values(), ids=MIXES)
+def test_a_batch_leaves_the_global_generator_alone(mix, loader_of):
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    loader_of(augmentation=MODERATE, **mix).batch(0, 0)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("augmentation", [None, MODERATE])
+def test_host_placement_gives_the_same_batches_to_the_bit(augmentation, loader_of):
+    on_device, on_host = (loader_of(augmentation=augmentation, placement=placement, seed=7)
+                          for placement in ("device", "host"))
+    for epoch in (0, 1):
+        pairs = zip(on_device.batches(epoch), on_host.batches(epoch), strict=True)
+        for (first, labels), (second, same_labels) in pairs:
+            assert torch.equal(first, second) and torch.equal(labels, same_labels)
+
+
+def test_host_batches_stay_as_they_were_when_the_next_are_made(loader_of):
+    """The two buffers are used in turn; a batch must not share memory with them."""
+    loader = loader_of(placement="host")
+    batches = [(pixels, pixels.clone()) for pixels, _ in loader.batches()]
+    assert all(torch.equal(pixels, copy) for pixels, copy in batches)
+
+
+@pytest.mark.parametrize("placement", ["device", "host"])
+def test_an_epoch_shows_every_image_once_in_an_order_of_its_own(placement, loader_of):
+    loader = loader_of(batch_size=10, augmentation=CROP_ONLY, placement=placement)
+    orders = [torch.cat([labels for _, labels in loader.batches(epoch)]) for epoch in range(3)]
+    assert all(order.sort().values.equal(torch.arange(50)) for order in orders)
+    assert not orders[0].equal(orders[1]) and not orders[1].equal(orders[2])
+
+
+def test_a_training_epoch_leaves_out_the_incomplete_batch(loader_of):
+    loader = loader_of(augmentation=CROP_ONLY)
+    labels = torch.cat([labels for _, labels in loader.batches(0)])
+    assert len(loader) == 3 and len(labels) == len(labels.unique()) == 48
+
+
+def test_images_and_labels_stay_together(loader_of, images):
+    pixels, labels = loader_of(augmentation=NOTHING, seed=11).batch(2, 1)
+    assert torch.allclose(pixels, normalised(images[labels]), atol=1e-5)
+
+
+def test_alternating_flip_shows_each_image_both_ways_in_two_epochs(loader_of, images):
+    """One half is mirrored in even epochs, the other in odd ones (Jordan 2024)."""
+    loader = loader_of(batch_size=10, augmentation=NOTHING, alternating_flip=True)
+    upright = normalised(images)
+    mirrored = torch.zeros(4, 50, dtype=torch.bool)
+    for epoch in range(4):
+        for pixels, labels in loader.batches(epoch):
+            is_upright = (pixels - upright[labels]).abs().flatten(1).amax(1) < 1e-4
+            is_mirrored = (pixels - upright[labels].flip(3)).abs().flatten(1).amax(1) < 1e-4
+            assert (is_upright ^ is_mirrored).all()
+            mirrored[epoch, labels] = is_mirrored
+    assert torch.equal(mirrored[0], ~mirrored[1])
+    assert torch.equal(mirrored[0], mirrored[2]) and torch.equal(mirrored[1], mirrored[3])
+    assert 10 < mirrored[0].sum() < 40
+
+
+@pytest.mark.parametrize("mix", list(MIXES)[1:])
+def test_mixed_labels_are_shares_that_fit_the_pixels(mix, loader_of, images):
+    loader = loader_of(augmentation=NOTHING, **MIXES[mix])
+    plain, plain_labels = loader_of(augmentation=NOTHING).batch(0, 1)
+    pixels, labels = loader.batch(0, 1)
+    assert labels.shape == (16, 50) and labels.is_floating_point()
+    assert torch.allclose(labels.sum(1), torch.ones(16)) and (labels >= 0).all()
+    own_share = labels[torch.arange(16), plain_labels]
+    partner, partner_labels = plain.roll(1, 0), plain_labels.roll(1)
+    assert torch.allclose(labels, own_share[:, None] * F.one_hot(plain_labels, 50)
+                          + (1 - own_share)[:, None] * F.one_hot(partner_labels, 50))
+    blended = own_share.view(-1, 1, 1, 1) * plain + (1 - own_share).view(-1, 1, 1, 1) * partner
+    is_mixup = torch.allclose(pixels, blended, atol=1e-4)
+    from_own = (pixels == plain).all(1).float().mean((1, 2))
+    is_cutmix = torch.allclose(from_own, own_share, atol=1e-4)
+    assert is_mixup if mix == "mixup" else is_cutmix if mix == "cutmix" else is_mixup or is_cutmix
+
+
+def test_with_both_mixes_each_batch_takes_one_of_them(loader_of):
+    loader, plain = (loader_of(batch_size=5, augmentation=NOTHING, **mix) for mix in (MIXES["both"], {}))
+    shared_pixels = [(loader.batch(epoch, index)[0] == plain.batch(epoch, index)[0]).float().mean()
+                     for epoch in range(2) for index in range(10)]
+    cut = sum(share > 0.01 for share in shared_pixels)        # a blend hardly leaves a value as it was
+    assert 3 <= cut <= 17
+
+
+@pytest.mark.parametrize("augmentation", [None, NOTHING])
+def test_smaller_images_are_averages_of_the_same_pictures(augmentation, loader_of, images):
+    pixels, labels = loader_of(augmentation=augmentation).batch(0, 0, image_size=20)
+    assert pixels.shape == (16, 3, 20, 20) and pixels.is_contiguous(memory_format=torch.channels_last)
+    expected = F.interpolate(images[labels].permute(0, 3, 1, 2).double() / 255, size=(20, 20), mode="bilinear",
+                             antialias=True)
+    mean, std = (torch.tensor(values, dtype=torch.float64).view(1, 3, 1, 1) for values in (MEAN, STD))
+    assert torch.allclose(pixels.double(), (expected - mean) / std, atol=1e-4)

@@ -1,0 +1,176 @@
+"""train.py: what is typed becomes the right configuration, or an error that says what to type."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import train
+from helpers.checkpoint import CheckpointError
+from helpers.config import PRESET_DIR, SETTINGS, ConfigError, TrainingConfig
+from helpers.data import DataError
+from helpers.trainer import TrainingDiverged
+from train import build_parser, main, read_arguments
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def read(text: str) -> TrainingConfig:
+    return read_arguments(text.split())
+
+
+def faults_of(text: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        read(text)
+    return caught.value.faults
+
+
+# What is typed ---------------------------------------------------------------------------------------------
+
+def test_the_command_of_the_requirement():
+    made = read(f"--config {PRESET_DIR / 'reference.yaml'} --epochs 30 --batch-size 256 --lr 0.1")
+    assert made == TrainingConfig.from_preset("reference", epochs=30, batch_size=256, learning_rate=0.1)
+
+
+def test_nothing_typed_means_the_default_file():
+    assert read("") == TrainingConfig.from_preset("quick")
+
+
+def test_options_go_before_the_file_and_the_file_before_its_preset(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("preset: demo\nepochs: 7\nlr: 0.3\n")
+    made = read(f"--config {path} --learning-rate 0.5")
+    assert (made.epochs, made.learning_rate, made.data_source) == (7, 0.5, "drawn")
+
+
+@pytest.mark.parametrize("option", ["--lr 0.25", "--learning-rate 0.25", "--lr=0.25", "--learning-rate=2.5e-1"])
+def test_the_learning_rate_has_two_names(option):
+    assert read(f"--preset reference {option}").learning_rate == 0.25
+
+
+@pytest.mark.parametrize("option, name, value", [
+    ("--no-mixed-precision", "mixed_precision", False), ("--mixed-precision", "mixed_precision", True),
+    ("--no-download", "download", False), ("--compile", "compile", True), ("--no-channels-last", "channels_last", False),
+    ("--widths 8 16 32 64", "widths", (8, 16, 32, 64)), ("--lr-milestones 3 5", "lr_milestones", (3, 5)),
+    ("--lr-milestones 3", "lr_milestones", (3,)), ("--augmentation strong", "augmentation_strength", "strong"),
+    ("--augmentation-strength light", "augmentation_strength", "light"), ("--scheduler linear", "lr_scheduler", "linear"),
+    ("--weight-decay 1e-3", "weight_decay", 1e-3), ("--run-name 7", "run_name", "7"), ("--cutout-size 8", "cutout_size", 8)])
+def test_options_become_settings(option, name, value):
+    assert getattr(read(f"--preset reference {option}"), name) == value
+
+
+def test_every_setting_has_an_option():
+    options = {option for action in build_parser()._actions for option in action.option_strings}
+    assert {f"--{name.replace('_', '-')}" for name in SETTINGS} <= options
+
+
+# What is mistyped ------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("typed, meant", [("--learnig-rate", "--learning-rate"), ("--learning_rate", "--learning-rate"),
+                                          ("--epoch", "--epochs"), ("--batchsize", "--batch-size"),
+                                          ("--no-mixed-precison", "--no-mixed-precision"), ("--conifg", "--config")])
+def test_a_mistyped_option_is_answered_with_the_nearest(typed, meant):
+    for text in (f"{typed} 3", f"{typed}=3"):
+        fault, = faults_of(text)
+        assert typed in fault and f"did you mean {meant}?" in fault
+
+
+def test_options_are_not_guessed_from_their_beginning():
+    """--ep must not silently become --epochs, nor --lr-mile --lr-milestones."""
+    assert "unknown option" in faults_of("--ep 3")[0]
+    assert "did you mean --lr-milestones" in faults_of("--lr-mile 3")[0]
+
+
+def test_all_faults_of_a_command_and_its_file_come_at_once(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("epochz: 3\nmomentum: 2\n")
+    faults = faults_of(f"--config {path} --batchsize 3 --lr -1 --seed x")
+    assert len(faults) == 5
+    for fault, words in zip(faults, [("--batchsize", "--batch-size"), ("mine.yaml", "'epochs'"), ("mine.yaml", "momentum"),
+                                     ("learning_rate",), ("seed",)]):
+        assert all(word in fault for word in words)
+
+
+@pytest.mark.parametrize("text, says", [
+    ("--mixed-precision false", "unexpected 'false'"), ("demo", "unexpected 'demo'"), ("--preset dem", "did you mean 'demo'"),
+    ("--epochs 1.5", "whole number"), ("--epochs 0", "at least 1"), ("--widths 8 x 8", "whole number"),
+    ("--preset reference --widths 8 16", "takes 4"), ("--config absent.yaml", "no such file"),
+    ("--lr-scheduler cosin", "did you mean 'cosine'")])
+def test_wrong_values_are_explained(text, says):
+    assert says in faults_of(text)[0]
+
+
+# Exit status -----------------------------------------------------------------------------------------------
+
+def run_raises(monkeypatch, error):
+    def run(self):
+        raise error
+    monkeypatch.setattr(train.CIFAR100Pipeline, "run", run)
+
+
+@pytest.mark.parametrize("error, status", [
+    (DataError("no images"), 1), (CheckpointError("another configuration"), 1), (TrainingDiverged("the loss is nan"), 1),
+    (ValueError("val_size=9"), 1), (KeyboardInterrupt("training was interrupted"), 130)])
+def test_an_expected_error_is_one_message_and_a_status(error, status, monkeypatch, capsys):
+    run_raises(monkeypatch, error)
+    assert main(["--preset", "demo"]) == status
+    assert capsys.readouterr().err == f"train.py: {error}\n"
+
+
+def test_ctrl_c_anywhere_is_said_in_a_word(monkeypatch, capsys):
+    run_raises(monkeypatch, KeyboardInterrupt())
+    assert main(["--preset", "demo"]) == 130
+    assert capsys.readouterr().err == "train.py: interrupted\n"
+
+
+def test_an_unexpected_error_keeps_its_traceback(monkeypatch):
+    run_raises(monkeypatch, ZeroDivisionError())
+    with pytest.raises(ZeroDivisionError):
+        main(["--preset", "demo"])
+
+
+@pytest.mark.parametrize("arguments, status", [(["--epochs", "0"], 2), (["--epoch", "3"], 2), (["--device", "cuda:99"], 1)])
+def test_wrong_settings_and_absent_devices_end_before_anything_is_done(arguments, status, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == status
+    assert "train.py: " in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_drive_outside_colab_is_a_message(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("COLAB_RELEASE_TAG", raising=False)
+    assert main(["--preset", "demo", "--drive", "--runs-dir", str(tmp_path), "--progress", "none"]) == 1
+    assert "checkpoint_dir" in capsys.readouterr().err
+
+
+def test_an_option_without_its_value_ends_with_status_2(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--epochs"])
+    assert caught.value.code == 2 and "--epochs" in capsys.readouterr().err
+
+
+# The real thing --------------------------------------------------------------------------------------------
+
+def run_command(*arguments, cwd) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, ROOT / "train.py", *arguments], cwd=cwd, capture_output=True, text=True)
+
+
+def test_help_explains_every_setting(tmp_path):
+    done = run_command("--help", cwd=tmp_path)
+    assert done.returncode == 0 and done.stderr == ""
+    words = " ".join(done.stdout.split())
+    for name, spec in SETTINGS.items():
+        assert f"--{name.replace('_', '-')}" in words and " ".join(spec.metadata["help"].split())[:40] in words
+
+
+def test_a_run_from_another_folder_ends_well_and_leaves_its_metrics(tmp_path, npz):
+    """On three classes of noise in a prepared .npz, with a preset file of the user's own."""
+    (tmp_path / "tiny.yaml").write_text("preset: reference\nwidths: [4, 4, 4, 4]\nepochs: 2\nval_size: 3\nbatch_size: 5\n"
+                                        "num_classes: 3\nwarmup_epochs: 0\nrun_name: tiny\nprogress: lines\n")
+    done = run_command("--config", "tiny.yaml", "--data-dir", str(npz.parent), "--lr", "0.01", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    content = json.loads((tmp_path / "runs" / "tiny" / "metrics.json").read_text())
+    assert content["config"]["learning_rate"] == 0.01 and len(content["history"]) == 2
+    assert content["results"]["images"] == 6
+    assert str(Path("runs", "tiny")) in done.stdout.splitlines()[-1]
