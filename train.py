@@ -2,6 +2,8 @@
 
     python train.py --preset demo
     python train.py --config configs/experiments/quick.yaml --epochs 30 --batch-size 256 --lr 0.1
+
+The defaults shown are those of the preset that configs/default.yaml names; another --preset has others.
 """
 
 from __future__ import annotations
@@ -21,9 +23,10 @@ def build_parser() -> argparse.ArgumentParser:
                                      argument_default=argparse.SUPPRESS, allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings; options given here go before it")
     short_names = {full: short for short, full in ALIASES.items()}
+    defaults = TrainingConfig.from_settings(layered_settings())
     for name, spec in SETTINGS.items():
         options = [_option(name)] + ([_option(short_names[name])] if name in short_names else [])
-        help_text = f"{spec.metadata['help']} (default: {spec.default})".replace("%", "%%")
+        help_text = f"{spec.metadata['help']} (default: {getattr(defaults, name)})".replace("%", "%%")
         if HINTS[name] is bool:
             parser.add_argument(*options, dest=name, action=argparse.BooleanOptionalAction, help=help_text)
         else:

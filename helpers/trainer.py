@@ -112,6 +112,7 @@ class Trainer:
             self._set_rng_state(self._rng)
             if self.device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(self.device)
+                torch.backends.cudnn.benchmark = True       # the shapes stay, so the fastest kernels may be looked for
             with _StopOnSignals(self.stop), self._bar() as bar:
                 while not self.is_finished and self.history.stopped != "interrupted":
                     self._run_epoch(bar)

@@ -253,6 +253,19 @@ def test_ema_is_the_written_out_average_and_is_what_is_evaluated(tmp_path, setti
     assert history["val_top1"] == pytest.approx(measured)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_predictions_in_evaluation_mode_plain_and_with_the_mirror_image(tmp_path, training):
+    trainer = make_trainer(tmp_path, dropout_rate=0.5, eval_batch_size=7)      # 16 images: two batches and a rest
+    model = trainer.model.train(training)
+    images = torch.cat([images for images, _ in trainer.val_loader.batches()])
+    plain, mirrored = predict(model, trainer.val_loader), predict(model, trainer.val_loader, flip=True)
+    assert model.training is training
+    with torch.no_grad():
+        model.eval()
+        torch.testing.assert_close(plain, model(images))
+        torch.testing.assert_close(mirrored, (model(images) + model(images.flip(3))) / 2)
+
+
 # The host waits for the device as rarely as it can ---------------------------------------------------------
 
 @pytest.mark.parametrize("settings", [
@@ -466,10 +479,12 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_its_first_step(tmp_pat
 
 
 @pytest.mark.parametrize("patience", [0, 3])
-@pytest.mark.parametrize("step, epoch, saved", [(5, 1, []), (10, 2, [5]), (15, 3, [5, 10])])
-def test_weights_that_are_not_finite_are_never_saved(tmp_path, patience, step, epoch, saved):
-    """A gradient can overflow in a step whose loss is finite: the last one before a validation and a checkpoint."""
-    trainer = make_trainer(tmp_path, checkpoint_interval=1, patience=patience, model=linear_model())
+@pytest.mark.parametrize("step, epoch, minutes, saved", [
+    (5, 1, 0, []), (10, 2, 0, [5]), (15, 3, 0, [5, 10]), (8, 2, 1e-9, [6, 7])])
+def test_weights_that_are_not_finite_are_never_saved(tmp_path, patience, step, epoch, minutes, saved):
+    """A gradient can overflow in a step whose loss is finite: the last one before a validation or a checkpoint."""
+    trainer = make_trainer(tmp_path, checkpoint_interval=1, checkpoint_minutes=minutes, patience=patience,
+                           model=linear_model())
 
     def spoil(*_):
         if trainer.step == step - 1:
