@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import logging
 import os
 import pickle
 import re
 from pathlib import Path
 
+import numpy as np
 import torch
 
 log = logging.getLogger("cifar100")
@@ -17,6 +19,13 @@ KEEP_NEWEST = 2
 # What torch.load raises for files that are cut off, overwritten or something else.
 UNREADABLE = (RuntimeError, OSError, EOFError, pickle.UnpicklingError, ValueError, LookupError, TypeError,
               AttributeError)
+
+
+# What rebuilds NumPy numbers and arrays from a file, under the names that NumPy 1 and 2 give it. They are plain data
+# as well, and published checkpoints have them among their results.
+_NUMPY_DATA = [np.ndarray, np.dtype, codecs.encode, *{type(np.dtype(code)) for code in "?bBhHiIlLqQefdU"}] + [
+    (rebuild, f"numpy.{core}.multiarray.{rebuild.__name__}") for core in ("core", "_core")
+    for rebuild in (np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0])]
 
 
 class CheckpointError(RuntimeError):
@@ -45,7 +54,8 @@ def load(path, map_location="cpu") -> dict:
     A state dict on its own comes back as {"model_state_dict": …}.
     """
     try:
-        state = torch.load(path, map_location=map_location, weights_only=True)
+        with torch.serialization.safe_globals(_NUMPY_DATA):
+            state = torch.load(path, map_location=map_location, weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint; resume='auto' looks for the newest") from None
     except UNREADABLE as error:

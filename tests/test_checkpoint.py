@@ -5,6 +5,7 @@ import os
 import random
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -182,3 +183,12 @@ def test_every_differing_setting_is_named_with_both_values():
                  "added: None in the checkpoint, 0.5 now", "model: 'FastCNN' in the checkpoint, 'CIFAR100CNN' now"):
         assert line in message
     assert "seed" not in message and "resume='never'" in message and "a.pt" in message
+
+
+def test_numpy_numbers_and_arrays_are_plain_data(tmp_path):
+    """As in published checkpoints, whose results come from NumPy."""
+    results = {"top1": np.float64(78.25), "right": np.int64(7825), "by class": np.arange(4, dtype=np.float32)}
+    torch.save({"model_state_dict": {"weight": torch.ones(2)}, "test_results": results}, tmp_path / "published.pt")
+    loaded = checkpoint.load(tmp_path / "published.pt")["test_results"]
+    assert loaded["top1"] == 78.25 and loaded["right"] == 7825
+    np.testing.assert_array_equal(loaded["by class"], results["by class"])
