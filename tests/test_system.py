@@ -157,8 +157,10 @@ def test_a_kernel_that_papermill_started_from_within_jupyter_prints_lines(parent
     started_headless = system._started_headless
     environment({"JPY_SESSION_NAME": "x.ipynb"}, True, False)
     monkeypatch.setattr(system, "_started_headless", started_headless)
-    process = subprocess.Popen([sys.executable, "-c", "input()", parent], stdin=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-c", "input(print('up', flush=True))", parent],
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
+        process.stdout.readline()       # until then its command line may not be there
         monkeypatch.setattr(os, "getppid", lambda: process.pid)
         assert progress_style() == expected
     finally:
