@@ -351,7 +351,8 @@ def notebook_settings(namespace: dict) -> dict:
     `parameters`; both begin with the comment `# Parameters`, papermill's with nothing else in that line. Reading
     the names that these cells assign (their text is in IPython's `In`) finds a misspelt one without mistaking
     a user's own variables for settings. Of each kind the cell run last counts, so that a line taken out of it is
-    out. `namespace` is the notebook's `globals()`.
+    out. Where cells leave no text (nbval keeps no history) the variables named like settings are taken.
+    `namespace` is the notebook's `globals()`.
     """
     last_run = {}
     for source in namespace.get("In", []):
@@ -359,7 +360,7 @@ def notebook_settings(namespace: dict) -> dict:
         assigned = _assigned_names(source) if first_line.startswith("# Parameters") else None
         if assigned is not None:
             last_run[first_line == "# Parameters"] = assigned
-    names = sorted(set().union(*last_run.values()))
+    names = sorted(set().union(*last_run.values())) if last_run else KNOWN_NAMES & set(namespace)
     return layered_settings({name: namespace.get(name) for name in names})
 
 

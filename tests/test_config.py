@@ -407,3 +407,9 @@ def test_a_misspelt_injected_name_is_found_however_many_are_injected():
                   "augmentation": "light", "seed": 1, "run_name": "x", "weight_decy": 0.1}
     with pytest.raises(ConfigError, match="did you mean 'weight_decay'"):
         config_of_notebook(DECLARED, injected(everything))
+
+
+def test_without_history_variables_named_like_settings_are_taken():
+    """nbval runs cells without keeping their text."""
+    settings = notebook_settings({"In": [""], "preset": "demo", "epochs": 3, "lr": None, "someone": 4, "seed": None})
+    assert settings == {"preset": "demo", "epochs": 3}

@@ -108,6 +108,7 @@ def test_nbval_finds_the_stored_outputs(committed, tmp_path):
     outcome = subprocess.run([sys.executable, "-m", "pytest", "--nbval-lax", "-p", "no:cacheprovider", str(copy)],
                              cwd=tmp_path, capture_output=True, text=True)
     assert outcome.returncode == 0, outcome.stdout
+    assert (tmp_path / "runs" / "demo-epochs=1" / "metrics.json").is_file()     # and so the parameters were heard
 
 
 def test_the_setup_cell_fetches_the_project_where_it_is_not(committed, tmp_path):
