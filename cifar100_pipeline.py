@@ -135,8 +135,8 @@ class CIFAR100Pipeline:
         if self.trainer is None:
             data = self.prepare_data()
             report.log_to(self.run_dir / "train.log", progress_style(self.config.progress))
-            self.trainer = Trainer(config or self.config, data, self.checkpoint_dir)
-            self.precision, self.model, self.history = self.trainer.precision, self.trainer.model, self.trainer.history
+            self.trainer = trainer = Trainer(config or self.config, data, self.checkpoint_dir)
+            self.precision, self.model, self.history = trainer.precision, trainer.model, trainer.history
         return self.trainer
 
     def summarise_model(self) -> Figure:
@@ -181,7 +181,8 @@ class CIFAR100Pipeline:
     def preview_schedule(self) -> Figure:
         """The learning rate of each step to come."""
         trainer = self.build_trainer()
-        rates = [self.config.learning_rate * trainer.learning_rate_factor(step) for step in range(trainer.total_steps)]
+        rates = [self.config.learning_rate * trainer.learning_rate_factor(step)
+                 for step in range(trainer.total_steps)]
         return self._keep("schedule", plots.learning_rate_schedule(rates, trainer.steps_per_epoch, note=self.note))
 
     # Train -----------------------------------------------------------------------------------------------------
@@ -300,7 +301,7 @@ class CIFAR100Pipeline:
 
     def compare(self, pattern: str | None = None) -> Figure:
         """Finished runs whose folders match `pattern` (all of `runs_dir` by default), beside published results."""
-        runs = report.finished_runs(pattern or str(Path(self.config.runs_dir) / "*"))
+        runs = report.finished_runs(pattern or str(Path(self.config.runs_dir).expanduser() / "*"))
         if not runs:
             raise RuntimeError(f"no finished run matches {pattern or self.config.runs_dir + '/*'}; a run is finished "
                                "once pipeline.evaluate() has written its metrics.json")
@@ -348,8 +349,8 @@ class CIFAR100Pipeline:
         """
         self.train()
         if self.history.stopped == "interrupted":
-            raise KeyboardInterrupt(f"training was interrupted after {len(self.history)} epochs; the checkpoint is in "
-                                    f"{self.checkpoint_dir}")
+            raise KeyboardInterrupt(f"training was interrupted after {len(self.history)} epochs; the checkpoint is "
+                                    f"in {self.checkpoint_dir}")
         self.evaluate()
         for draw in (self.show_samples, self.show_augmentation, self.preview_schedule, self.plot_training,
                      self.plot_class_accuracy, self.plot_confusion, self.plot_calibration, self.explain_errors,
@@ -370,7 +371,7 @@ class CIFAR100Pipeline:
             if self.config.drive:
                 self._checkpoint_dir = mount_drive() / "checkpoints" / self.config.name
             elif self.config.checkpoint_dir:
-                self._checkpoint_dir = Path(self.config.checkpoint_dir) / self.config.name
+                self._checkpoint_dir = Path(self.config.checkpoint_dir).expanduser() / self.config.name
             else:
                 self._checkpoint_dir = self.run_dir / "checkpoints"
         return self._checkpoint_dir
@@ -379,7 +380,8 @@ class CIFAR100Pipeline:
 
     def _need_weights(self) -> None:
         if self.model is None or (self.trainer is not None and self.model.training and not len(self.history)):
-            raise RuntimeError("there is no trained network yet; call pipeline.train() or pipeline.load_weights(path) first")
+            raise RuntimeError("there is no trained network yet; call pipeline.train() or "
+                               "pipeline.load_weights(path) first")
 
     def _loader(self, images: Tensor, labels: Tensor) -> BatchLoader:
         if self.normalisation is None:
@@ -390,7 +392,8 @@ class CIFAR100Pipeline:
 
     def _evaluation_of(self, logits: Tensor) -> Evaluation:
         data = self.data
-        return Evaluation.from_logits(logits, data.test_labels, data.class_names, data.superclass_of, data.superclass_names)
+        return Evaluation.from_logits(logits, data.test_labels, data.class_names, data.superclass_of,
+                                      data.superclass_names)
 
     def _evaluated(self) -> Evaluation:
         if self.evaluation is None:
@@ -415,7 +418,8 @@ class CIFAR100Pipeline:
             "training": {"seconds": last["seconds"], "petaflops": last["petaflops"], "stopped": self.history.stopped,
                          "images_per_second": speeds[len(speeds) // 2] if speeds else None,
                          "peak_memory_mb": last["peak_memory_mb"]},
-            "speeds": self.speeds, "history": self.history.to_list(), "results": self.results}, self.run_dir / "metrics.json")
+            "speeds": self.speeds, "history": self.history.to_list(), "results": self.results,
+        }, self.run_dir / "metrics.json")
 
 
 def train_cifar100(**settings) -> tuple[nn.Module, dict, dict]:

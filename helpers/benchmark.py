@@ -112,7 +112,8 @@ def profile_loader(loader: BatchLoader, batches: int = 20, step_milliseconds: fl
 
     Returns `batch_size`, `images_per_second`, `milliseconds` of a batch, and of it `gather_ms`, `augment_ms`
     (normalisation included) and `cast_ms`, each timed by itself, and `other_ms`: the rest (labels, seeds, mixing),
-    which noise may bring below 0. `percent_of_step` compares with `step_milliseconds`, of a training step on one batch.
+    which noise may bring below 0. `percent_of_step` compares with `step_milliseconds`, of a training step on one
+    batch.
     """
     def gather(index: int) -> Tensor:
         if loader.placement == "device":

@@ -112,7 +112,7 @@ class Trainer:
             self._set_rng_state(self._rng)
             if self.device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(self.device)
-                torch.backends.cudnn.benchmark = True       # the shapes stay, so the fastest kernels may be looked for
+                torch.backends.cudnn.benchmark = True       # the shapes stay: look for the fastest kernels
             with _StopOnSignals(self.stop), self._bar() as bar:
                 while not self.is_finished and self.history.stopped != "interrupted":
                     self._run_epoch(bar)
@@ -298,8 +298,9 @@ class Trainer:
 
     def about(self) -> dict:
         """What makes weights usable on their own."""
-        return {"config": self.config.to_dict(), "name": self.config.name, "step": self.step, "classes": list(self.data.class_names),
-                "mean": list(self.mean), "std": list(self.std), "note": self.data.note}
+        return {"config": self.config.to_dict(), "name": self.config.name, "step": self.step,
+                "classes": list(self.data.class_names), "mean": list(self.mean), "std": list(self.std),
+                "note": self.data.note}
 
     def _find_checkpoint(self) -> dict | None:
         """The checkpoint that `resume` asks for, checked to be of this configuration."""

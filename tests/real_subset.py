@@ -34,4 +34,5 @@ if __name__ == "__main__":
     parser.add_argument("--train", type=int, default=60, help="training images a class")
     parser.add_argument("--test", type=int, default=10, help="test images a class")
     arguments = parser.parse_args()
-    print(extract_subset(arguments.archive, arguments.folder, {"train": arguments.train, "test": arguments.test}), "images")
+    counts = {"train": arguments.train, "test": arguments.test}
+    print(extract_subset(arguments.archive, arguments.folder, counts), "images")
