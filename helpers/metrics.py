@@ -248,11 +248,6 @@ class Evaluation:
         wrong = (self.predictions != self.labels).nonzero()[:, 0]
         return wrong[self.confidences[wrong].argsort(descending=True, stable=True)][:n]
 
-    def top_predictions(self, index: int, k: int = 5) -> list[tuple[str, float]]:
-        """The `k` most probable classes of image `index`: (name, probability), the most probable first."""
-        values, classes = self.probabilities[index].topk(min(k, len(self.class_names)))
-        return [(self.class_names[place], value) for place, value in zip(classes.tolist(), values.tolist())]
-
     # Confidence --------------------------------------------------------------------------------------------
 
     @cached_property

@@ -176,13 +176,6 @@ def test_perfect_predictions_have_no_errors():
     assert evaluation.top1 == 100
 
 
-def test_top_predictions_of_one_image():
-    evaluation = Evaluation.from_logits(torch.tensor([[0.1, 0.4, 0.2, 0.3]]).log(), torch.tensor([0]), NAMES[:4])
-    names, values = zip(*evaluation.top_predictions(0))
-    assert names == ("bee", "cow", "cat", "ant")
-    assert values == pytest.approx((0.4, 0.3, 0.2, 0.1))
-
-
 # Evaluation: confidence ------------------------------------------------------------------------------------
 
 def test_calibration_equals_the_sum_over_bins_of_guo_et_al(predictions, evaluation):
