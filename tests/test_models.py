@@ -13,15 +13,6 @@ from helpers.models import CIFAR100CNN, FastCNN, ResidualBlock, build_model, lay
 NARROW = (4, 8, 12, 16)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """So small a network only waits for a second thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def reference():
     torch.manual_seed(0)

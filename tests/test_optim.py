@@ -13,15 +13,6 @@ from helpers.optim import (Muon, build_optimizer, learning_rate_factor, orthogon
                            split_parameters)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """So small a network only waits for a second thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def model():
     torch.manual_seed(0)

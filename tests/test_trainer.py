@@ -41,15 +41,6 @@ MUON_RUN = PLAIN | {"model": "FastCNN", "widths": (8, 8, 16), "optimizer": "muon
                     "lr_scheduler": "linear", "gradient_clip": 0}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """So small a network only waits for a second thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def colour_data(noise=60):
     """96 training images of four classes, each of its own colour; no test split, which training must not touch."""
     generator = torch.Generator().manual_seed(0)
