@@ -325,7 +325,7 @@ class CIFAR100Pipeline:
         """Put the weights of a checkpoint, this project's or the reference's, into the configured network."""
         state = checkpoint.load(path)
         config = self.config
-        model = build_model(config.model, config.num_classes, config.widths, config.dropout_rate)
+        model = build_model(**config.model_arguments())
         try:
             model.load_state_dict(state["model_state_dict"])
         except RuntimeError as error:

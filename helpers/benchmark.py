@@ -173,7 +173,7 @@ def plain_training(config: TrainingConfig, data: ImageData, device: torch.device
     loader = DataLoader(dataset, config.batch_size, num_workers=cpu_cores(), pin_memory=device.type == "cuda",
                         sampler=RandomSampler(dataset, num_samples=(1 + steps) * config.batch_size))
     torch.manual_seed(config.seed)
-    model = build_model(config.model, config.num_classes, config.widths, config.dropout_rate).to(device)
+    model = build_model(**config.model_arguments()).to(device)
     optimizer = torch.optim.SGD(model.parameters(), config.learning_rate, config.momentum,
                                 weight_decay=config.weight_decay, nesterov=True)
     criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
@@ -309,7 +309,7 @@ def _training(args, config: TrainingConfig, data: ImageData) -> dict:
 def _inference(args, config: TrainingConfig, data: None) -> dict:
     device = pick_device(config.device)
     precision = pick_precision(device, config.mixed_precision, config.precision)
-    model = build_model(config.model, config.num_classes, config.widths, config.dropout_rate)
+    model = build_model(**config.model_arguments())
     rows = inference_throughput(model, device, precision, args.batch_sizes, repeats=args.repeats,
                                 channels_last=config.channels_last)
     return {"preset": args.preset, "model": config.model, "rows": rows}

@@ -81,6 +81,9 @@ class TrainingConfig:
     widths: tuple[int, ...] | None = setting(None, "channels of the stages; None takes the network's own", low=1)
     dropout_rate: float = setting(0.3, "dropout of CIFAR100CNN: of channels in each block, of features before "
                                   "the classifier", low=0, below=1)
+    whitening: bool = setting(True, "FastCNN: fix the first layer to whitening filters of the training images")
+    skip: bool = setting(True, "FastCNN: a skip over the last two convolutions of each group")
+    norm_scale: bool = setting(False, "FastCNN: train the scales of the batch norms")
 
     # Optimiser
     optimizer: str = setting("sgd", "sgd: SGD with Nesterov momentum; muon: Muon for convolution filters, SGD "
@@ -124,6 +127,9 @@ class TrainingConfig:
     mixup_alpha: float = setting(0.0, "mixup (Zhang et al. 2018): Beta parameter, 0 for none", low=0)
     cutmix_alpha: float = setting(0.0, "CutMix (Yun et al. 2019): Beta parameter, 0 for none; with mixup as well, "
                                   "each batch takes one of the two", low=0)
+    mix_probability: float = setting(1.0, "share of the batches that mixup or CutMix changes", low=0, high=1)
+    mix_until: float = setting(1.0, "share of training after which mixup and CutMix end, so that the last steps see "
+                                    "whole images (He et al. 2019, arXiv 1909.09148)", low=0, high=1)
     start_image_size: int = setting(32, "image side at the start; grows to 32 during the first "
                                     "image_growth_fraction of training (progressive resizing)", low=12, high=32)
     image_growth_fraction: float = setting(0.6, "share of training in which the image side grows", low=0, high=1)
@@ -227,6 +233,11 @@ class TrainingConfig:
         base = type(self)(**preset_settings(self.preset)) if self.preset else type(self)()
         before = base.training_settings()
         return {name: value for name, value in self.training_settings().items() if value != before[name]}
+
+    def model_arguments(self) -> dict:
+        """The settings that `models.build_model` takes, by its names."""
+        names = ("num_classes", "widths", "dropout_rate", "whitening", "skip", "norm_scale")
+        return {"name": self.model, **{name: getattr(self, name) for name in names}}
 
     @property
     def effective_batch_size(self) -> int:

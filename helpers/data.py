@@ -366,12 +366,14 @@ class BatchLoader:
         alternating_flip: mirror a random half of the images in even epochs and the other half in odd ones
             (Jordan 2024, arXiv 2404.00498), instead of drawing each flip.
         mixup_alpha, cutmix_alpha: Beta parameters, 0 for none; labels become float [N, num_classes].
+        mix_probability: share of the batches that are mixed.
     """
 
     def __init__(self, images: Tensor, labels: Tensor, batch_size: int, device: torch.device, mean, std,
                  augmentation: Augmentation | None = None, dtype: torch.dtype = torch.float32, seed: int = 0,
                  placement: str = "auto", channels_last: bool = True, alternating_flip: bool = False,
-                 mixup_alpha: float = 0.0, cutmix_alpha: float = 0.0, num_classes: int = 100):
+                 mixup_alpha: float = 0.0, cutmix_alpha: float = 0.0, mix_probability: float = 1.0,
+                 num_classes: int = 100):
         if placement == "auto":
             placement = "device" if _fits(images, device) else "host"
         self.batch_size = min(batch_size, len(images))
@@ -391,14 +393,17 @@ class BatchLoader:
             self._first_flip = torch.rand(self.count, device=device, generator=self.generator) < 0.5
         mixes = [mix(alpha=alpha, num_classes=num_classes)
                  for mix, alpha in ((v2.MixUp, mixup_alpha), (v2.CutMix, cutmix_alpha)) if alpha]
-        self.mix = v2.RandomChoice(mixes) if mixes else None
+        self.mix = v2.RandomApply([v2.RandomChoice(mixes)], mix_probability) if mixes else None
 
     def __len__(self) -> int:
         """Batches in an epoch: a training epoch leaves out what does not fill the last one."""
         return self.count // self.batch_size if self.augmentation else -(-self.count // self.batch_size)
 
-    def batch(self, epoch: int, index: int, image_size: int = IMAGE_SIZE) -> tuple[Tensor, Tensor]:
-        """Batch `index` of `epoch`: images `dtype` [B, 3, image_size, image_size], and their labels."""
+    def batch(self, epoch: int, index: int, image_size: int = IMAGE_SIZE, mix: bool = True) -> tuple[Tensor, Tensor]:
+        """Batch `index` of `epoch`: images `dtype` [B, 3, image_size, image_size], and their labels.
+
+        With `mix=False` no image is mixed with another.
+        """
         if self.placement == "device":
             chosen = self._indices(epoch, index)
             images = self.source[chosen]
@@ -416,7 +421,7 @@ class BatchLoader:
             images = augment(images, self.augmentation, self.generator, flip_mask, self.mean, self.std)
         if image_size != images.shape[-1]:
             images = resize(images, image_size)
-        if self.mix is not None:
+        if mix and self.mix is not None:
             with torch.random.fork_rng(devices=[]):     # torchvision's mixes draw from the global generator
                 torch.default_generator.manual_seed(self._seed_of(3, epoch, index))
                 images, labels = self.mix(images, labels)

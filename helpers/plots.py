@@ -138,6 +138,34 @@ def compare_runs(runs: Sequence[dict], published: Sequence[tuple] = (), note: st
     return figure
 
 
+@themed
+def ablation(rows: Sequence[dict], base: str, note: str = "") -> Figure:
+    """Validation accuracy of short trainings that differ in one thing, as points of difference to the mean of `base`.
+
+    A row is a dict with change (str), val_top1 (%). The runs called `base` give the band: the range over seeds.
+    """
+    full = [row["val_top1"] for row in rows if row["change"] == base]
+    centre = sum(full) / len(full)
+    changed = sorted((row for row in rows if row["change"] != base), key=lambda row: row["val_top1"])
+    figure = _new_figure(1.8 + 0.33 * max(len(changed), 3), "What one change does", note)
+    axes = figure.subplots()
+    axes.axvspan(min(full) - centre, max(full) - centre, color=BLUE, alpha=0.15,
+                 label=f"{base}, {len(full)} seeds: {min(full):.1f} to {max(full):.1f} %")
+    axes.axvline(0, color=BLUE)
+    for place, row in enumerate(changed):
+        difference = row["val_top1"] - centre
+        axes.plot([0, difference], [place, place], color="0.6", zorder=2)
+        axes.plot(difference, place, "o", color=ORANGE, markeredgecolor="0.15", markersize=8, zorder=3)
+        axes.annotate(f"{difference:+.1f}", (difference, place), textcoords="offset points",
+                      xytext=(9 if difference >= 0 else -9, 0), va="center", ha="left" if difference >= 0 else "right")
+    axes.set_yticks(range(len(changed)), [row["change"] for row in changed])
+    axes.margins(x=0.15)
+    axes.set_xlabel("difference in validation top-1 accuracy (percentage points)")
+    axes.grid(axis="y", visible=False)
+    axes.legend(loc="lower right")
+    return figure
+
+
 def _draw_run(axes: Axes, run: dict, key: str, colour) -> float | None:
     """The validation curve and the final star of one run; the place where it ends, None if that is unknown."""
     history = run.get("history") or History()

@@ -21,7 +21,8 @@ from .data import IMAGE_SIZE, BatchLoader, ImageData, stratified_split
 from .metrics import History, topk_accuracy
 from .models import build_model, training_flops
 from .optim import build_optimizer, learning_rate_factor, set_learning_rate
-from .system import DTYPES, is_out_of_memory, peak_memory_mb, pick_device, pick_precision, progress_style, synchronize
+from .system import (DTYPES, is_out_of_memory, keep_freed_memory, peak_memory_mb, pick_device, pick_precision,
+                     progress_style, synchronize)
 
 log = logging.getLogger("cifar100")
 epoch_log = logging.getLogger("cifar100.epoch")      # a line an epoch; not shown where a bar is
@@ -54,6 +55,7 @@ class Trainer:
                  on_epoch=None):
         self.config, self.data, self.checkpoint_dir, self.on_epoch = config, data, Path(checkpoint_dir), on_epoch
         self.device = pick_device(config.device)
+        keep_freed_memory()
         saved = self._find_checkpoint()
         self.precision = self._pick_precision(saved)
         self.mean, self.std = data.channel_statistics()
@@ -64,9 +66,9 @@ class Trainer:
                                       **self.loader_settings()) if len(val) else None
 
         torch.manual_seed(config.seed)
-        self.model = model or build_model(config.model, config.num_classes, config.widths, config.dropout_rate)
+        self.model = model or build_model(**config.model_arguments())
         self.model.to(self.device, memory_format=self.loader.memory_format)
-        if hasattr(self.model, "whiten"):
+        if config.whitening and hasattr(self.model, "whiten"):
             self._whiten(data.train_images[train])
         self.ema = copy.deepcopy(self.model) if config.ema_decay else None
         self.optimizer = build_optimizer(
@@ -153,7 +155,8 @@ class Trainer:
         accumulation, size = self.config.gradient_accumulation_steps, self.image_size(self.step)
         first = self.step % self.steps_per_epoch * accumulation
         set_learning_rate(self.optimizer, self.learning_rate_factor(self.step))
-        batches = [self.loader.batch(epoch, index, size)
+        mix = self.step < self.config.mix_until * self.total_steps
+        batches = [self.loader.batch(epoch, index, size, mix)
                    for index in range(first, min(first + accumulation, len(self.loader)))]
         count = sum(len(images) for images, _ in batches)
         result = self._forward_backward(batches, count)
@@ -378,7 +381,7 @@ class Trainer:
         return BatchLoader(images, labels, config.batch_size, augmentation=augmentation, seed=config.seed,
                            alternating_flip=config.flip == "alternating" and augmentation.flip,
                            mixup_alpha=config.mixup_alpha, cutmix_alpha=config.cutmix_alpha,
-                           num_classes=config.num_classes, **self.loader_settings())
+                           mix_probability=config.mix_probability, num_classes=config.num_classes, **self.loader_settings())
 
     def loader_settings(self) -> dict:
         """What the loaders of the training, the validation and the test split have in common."""

@@ -1,0 +1,128 @@
+"""What each ingredient of the recipe is worth: short trainings with one thing changed at a time.
+
+    python -m helpers.ablation --data-dir data
+
+Trains what configs/ablation.yaml lists, one run after another, and compares them on a validation split of the
+training images; the test split is never read. A run that is done is not repeated and one that was cut off is
+continued, so the command can be stopped and started again. After each run figures/ablation.json and
+figures/ablation.png are written anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import re
+import sys
+from pathlib import Path
+from statistics import mean
+
+import torch
+import yaml
+
+from . import plots, report
+from .checkpoint import CheckpointError
+from .config import CONFIG_DIR, ConfigError, TrainingConfig
+from .data import DataError, ImageData, load_cifar100
+from .system import SystemInfo
+from .trainer import Trainer, TrainingDiverged
+
+FIGURES = Path(__file__).resolve().parent.parent / "figures"
+FULL_RECIPE = "full recipe"
+
+log = logging.getLogger("cifar100")
+
+
+def planned_runs(path, **overrides) -> list[tuple[str, TrainingConfig]]:
+    """What the YAML file `path` asks for, as (name of the change, configuration): the base with each seed, then each
+    change with the first seed. `overrides` go on top of all. Raises ConfigError."""
+    plan = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    absent = [name for name in ("base", "seeds", "changes") if not (plan or {}).get(name)]
+    if absent:
+        raise ConfigError([f"{', '.join(absent)}: missing or empty; the file needs base, seeds and changes"], str(path))
+    base, seeds, changes = plan["base"], plan["seeds"], plan["changes"]
+    wanted = [(FULL_RECIPE, {"seed": seed}) for seed in seeds]
+    wanted += [(name, {"seed": seeds[0]} | change) for name, change in changes.items()]
+    runs = []
+    for name, change in wanted:
+        slug = re.sub(r"\W+", "-", name).strip("-").lower()
+        settings = base | change | {"run_name": f"{slug}-{change['seed']}"} | overrides
+        config = TrainingConfig.from_settings(settings, f"{path}, {name}")
+        if not config.val_size:
+            raise ConfigError(["val_size=0: ablations are compared on a validation split; set it above 0"], str(path))
+        runs.append((name, config))
+    return runs
+
+
+def train_one(name: str, config: TrainingConfig, data: ImageData) -> dict:
+    """Train, or continue, one run and return its row; the row of a finished run is read from its folder.
+
+    A row: `change`, `seed`, `val_top1`, `val_top5`, `train_accuracy` (all %, of the last epoch), `epochs`,
+    `petaflops`, `seconds`, and `settings`, those that shaped the weights.
+    """
+    path = config.run_dir / "row.json"
+    if path.is_file():
+        row = json.loads(path.read_text(encoding="utf-8"))
+        if row["settings"] == config.training_settings():
+            return row
+        log.warning("%s is of other settings; training anew", path)
+    trainer = Trainer(config, data, config.run_dir / "checkpoints")
+    history = trainer.fit()
+    if history.stopped == "interrupted":
+        raise KeyboardInterrupt
+    last = history.rows[-1]
+    row = {"change": name, "seed": config.seed,
+           **{key: last[key] for key in ("val_top1", "val_top5", "train_accuracy", "petaflops", "seconds")},
+           "epochs": len(history), "precision": trainer.precision, "settings": config.training_settings()}
+    report.write_json(row, path)
+    return row
+
+
+def summary(rows: list[dict]) -> list[dict]:
+    """The table: a line for each change with its difference to the mean of the full recipe, in points, best first."""
+    full = [row["val_top1"] for row in rows if row["change"] == FULL_RECIPE]
+    lines = [{"change": row["change"], "val top-1 %": f"{row['val_top1']:.2f}",
+              "difference": f"{row['val_top1'] - mean(full):+.2f}", "train %": f"{row['train_accuracy']:.1f}",
+              "PFLOP": f"{row['petaflops']:.4f}", "minutes": f"{row['seconds'] / 60:.1f}"} for row in rows]
+    return sorted(lines, key=lambda line: -float(line["val top-1 %"]))
+
+
+def write_results(rows: list[dict], out: Path, system: SystemInfo, images: str) -> None:
+    """`out` as JSON with every row, and the figure beside it."""
+    report.write_json({"data": images, "system": system.to_dict(), "rows": rows}, out)
+    plots.ablation(rows, FULL_RECIPE).savefig(out.with_suffix(".png"))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status: 0 done, 1 failed, 2 wrong settings, 130 interrupted."""
+    parser = argparse.ArgumentParser(prog="python -m helpers.ablation", description=__doc__.split("\n")[0])
+    parser.add_argument("--plan", default=CONFIG_DIR / "ablation.yaml", help="what to train")
+    parser.add_argument("--data-dir", default="data", help="folder with CIFAR-100")
+    parser.add_argument("--runs-dir", default="runs/ablation", help="where the runs are kept")
+    parser.add_argument("--out", type=Path, default=FIGURES / "ablation.json", help="file to write")
+    args = parser.parse_args(arguments)
+    try:
+        runs = planned_runs(args.plan, data_dir=args.data_dir, runs_dir=args.runs_dir)
+        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+        data = load_cifar100(runs[0][1])
+        rows = []
+        for number, (name, config) in enumerate(runs, start=1):
+            log.info("%d of %d: %s, seed %d", number, len(runs), name, config.seed)
+            rows.append(train_one(name, config, data))
+            write_results(rows, args.out, SystemInfo.of(torch.device("cpu"), rows[-1]["precision"]), str(data))
+        print(report.table(summary(rows)))
+    except (ConfigError, OSError, yaml.YAMLError) as error:
+        print(f"ablation: {error}", file=sys.stderr)
+        return 2
+    except (DataError, CheckpointError, TrainingDiverged) as error:
+        print(f"ablation: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("ablation: interrupted; start it again to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
