@@ -23,6 +23,7 @@ from helpers.config import ConfigError, TrainingConfig, notebook_settings, prese
 from helpers.data import IMAGE_SIZE, BatchLoader, DataError, ImageData, load_cifar100
 from helpers.metrics import Evaluation, History
 from helpers.models import CIFAR100CNN, FastCNN, build_model, layer_table, model_stats, training_flops
+from helpers.pretrained import pretrained_path
 from helpers.system import DTYPES, SystemInfo, mount_drive, pick_device, pick_precision, progress_style
 from helpers.trainer import Trainer, TrainingDiverged, predict
 
@@ -91,6 +92,14 @@ class CIFAR100Pipeline:
         pipeline = cls(TrainingConfig.from_settings(state["config"] | elsewhere | overrides, str(path)))
         pipeline.load_weights(path)
         return pipeline
+
+    @classmethod
+    def from_pretrained(cls, name: str = "fast", **overrides) -> CIFAR100Pipeline:
+        """A pipeline with the trained weights that come with the project, ready to evaluate without training.
+
+        Raises CheckpointError when there are no weights of that name.
+        """
+        return cls.from_checkpoint(pretrained_path(name), **overrides)
 
     # Look ------------------------------------------------------------------------------------------------------
 

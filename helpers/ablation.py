@@ -18,14 +18,13 @@ import sys
 from pathlib import Path
 from statistics import mean
 
-import torch
 import yaml
 
 from . import plots, report
 from .checkpoint import CheckpointError
 from .config import CONFIG_DIR, ConfigError, TrainingConfig
 from .data import DataError, ImageData, load_cifar100
-from .system import SystemInfo
+from .system import SystemInfo, pick_device
 from .trainer import Trainer, TrainingDiverged
 
 FIGURES = Path(__file__).resolve().parent.parent / "figures"
@@ -88,10 +87,10 @@ def summary(rows: list[dict]) -> list[dict]:
     return sorted(lines, key=lambda line: -float(line["val top-1 %"]))
 
 
-def write_results(rows: list[dict], out: Path, system: SystemInfo, images: str) -> None:
+def write_results(rows: list[dict], out: Path, system: SystemInfo, note: str = "") -> None:
     """`out` as JSON with every row, and the figure beside it."""
-    report.write_json({"data": images, "system": system.to_dict(), "rows": rows}, out)
-    plots.ablation(rows, FULL_RECIPE).savefig(out.with_suffix(".png"))
+    report.write_json({"note": note, "system": system.to_dict(), "rows": rows}, out)
+    plots.ablation(rows, FULL_RECIPE, note).savefig(out.with_suffix(".png"))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -110,7 +109,8 @@ def main(arguments: list[str] | None = None) -> int:
         for number, (name, config) in enumerate(runs, start=1):
             log.info("%d of %d: %s, seed %d", number, len(runs), name, config.seed)
             rows.append(train_one(name, config, data))
-            write_results(rows, args.out, SystemInfo.of(torch.device("cpu"), rows[-1]["precision"]), str(data))
+            write_results(rows, args.out, SystemInfo.of(pick_device(config.device), rows[-1]["precision"]),
+                          data.note)
         print(report.table(summary(rows)))
     except (ConfigError, OSError, yaml.YAMLError) as error:
         print(f"ablation: {error}", file=sys.stderr)

@@ -3,6 +3,7 @@
     python -m helpers.benchmark inference --preset quick
     python -m helpers.benchmark augmentation --data-dir data
     python -m helpers.benchmark training --data-dir data
+    python -m helpers.benchmark step --preset fast --data-dir data
 
 Each command writes figures/benchmark_<command>.json with every single timing, and prints the gist.
 """
@@ -29,7 +30,7 @@ from . import report
 from .augment import Augmentation, augment
 from .config import SETTINGS, ConfigError, TrainingConfig
 from .data import IMAGE_SIZE, BatchLoader, DataError, ImageData, load_cifar100
-from .models import build_model
+from .models import build_model, training_flops
 from .system import (DTYPES, SystemInfo, cpu_cores, is_out_of_memory, peak_memory_mb, pick_device, pick_precision,
                      progress_style, synchronize)
 from .trainer import Trainer, autocast
@@ -139,6 +140,67 @@ def profile_loader(loader: BatchLoader, batches: int = 20, step_milliseconds: fl
             "percent_of_step": 100 * whole / step_milliseconds if step_milliseconds else None}
 
 
+def bare_convolutions(model: nn.Module, batch_size: int, image_size: int, device: torch.device, precision: str):
+    """A function that does the convolutions of one training step of `model`, forward and backward, and nothing else.
+
+    Each has the shapes, layout and gradients that it has in the network, on random numbers in `precision`.
+    """
+    layers = {module: None for module in model.modules() if isinstance(module, nn.Conv2d)}
+    hooks = [module.register_forward_hook(lambda module, inputs, _: layers.update({module: inputs[0].shape[1:]}))
+             for module in layers]
+    with torch.no_grad():
+        model.eval()(torch.zeros(1, 3, image_size, image_size, device=device))
+    for hook in hooks:
+        hook.remove()
+
+    def random(shape, requires_grad: bool) -> Tensor:
+        tensor = torch.randn(shape, device=device).to(DTYPES[precision], memory_format=torch.channels_last)
+        return tensor.requires_grad_(requires_grad)
+
+    work, input_has_gradient = [], False        # the images need none, nor does what a frozen layer makes of them
+    for layer, shape in layers.items():
+        inputs = random((batch_size, *shape), input_has_gradient)
+        weight = random(layer.weight.shape, layer.weight.requires_grad)
+        wanted = [tensor for tensor in (inputs, weight) if tensor.requires_grad]
+        with torch.no_grad():
+            gradient = torch.randn_like(layer._conv_forward(inputs, weight, None))
+        work.append((layer, inputs, weight, wanted, gradient))
+        input_has_gradient = input_has_gradient or any(p.requires_grad for p in layer.parameters())
+
+    def step() -> None:
+        for layer, inputs, weight, wanted, gradient in work:
+            output = layer._conv_forward(inputs, weight, None)
+            if wanted:
+                torch.autograd.grad(output, wanted, gradient)
+    return step
+
+
+def step_profile(trainer: Trainer, steps: int = 2) -> dict[str, float]:
+    """Seconds that one training step spends in each kind of operation, from torch's profiler.
+
+    On a CPU the time of the operation itself, on CUDA that of its kernels.
+    """
+    step = _training_step(trainer)
+    step()
+    cuda = trainer.device.type == "cuda"
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]
+                                + [torch.profiler.ProfilerActivity.CUDA] * cuda) as profiler:
+        for _ in range(steps):
+            step()
+    seconds = dict.fromkeys([*KINDS, "other"], 0.0)
+    for event in profiler.key_averages():
+        spent = event.self_device_time_total if cuda else event.self_cpu_time_total
+        kind = next((kind for kind, names in KINDS.items() if any(name in event.key for name in names)), "other")
+        seconds[kind] += spent / 1e6 / steps
+    return seconds
+
+
+# Parts of the profiler's operation names, by what they are for; the first that fits counts.
+KINDS = {"convolution": ("convolution", "conv2d"), "norm": ("batch_norm",), "activation": ("gelu", "relu", "threshold"),
+         "pooling": ("pool", "amax", "mean"), "matrix product": ("mm", "matmul", "linear"),
+         "resize": ("upsample", "interpolate"), "copy and fill": ("copy_", "fill_", "zero_", "clone", "cat")}
+
+
 # The usual way, to compare with ----------------------------------------------------------------------------
 
 def pil_pipeline(mean, std) -> transforms.Compose:
@@ -234,7 +296,7 @@ def _readable(value):
 # Commands --------------------------------------------------------------------------------------------------
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command line: `augmentation`, `training` or `inference`."""
+    """The command line: `augmentation`, `training`, `step` or `inference`."""
     parser = argparse.ArgumentParser(prog="python -m helpers.benchmark", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     for name, (_, options) in COMMANDS.items():
@@ -315,6 +377,29 @@ def _inference(args, config: TrainingConfig, data: None) -> dict:
     return {"preset": args.preset, "model": config.model, "rows": rows}
 
 
+def _step(args, config: TrainingConfig, data: ImageData) -> dict:
+    """Achieved GFLOP/s of training steps by image size, and of nothing but their convolutions, in turn."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for size in _announced(args.image_sizes, "training step at image side"):
+            trainer = Trainer(config.replace(resume="never"), data, folder)
+            trainer.image_size = lambda step, size=size: size
+            flops = training_flops(trainer.model, size) * config.effective_batch_size
+            convolutions = bare_convolutions(trainer.model, config.batch_size, size, trainer.device, trainer.precision)
+            step = _training_step(trainer)
+            step(), convolutions()
+            timings = {"step": [], "convolutions": []}
+            for _ in range(args.repeats):
+                timings["step"].append(_seconds(step, trainer.device))
+                timings["convolutions"].append(_seconds(convolutions, trainer.device))
+            speed = {name: flops / median(values) / 1e9 for name, values in timings.items()}
+            rows.append({"image_size": size, "step_gflops": speed["step"],
+                         "convolutions_gflops": speed["convolutions"],
+                         "percent": 100 * speed["step"] / speed["convolutions"], "seconds": timings,
+                         **{f"{kind}_s": value for kind, value in step_profile(trainer).items()}})
+    return {"preset": args.preset, "batch_size": config.effective_batch_size, "rows": rows}
+
+
 def _alternate(unit: str, count: int, baseline, ours, repeats: int) -> dict:
     """Call both (each returns the seconds for `count` of `unit`) in turn: a slow spell of the machine hits both."""
     seconds = {"baseline": [], "ours": []}
@@ -339,9 +424,11 @@ OPTIONS = {
     "widths": {"type": int, "nargs": "+", "help": "channels of the stages, else the network's own"},
     "steps": {"type": int, "default": 2, "help": "steps in a timing"},
     "preset": {"default": "quick", "help": "whose network: a file name in configs/experiments"},
+    "image-sizes": {"type": int, "nargs": "+", "default": [20, 24, 28, 32], "help": "sides in pixels"},
     "batch-sizes": {"type": int, "nargs": "+", "default": [32, 64, 128, 256], "help": "images in a batch"}}
 COMMANDS = {"augmentation": (_augmentation, "data-dir images repeats seed out"),
             "training": (_training, "data-dir batch-size widths steps device repeats seed out"),
+            "step": (_step, "preset data-dir image-sizes device repeats seed out"),
             "inference": (_inference, "preset batch-sizes device repeats seed out")}
 
 

@@ -8,6 +8,7 @@ coloured box on top, for what a reader must not miss: "drawn demo data".
 from __future__ import annotations
 
 import functools
+import io
 import itertools
 import math
 import textwrap
@@ -95,6 +96,49 @@ def training_curves(history: History, note: str = "", smoothed_labels: bool = Tr
     return figure
 
 
+def live_curves(history: History, running: Sequence[dict] = (), title: str = "", note: str = "",
+                figure: Figure | None = None) -> Figure:
+    """Loss and accuracy so far while training runs: whole epochs, and dashed the means of the `running` one.
+
+    `running` holds dicts with epoch (a fraction, from 0), train_loss and train_accuracy (%). A `figure` that an
+    earlier call has returned is drawn anew in place, which takes a third of the time: nothing is laid out again.
+    """
+    with matplotlib.rc_context(THEME | {"figure.autolayout": False, "figure.constrained_layout.use": False}):
+        if figure is None:
+            figure = _new_figure(3.3, " ", note)
+            figure.set_layout_engine(None)
+            figure.subplots_adjust(0.07, 0.16, 0.985, 1 - (0.4 + 0.25 * len(textwrap.wrap(note, 90))) / 3.3, 0.18)
+            for axes, label in zip(figure.subplots(1, 2), ("cross entropy (nats)", "top-1 accuracy (%)")):
+                axes.set(xlabel="epoch", ylabel=label)
+        figure.suptitle(title, fontsize=11.5, y=0.985)
+        end = running[-1]["epoch"] if running else len(history) and history["epoch"][-1]
+        for axes, train, val in zip(figure.axes, ("train_loss", "train_accuracy"), ("val_loss", "val_top1")):
+            for line in list(axes.lines):
+                line.remove()
+            _line(axes, history, train, "training (augmented images)", BLUE)
+            _line(axes, history, val, "validation", ORANGE)
+            if running:
+                before = [history.rows[-1]] if len(history) else []
+                points = [*before, *running]
+                axes.plot([point["epoch"] for point in points], [point[train] for point in points], "--", color=BLUE,
+                          label="running epoch", marker="" if before or len(running) > 1 else "o")
+            axes.relim()
+            axes.autoscale(axis="y")
+            axes.set_xlim(0, max(1.05 * end, 1))
+            if axes.lines:
+                axes.legend()
+        _mark_best(figure.axes[1], history)
+    return figure
+
+
+def png_of(figure: Figure) -> bytes:
+    """The figure as a PNG, 100 dots an inch, in this project's theme."""
+    content = io.BytesIO()
+    with matplotlib.rc_context(THEME):      # ticks that the drawing makes must see it
+        figure.savefig(content, format="png", dpi=100, pil_kwargs={"compress_level": 1})
+    return content.getvalue()
+
+
 @themed
 def learning_rate_schedule(rates: Sequence[float], steps_per_epoch: int, note: str = "") -> Figure:
     """The planned learning rate of every optimiser step, float [steps], against the epoch it falls in."""
@@ -139,6 +183,37 @@ def compare_runs(runs: Sequence[dict], published: Sequence[tuple] = (), note: st
 
 
 @themed
+def record(recipes: Sequence[dict], reference: dict, note: str = "") -> Figure:
+    """Test accuracy against training compute of this project's recipes and of the reference.
+
+    A recipe is a dict with preset, top1 (mean, %), top1_by_run (%), petaflops, minutes and runs; the reference has
+    name, top1, petaflops and minutes.
+    """
+    figure = _new_figure(4.6, "Accuracy against what it costs", note)
+    axes = figure.subplots()
+    for recipe, colour in zip(recipes, itertools.cycle(PALETTE)):
+        axes.plot([recipe["petaflops"]] * len(recipe["top1_by_run"]), recipe["top1_by_run"], "_", color=colour,
+                  markersize=16)
+        axes.plot(recipe["petaflops"], recipe["top1"], "*", color=colour, markersize=17, markeredgecolor="0.15")
+        runs = f"mean of {recipe['runs']} runs, " if recipe["runs"] > 1 else ""
+        axes.annotate(f"{recipe['preset']}: {recipe['top1']:.2f} %\n{runs}{recipe['petaflops']:.3g} PFLOP, "
+                      f"{recipe['minutes']:.0f} min on two CPU cores", (recipe["petaflops"], recipe["top1"]),
+                      textcoords="offset points", xytext=(12, -8), va="top")
+    axes.plot(reference["petaflops"], reference["top1"], "D", color="0.35", markersize=9)
+    axes.annotate(f"{reference['name']}: {reference['top1']:.2f} %\n{reference['petaflops']:g} PFLOP, "
+                  f"{reference['minutes']:.0f} min on a T4 (its own figures)",
+                  (reference["petaflops"], reference["top1"]), textcoords="offset points", xytext=(0, 12),
+                  va="bottom", ha="right")
+    axes.axhline(reference["top1"], color="0.35", linestyle=":", linewidth=1.3)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.margins(x=0.2, y=0.35)
+    axes.set_xlabel("training compute (PFLOP, forward and backward, logarithmic)")
+    axes.set_ylabel("test top-1 accuracy (%)")
+    return figure
+
+
+@themed
 def ablation(rows: Sequence[dict], base: str, note: str = "") -> Figure:
     """Validation accuracy of short trainings that differ in one thing, as points of difference to the mean of `base`.
 
@@ -147,7 +222,7 @@ def ablation(rows: Sequence[dict], base: str, note: str = "") -> Figure:
     full = [row["val_top1"] for row in rows if row["change"] == base]
     centre = sum(full) / len(full)
     changed = sorted((row for row in rows if row["change"] != base), key=lambda row: row["val_top1"])
-    figure = _new_figure(1.8 + 0.33 * max(len(changed), 3), "What one change does", note)
+    figure = _new_figure(2.1 + 0.33 * max(len(changed), 3), "What one change does", note)
     axes = figure.subplots()
     axes.axvspan(min(full) - centre, max(full) - centre, color=BLUE, alpha=0.15,
                  label=f"{base}, {len(full)} seeds: {min(full):.1f} to {max(full):.1f} %")
@@ -161,6 +236,7 @@ def ablation(rows: Sequence[dict], base: str, note: str = "") -> Figure:
     axes.set_yticks(range(len(changed)), [row["change"] for row in changed])
     axes.margins(x=0.15)
     axes.set_xlabel("difference in validation top-1 accuracy (percentage points)")
+    axes.set_ylabel("change")
     axes.grid(axis="y", visible=False)
     axes.legend(loc="lower right")
     return figure
@@ -415,14 +491,64 @@ def prediction(image, names: Sequence[str], probabilities, note: str = "") -> Fi
     picture, bars = figure.subplots(1, 2, width_ratios=(1, 2))
     picture.imshow(_array(image), interpolation="nearest")
     picture.axis("off")
-    bars.barh(range(len(best)), 100 * values[best], color=[ORANGE] + [BLUE] * (len(best) - 1), height=0.7)
-    for line, value in enumerate(100 * values[best]):
-        bars.text(value + 1, line, f"{value:.1f}", va="center")
-    bars.set_yticks(range(len(best)), [_readable(names[place]) for place in best], fontsize=11)
-    bars.set(xlim=(0, 112), ylim=(len(best) - 0.4, -0.6), xlabel="probability (%)", ylabel="class")
-    bars.set_xticks(range(0, 101, 20))
-    bars.grid(axis="y", visible=False)
+    _probability_bars(bars, [names[place] for place in best], values[best])
     return figure
+
+
+@themed
+def explained_prediction(image, names: Sequence[str], probabilities, attention=None, original=None, true: str = "",
+                         neighbours: Sequence[tuple] = (), remark: str = "", note: str = "") -> Figure:
+    """One picture as the network sees it, its most probable classes, and what the prediction rests on.
+
+    image: uint8 [H, W, 3]; names, probabilities: the classes to show, the most probable first; attention:
+    float [H, W] in [0, 1], the Grad-CAM of the first class; original: uint8 [S, S, 3], the picture at its own
+    resolution; true: name of the true class where it is known; neighbours: (uint8 [H, W, 3], class name, cosine
+    similarity) of the nearest training images; remark: a sentence to stand below.
+    """
+    values = _array(probabilities)
+    known = f"; true class: {_readable(true)}" if true else ""
+    title = f"predicted: {_readable(names[0])}, {100 * values[0]:.1f} %{known}"
+    remark = textwrap.fill(remark, 125)
+    figure = _new_figure(3.3 + 1.75 * bool(neighbours) + 0.2 * bool(remark) * (1 + remark.count("\n")), title, note)
+    pictures = [(original, "your picture, cropped"), (image, f"what the network sees, {len(image)}×{len(image)}")]
+    pictures = [(pixels, caption) for pixels, caption in pictures if pixels is not None]
+    rows = figure.subfigures(2, 1, height_ratios=(2.3, 1.35)) if neighbours else [figure.subfigures()]
+    columns = len(pictures) + (attention is not None) + 1
+    *panels, bars = rows[0].subplots(1, columns, width_ratios=[1] * (columns - 1) + [1.25])
+    for axes, (pixels, caption) in zip(panels, pictures):
+        _captioned(axes, pixels, caption)
+    if attention is not None:
+        _captioned(panels[-1], image, f"where it looks for\n{_readable(names[0])} (Grad-CAM)")
+        panels[-1].imshow(_array(attention), cmap="inferno", alpha=0.6, vmin=0, vmax=1,
+                          extent=panels[-1].images[0].get_extent(), interpolation="bilinear")
+    _probability_bars(bars, names, values)
+    if neighbours:
+        rows[1].suptitle("nearest training images, with their classes and the cosine similarity of their features",
+                         fontsize=11.5)
+        for axes, (pixels, name, similarity) in zip(np.atleast_1d(rows[1].subplots(1, len(neighbours))), neighbours):
+            _captioned(axes, pixels, "")
+            axes.set_xlabel(f"{_readable(name)}\n{similarity:.2f}", fontsize=9.5)
+    if remark:
+        figure.supxlabel(remark, fontsize=10.5)
+    return figure
+
+
+def _captioned(axes: Axes, pixels, caption: str) -> None:
+    axes.imshow(_array(pixels), interpolation="nearest")
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel(caption, fontsize=10)
+
+
+def _probability_bars(axes: Axes, names: Sequence[str], values: np.ndarray) -> None:
+    """Probabilities, float [K], the largest first and in a colour of its own."""
+    axes.barh(range(len(values)), 100 * values, color=[ORANGE] + [BLUE] * (len(values) - 1), height=0.7)
+    for line, value in enumerate(100 * values):
+        axes.text(value + 1, line, f"{value:.1f}", va="center")
+    axes.set_yticks(range(len(values)), [_readable(name) for name in names], fontsize=11)
+    axes.set(xlim=(0, 118), ylim=(len(values) - 0.4, -0.6), xlabel="probability (%)", ylabel="class")
+    axes.set_xticks(range(0, 101, 20))
+    axes.grid(axis="y", visible=False)
 
 
 # Speed and size --------------------------------------------------------------------------------------------

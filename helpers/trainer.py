@@ -47,13 +47,16 @@ class Trainer:
         checkpoint_dir: where checkpoints are kept and looked for.
         model: a network to train instead of the one `config` names.
         on_epoch: called as `on_epoch(trainer)` after each epoch, for a live view.
+        on_progress: called as `on_progress(trainer)` within epochs, about every READ_SECONDS, when losses have
+            been read back from the device.
 
     Raises CheckpointError when the checkpoint that `resume` names is of another configuration.
     """
 
     def __init__(self, config: TrainingConfig, data: ImageData, checkpoint_dir, model: nn.Module | None = None,
-                 on_epoch=None):
-        self.config, self.data, self.checkpoint_dir, self.on_epoch = config, data, Path(checkpoint_dir), on_epoch
+                 on_epoch=None, on_progress=None):
+        self.config, self.data, self.checkpoint_dir = config, data, Path(checkpoint_dir)
+        self.on_epoch, self.on_progress = on_epoch, on_progress
         self.device = pick_device(config.device)
         keep_freed_memory()
         saved = self._find_checkpoint()
@@ -91,7 +94,8 @@ class Trainer:
         self.patience_accuracy = -math.inf      # what the next epochs must beat by min_delta
         self.patience_left = config.patience
         self.stop_requested = ""                # who asked: "SIGINT", "SIGTERM" or "button"
-        self._session_start = self._last_save = time.perf_counter()
+        self._session_start = self._last_save = self._epoch_start = time.perf_counter()
+        self._epoch_images = 0
         self._running = _RunningMeans()
         self._flops_at = {}
         self._rng = self._rng_state()           # what is done before `fit` must not change what dropout draws
@@ -100,12 +104,13 @@ class Trainer:
 
     # The loop --------------------------------------------------------------------------------------------------
 
-    def fit(self) -> History:
+    def fit(self, show_bar: bool = True) -> History:
         """Train to the last epoch, an early stop, or Ctrl-C, SIGTERM or `stop()`; then save and return.
 
         `history.stopped` tells which. A finished run stays as it is; an interrupted one is continued by a new
         Trainer, from its checkpoint. Raises TrainingDiverged when the loss is no longer finite; the last good
-        checkpoint stays. After SIGTERM the signal is sent on once all is saved.
+        checkpoint stays. After SIGTERM the signal is sent on once all is saved. `show_bar=False` leaves the progress
+        bar out, where something else shows progress.
         """
         if self.history.stopped == "interrupted":
             raise RuntimeError("this Trainer was interrupted; make a new one to continue from its checkpoint")
@@ -115,7 +120,7 @@ class Trainer:
             if self.device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(self.device)
                 torch.backends.cudnn.benchmark = True       # the shapes stay: look for the fastest kernels
-            with _StopOnSignals(self.stop), self._bar() as bar:
+            with _StopOnSignals(self.stop), self._bar(show_bar) as bar:
                 while not self.is_finished and self.history.stopped != "interrupted":
                     self._run_epoch(bar)
                 self.save()
@@ -142,6 +147,8 @@ class Trainer:
             if now - last_read > READ_SECONDS or save_is_due or stopping or self.step == epoch_end:
                 last_read = now
                 self._read_losses(bar, epoch)
+                if self.on_progress is not None:
+                    self.on_progress(self)
             if stopping and self.step < self.total_steps:
                 self.history.stopped = "interrupted"
                 if self.step < epoch_end:
@@ -318,7 +325,9 @@ class Trainer:
         if "training_settings" not in state:
             raise checkpoint.CheckpointError(f"{path}: holds weights only and cannot be continued; use a step_*.pt "
                                              "file")
-        checkpoint.check_same_run(state["training_settings"], self._training_settings(), path)
+        # A setting that is younger than the checkpoint stood, in effect, at its default.
+        settings = TrainingConfig().training_settings() | state["training_settings"]
+        checkpoint.check_same_run(settings, self._training_settings(), path)
         log.info("continuing from %s, step %d", path, state["step"])
         return state
 
@@ -407,6 +416,19 @@ class Trainer:
         """Whole epochs done."""
         return self.step // self.steps_per_epoch
 
+    def progress(self) -> dict:
+        """Where the running epoch stands, as last read back from the device.
+
+        `epoch` counts from 0 and is a fraction; `train_loss` and `train_accuracy` (%) are means over the epoch so
+        far, None at its start.
+        """
+        started = self._running.count > 0
+        return {"epoch": self.step / self.steps_per_epoch,
+                "train_loss": self._running.loss if started else None,
+                "train_accuracy": self._running.accuracy if started else None,
+                "learning_rate": self.config.learning_rate * self.learning_rate_factor(max(self.step - 1, 0)),
+                "images_per_second": self._images_per_second()}
+
     @property
     def averaged_model(self) -> nn.Module:
         """The network with the averaged weights, the trained one where no average is kept."""
@@ -451,9 +473,9 @@ class Trainer:
     def _seconds_so_far(self) -> float:
         return self.seconds + time.perf_counter() - self._session_start
 
-    def _bar(self):
+    def _bar(self, show: bool = True):
         return tqdm(total=self.total_steps, initial=self.step, unit="step", mininterval=0.5, dynamic_ncols=True,
-                    disable=progress_style(self.config.progress) != "bar")
+                    disable=not show or progress_style(self.config.progress) != "bar")
 
 
 # Plain attributes of the Trainer that a checkpoint holds under their names.

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from helpers import benchmark
 from helpers import data as data_module
@@ -14,7 +15,7 @@ from helpers.augment import Augmentation
 from helpers.augment import augment as true_augment
 from helpers.config import TrainingConfig
 from helpers.data import BatchLoader, ImageData
-from helpers.models import build_model
+from helpers.models import build_model, training_flops
 from helpers.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -167,7 +168,7 @@ def test_baseline_runs_one_step_more_than_it_times(images, tmp_path, monkeypatch
     trainer, steps = make_trainer(images, tmp_path), []
     model = build_model("CIFAR100CNN", 4, (4, 4, 4, 4))
     model.register_forward_pre_hook(lambda _module, inputs: steps.append((inputs[0].shape, inputs[0].dtype)))
-    monkeypatch.setattr(benchmark, "build_model", lambda *_args: model)
+    monkeypatch.setattr(benchmark, "build_model", lambda **_arguments: model)
     before = model.fc.weight.clone()
     measure = benchmark.plain_training(trainer.config, trainer.data, CPU, steps=2)
     start = time.perf_counter()
@@ -235,3 +236,28 @@ def test_wrong_settings_are_named(arguments, message, capsys):
     with pytest.raises(SystemExit) as stop:
         benchmark.main(arguments)
     assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_bare_convolutions_are_those_of_the_network(monkeypatch):
+    """The same FLOPs, forward and backward, as a training step of the network."""
+    model = build_model("FastCNN", 4, (4, 4, 8))
+    step = benchmark.bare_convolutions(model, 2, 32, CPU, "fp32")
+    with FlopCounterMode(display=False) as counter:
+        step()
+    head = 3 * 2 * 8 * 4        # a matrix product forward, two backward, two FLOPs a multiply-add
+    assert counter.get_total_flops() == 2 * (training_flops(model, 32) - head)
+
+
+def test_step_command_gives_the_share_of_the_bare_convolutions(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "load_cifar100", lambda config: ImageData(
+        images, torch.arange(len(images)) % 4, images[:4], torch.arange(4), ("a", "b", "c", "d")))
+    out = tmp_path / "step.json"
+    replaced = benchmark.TrainingConfig.from_settings
+    monkeypatch.setattr(benchmark.TrainingConfig, "from_settings", lambda settings: replaced(
+        settings | {"num_classes": 4, "widths": (4, 4, 8), "batch_size": 8, "progress": "none"}))
+    benchmark.main(["step", "--image-sizes", "16", "32", "--repeats", "1", "--device", "cpu", "--out", str(out)])
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["image_size"] for row in rows] == [16, 32]
+    for row in rows:
+        assert row["percent"] == pytest.approx(100 * row["seconds"]["convolutions"][0] / row["seconds"]["step"][0])
+        assert row["convolution_s"] > 0

@@ -598,3 +598,15 @@ def test_smaller_images_are_averages_of_the_same_pictures(augmentation, loader_o
                              antialias=True)
     mean, std = (torch.tensor(values, dtype=torch.float64).view(1, 3, 1, 1) for values in (MEAN, STD))
     assert torch.allclose(pixels.double(), (expected - mean) / std, atol=1e-4)
+
+
+def test_mix_probability_is_the_share_of_mixed_batches(loader_of):
+    loader = loader_of(batch_size=4, augmentation=NOTHING, cutmix_alpha=1.0, mix_probability=0.3)
+    mixed = [loader.batch(epoch, index)[1].ndim == 2 for epoch in range(40) for index in range(len(loader))]
+    assert 0.2 < sum(mixed) / len(mixed) < 0.4      # 480 draws
+
+
+def test_a_batch_can_be_asked_for_without_mixing(loader_of):
+    plain = loader_of(augmentation=MODERATE).batch(0, 1)
+    for found, expected in zip(loader_of(augmentation=MODERATE, mixup_alpha=1.0).batch(0, 1, mix=False), plain):
+        assert torch.equal(found, expected)

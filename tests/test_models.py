@@ -251,3 +251,28 @@ def test_counting_leaves_no_trace(narrow, count, training):
 def test_unknown_model_is_refused_by_name():
     with pytest.raises(ValueError, match="ResNet99.*CIFAR100CNN or FastCNN"):
         build_model("ResNet99")
+
+
+# FastCNN without an ingredient -----------------------------------------------------------------------------
+
+def test_without_skip_a_group_is_its_three_convolutions():
+    torch.manual_seed(0)
+    model = build_model("FastCNN", 10, (4, 4, 8), skip=False).eval()
+    images = smooth_images(2, 32)
+    out = F.gelu(model.whitening(images))
+    for group in model.groups:
+        for conv, norm, pool in ((group.conv1, group.norm1, True), (group.conv2, group.norm2, False),
+                                 (group.conv3, group.norm3, False)):
+            out = conv(out)
+            out = F.gelu(norm(F.max_pool2d(out, 2) if pool else out))
+    torch.testing.assert_close(model(images), model.head(out.amax((2, 3))) / 9)
+
+
+def test_what_is_trained_follows_the_switches():
+    def trained(**switches):
+        model = build_model("FastCNN", 10, (4, 4, 8), **switches)
+        return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+    assert trained(whitening=False) - trained() == {"whitening.weight"}
+    assert trained(norm_scale=True) - trained() == {f"groups.{group}.norm{norm}.weight" for group in range(3)
+                                                    for norm in (1, 2, 3)}

@@ -769,3 +769,24 @@ def test_signal_handlers_are_put_back(tmp_path):
         failing.model.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(RuntimeError))
         failing.fit()
     assert [signal.getsignal(number) for number in numbers] == before
+
+
+def test_mixing_ends_at_its_share_of_training(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path, mixup_alpha=1.0, mix_until=0.6)
+    mixed, batch = [], trainer.loader.batch
+    monkeypatch.setattr(trainer.loader, "batch", lambda *arguments: mixed.append(batch(*arguments)) or mixed[-1])
+    trainer.fit()
+    assert [labels.ndim == 2 for _, labels in mixed] == [True] * 9 + [False] * 6      # 15 steps in all
+
+
+def test_a_checkpoint_from_before_a_setting_was_introduced_is_continued(tmp_path):
+    first = make_trainer(tmp_path)
+    first.stop()
+    first.fit()
+    path = checkpoint.list_steps(tmp_path)[0]
+    state = checkpoint.load(path)
+    del state["training_settings"]["mix_until"]
+    torch.save(state, path)
+    assert make_trainer(tmp_path).step == 1
+    with pytest.raises(CheckpointError, match="mix_until"):
+        make_trainer(tmp_path, mix_until=0.5)

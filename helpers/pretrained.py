@@ -1,0 +1,115 @@
+"""Trained weights that come with the project, in half precision.
+
+    python -m helpers.pretrained export runs/fast       writes pretrained/fast.pt from a finished, saved run
+    python -m helpers.pretrained check --data-dir data  evaluates it and compares with what the file states
+
+`CIFAR100Pipeline.from_pretrained("fast")` reads such a file: weights, configuration and results in one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from . import checkpoint
+from .checkpoint import CheckpointError
+from .config import ConfigError, TrainingConfig
+from .data import BatchLoader, DataError, ImageData, load_cifar100
+from .metrics import Evaluation
+from .models import build_model
+from .system import pick_device
+from .trainer import predict
+
+FOLDER = Path(__file__).resolve().parent.parent / "pretrained"
+TOLERANCE = 0.05        # percentage points, five test images: what the order of sums may change on another machine
+
+
+def pretrained_path(name: str = "fast") -> Path:
+    """The file of the weights called `name`. Raises CheckpointError where there is none."""
+    path = FOLDER / f"{name}.pt"
+    if not path.is_file():
+        names = sorted(other.stem for other in FOLDER.glob("*.pt"))
+        raise CheckpointError(f"pretrained weights {name!r}: no such file in {FOLDER.name}/; there are "
+                              f"{', '.join(names) or 'none'}")
+    return path
+
+
+def in_half_precision(state: dict) -> dict:
+    """A state dict with its floating-point tensors as float16. Raises CheckpointError when a value is too large."""
+    halved = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    for name, tensor in halved.items():
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"{name}: holds a value beyond float16 (±65504); these weights need fp32")
+    return halved
+
+
+def export(run_dir, data: ImageData | None = None, out=None) -> Path:
+    """Write the weights of a finished run with its results, and with those of the halved weights themselves.
+
+    Needs `checkpoints/final.pt` and `metrics.json` in `run_dir`. Raises CheckpointError, DataError.
+    """
+    run_dir = Path(run_dir)
+    state = checkpoint.load(run_dir / "checkpoints" / "final.pt")
+    if not state.get("test_results"):
+        raise CheckpointError(f"{run_dir}: has no test results yet; call pipeline.evaluate() and pipeline.save()")
+    metrics = json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))
+    config = {name: value for name, value in state["config"].items() if name not in ("data_dir", "checkpoint_dir")}
+    content = {**state, "model_state_dict": in_half_precision(state["model_state_dict"]), "config": config,
+               "training": metrics["training"], "system": metrics["system"]}
+    content["file_results"] = evaluate(content, data or load_cifar100(TrainingConfig.from_settings(state["config"])))
+    return checkpoint.save_atomically(content, out or FOLDER / f"{state['config']['preset'] or state['name']}.pt")
+
+
+def evaluate(content: dict, data: ImageData) -> dict:
+    """Test top-1 and top-5 (%) of the weights in `content`, computed in fp32, one plain forward pass."""
+    config = TrainingConfig.from_settings(content["config"])
+    device = pick_device()
+    model = build_model(**config.model_arguments())
+    model.load_state_dict(content["model_state_dict"])
+    model.to(device, memory_format=torch.channels_last).eval()
+    evaluation = Evaluation.from_logits(_logits(model, content, data, device), data.test_labels, data.class_names)
+    return {"top1": evaluation.top1, "top5": evaluation.top5, "images": len(data.test_labels)}
+
+
+def _logits(model: nn.Module, content: dict, data: ImageData, device: torch.device) -> torch.Tensor:
+    if list(data.class_names) != content["classes"]:
+        raise DataError(f"the data hold other classes than the weights know ({data.source}); give the real CIFAR-100")
+    loader = BatchLoader(data.test_images, data.test_labels, 500, device, content["mean"], content["std"])
+    return predict(model, loader)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status: 0 done, 1 the file does not give what it states, 2 wrong arguments or data."""
+    parser = argparse.ArgumentParser(prog="python -m helpers.pretrained", description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("export", help="write pretrained/<preset>.pt from a finished run")
+    command.add_argument("run_dir", help="the run's folder, with metrics.json and checkpoints/final.pt")
+    command = commands.add_parser("check", help="evaluate a file and compare with the accuracy it states")
+    command.add_argument("name", nargs="?", default="fast", help="which file in pretrained/")
+    for command in commands.choices.values():
+        command.add_argument("--data-dir", default="data", help="folder with CIFAR-100")
+    args = parser.parse_args(arguments)
+    try:
+        data = load_cifar100(TrainingConfig(data_dir=args.data_dir))
+        if args.command == "export":
+            path = export(args.run_dir, data)
+            print(f"wrote {path.name}, {path.stat().st_size / 2**20:.1f} MB")
+            return 0
+        content = checkpoint.load(pretrained_path(args.name))
+        stated, found = content["file_results"], evaluate(content, data)
+    except (CheckpointError, ConfigError, DataError, OSError) as error:
+        print(f"pretrained: {error}", file=sys.stderr)
+        return 2
+    for key in ("top1", "top5"):
+        print(f"{key}: {found[key]:.2f} % measured, {stated[key]:.2f} % stated, "
+              f"{content['test_results'][key]:.2f} % in the run itself")
+    return int(any(abs(found[key] - stated[key]) > TOLERANCE for key in ("top1", "top5")))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""Tables and figures of the runs whose metrics come with the project: `python -m helpers.record`.
+
+Reads figures/record/<run>/metrics.json; writes figures/record.json (the table, means over seeds included) and
+figures/record.png (accuracy against compute). Nothing is trained and no image is read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from statistics import mean, stdev
+
+from . import plots, report
+
+FIGURES = Path(__file__).resolve().parent.parent / "figures"
+
+# The reference project's own run: top-1 and top-5 (%) on the test split, PFLOP (9.68 GFLOP an image forward and
+# backward, 50,000 images, 150 epochs) and minutes on a Tesla T4.
+REFERENCE = {"name": "reference CNN, 150 epochs", "top1": 78.25, "top5": 94.85, "petaflops": 72.6, "minutes": 150.2}
+
+
+def recipes(folder) -> list[dict]:
+    """The runs in `folder` by preset, cheapest first: `preset`, `runs`, `seeds`, `top1`, `top1_std`, `top1_by_run`,
+    `top5`, `tta_top1` (%, means), `petaflops`, `minutes` and `t4_minutes`, an estimate.
+
+    The estimate is the compute over the rate at which the reference ran on a T4 by its own figures. Raises
+    FileNotFoundError when there is no finished run.
+    """
+    by_preset = {}
+    for path in sorted(Path(folder).glob("*/metrics.json")):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["results"]:
+            by_preset.setdefault(content["config"]["preset"], []).append(content)
+    if not by_preset:
+        raise FileNotFoundError(f"no finished run in {folder}; copy a run's metrics.json into a folder of it")
+    rows = [_recipe(preset, runs) for preset, runs in by_preset.items()]
+    return sorted(rows, key=lambda row: row["petaflops"])
+
+
+def _recipe(preset: str, runs: list[dict]) -> dict:
+    top1 = [run["results"]["top1"] for run in runs]
+    petaflops = mean(run["training"]["petaflops"] for run in runs)
+    return {"preset": preset, "runs": len(runs), "seeds": [run["config"]["seed"] for run in runs],
+            "training_images": _training_images(runs[0]), "epochs": runs[0]["config"]["epochs"],
+            "parameters": runs[0]["model_stats"]["total_parameters"],
+            "top1": mean(top1), "top1_std": stdev(top1) if len(top1) > 1 else None, "top1_by_run": top1,
+            "top5": mean(run["results"]["top5"] for run in runs),
+            "tta_top1": mean(run["results"]["flip_tta"]["top1"] for run in runs),
+            "tta_top5": mean(run["results"]["flip_tta"]["top5"] for run in runs), "petaflops": petaflops,
+            "minutes": mean(run["training"]["seconds"] for run in runs) / 60,
+            "machine": runs[0]["system"], "t4_minutes": REFERENCE["minutes"] * petaflops / REFERENCE["petaflops"]}
+
+
+def _training_images(run: dict) -> int:
+    return 50_000 - run["config"]["val_size"]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status: 0 done, 1 no run to show."""
+    parser = argparse.ArgumentParser(prog="python -m helpers.record", description=__doc__.split("\n")[0])
+    parser.add_argument("--runs", type=Path, default=FIGURES / "record", help="folder with a folder for each run")
+    parser.add_argument("--out", type=Path, default=FIGURES / "record.json", help="file to write")
+    args = parser.parse_args(arguments)
+    try:
+        rows = recipes(args.runs)
+    except FileNotFoundError as error:
+        print(f"record: {error}", file=sys.stderr)
+        return 1
+    report.write_json({"recipes": rows, "reference": REFERENCE}, args.out)
+    plots.record(rows, REFERENCE).savefig(args.out.with_suffix(".png"))
+    print(report.table([{"preset": row["preset"], "runs": row["runs"], "top-1 %": f"{row['top1']:.2f}",
+                         "top-5 %": f"{row['top5']:.2f}", "PFLOP": f"{row['petaflops']:.3f}",
+                         "minutes": f"{row['minutes']:.1f}", "T4 minutes (estimate)": f"{row['t4_minutes']:.1f}"}
+                        for row in rows]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""ablation: what a plan means, that runs are not repeated, and that the table compares with the mean of the base."""
+
+import json
+
+import pytest
+import torch
+import yaml
+
+from helpers import ablation
+from helpers.config import CONFIG_DIR, ConfigError
+from helpers.data import ImageData
+from helpers.system import SystemInfo
+
+PLAN = {"base": {"model": "FastCNN", "optimizer": "muon", "widths": [4, 4, 8], "epochs": 1, "batch_size": 8,
+                 "val_size": 8, "num_classes": 4, "patience": 0, "mixed_precision": False, "progress": "none"},
+        "seeds": [3, 4], "changes": {"no whitening": {"whitening": False}, "A/B test": {"flip": "alternating"}}}
+
+
+@pytest.fixture
+def plan(tmp_path):
+    def write(**changes):
+        path = tmp_path / "plan.yaml"
+        path.write_text(yaml.safe_dump(PLAN | changes, sort_keys=False))
+        return path
+    return write
+
+
+@pytest.fixture
+def data():
+    images = torch.randint(0, 256, (32, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(32) % 4
+    # No test split: an ablation must not look at it.
+    return ImageData(images, labels, None, None, ("a", "b", "c", "d"), source="this test")
+
+
+def test_a_plan_is_the_base_with_every_seed_and_each_change_with_the_first(plan):
+    runs = ablation.planned_runs(plan(), runs_dir="here")
+    assert [(name, config.seed, config.run_name) for name, config in runs] == [
+        ("full recipe", 3, "full-recipe-3"), ("full recipe", 4, "full-recipe-4"),
+        ("no whitening", 3, "no-whitening-3"), ("A/B test", 3, "a-b-test-3")]
+    assert [config.whitening for _, config in runs] == [True, True, False, True]
+    assert all(config.widths == (4, 4, 8) and config.runs_dir == "here" for _, config in runs)
+
+
+def test_the_committed_plan_is_valid_and_each_change_changes_something():
+    runs = ablation.planned_runs(CONFIG_DIR / "ablation.yaml")
+    base = runs[0][1].training_settings()
+    changed = [config.training_settings() for name, config in runs if name != ablation.FULL_RECIPE]
+    assert changed and all(settings != base for settings in changed)
+
+
+@pytest.mark.parametrize("changes, names", [({"seeds": []}, "seeds"), ({"changes": None}, "changes"),
+                                            ({"changes": {"x": {"whitning": False}}}, "whitning"),
+                                            ({"base": PLAN["base"] | {"val_size": 0}}, "val_size=0")])
+def test_a_wrong_plan_is_one_clear_error(plan, changes, names):
+    with pytest.raises(ConfigError, match=names):
+        ablation.planned_runs(plan(**changes))
+
+
+def test_a_finished_run_is_read_and_not_trained_again(plan, data, tmp_path, monkeypatch):
+    name, config = ablation.planned_runs(plan(), runs_dir=str(tmp_path / "runs"))[0]
+    row = ablation.train_one(name, config, data)
+    assert row["seed"] == 3 and row["epochs"] == 1 and 0 <= row["val_top1"] <= 100
+    monkeypatch.setattr(ablation, "Trainer", None)
+    assert ablation.train_one(name, config, data) == row
+
+
+def test_a_run_of_other_settings_is_trained_anew(plan, data, tmp_path, caplog):
+    name, config = ablation.planned_runs(plan(), runs_dir=str(tmp_path / "runs"))[0]
+    ablation.train_one(name, config, data)
+    other = config.replace(label_smoothing=0.5, resume="never")
+    assert ablation.train_one(name, other, data)["settings"]["label_smoothing"] == 0.5
+    assert "other settings" in caplog.text
+
+
+def row(change, seed, accuracy):
+    return {"change": change, "seed": seed, "val_top1": accuracy, "train_accuracy": 50.0, "petaflops": 0.1,
+            "seconds": 60.0}
+
+
+def test_differences_are_to_the_mean_of_the_full_recipe(tmp_path):
+    rows = [row(ablation.FULL_RECIPE, 1, 60.0), row(ablation.FULL_RECIPE, 2, 62.0), row("less", 1, 58.5),
+            row("more", 1, 63.0)]
+    table = ablation.summary(rows)
+    assert [(line["change"], line["difference"]) for line in table] == [
+        ("more", "+2.00"), (ablation.FULL_RECIPE, "+1.00"), (ablation.FULL_RECIPE, "-1.00"), ("less", "-2.50")]
+    ablation.write_results(rows, tmp_path / "ablation.json", SystemInfo.of(torch.device("cpu"), "fp32"))
+    assert json.loads((tmp_path / "ablation.json").read_text())["rows"] == rows
+    assert (tmp_path / "ablation.png").stat().st_size > 1000
+
+
+def test_command_trains_the_plan_and_reports(plan, data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(ablation, "load_cifar100", lambda config: data)
+    options = ["--plan", str(plan()), "--runs-dir", str(tmp_path / "runs"), "--out", str(tmp_path / "out.json")]
+    assert ablation.main(options) == 0
+    assert "no whitening" in capsys.readouterr().out
+    assert len(json.loads((tmp_path / "out.json").read_text())["rows"]) == 4
+
+
+def test_command_says_what_is_wrong(tmp_path, capsys):
+    assert ablation.main(["--plan", str(tmp_path / "absent.yaml")]) == 2
+    assert "absent.yaml" in capsys.readouterr().err

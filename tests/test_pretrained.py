@@ -1,0 +1,84 @@
+"""pretrained: half-precision weights with their configuration and results, and the command that checks them."""
+
+import pytest
+import torch
+
+from cifar100_pipeline import CheckpointError, CIFAR100Pipeline
+from helpers import checkpoint, pretrained
+from helpers.data import DataError, ImageData
+
+TINY = {"preset": "demo", "model": "FastCNN", "widths": [4, 4, 8], "optimizer": "muon", "epochs": 1,
+        "patience": 0, "mixed_precision": False, "progress": "none"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished, saved pipeline."""
+    pipeline = CIFAR100Pipeline.from_preset(**{"name" if name == "preset" else name: value for name, value in
+                                               TINY.items()}, runs_dir=str(tmp_path_factory.mktemp("runs")))
+    pipeline.train()
+    pipeline.evaluate()
+    pipeline.save()
+    return pipeline
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrained, "FOLDER", tmp_path / "pretrained")
+    return tmp_path / "pretrained"
+
+
+def test_an_exported_run_is_half_as_large_and_gives_the_same_predictions(run, folder):
+    path = pretrained.export(run.run_dir)
+    assert path == folder / "demo.pt"
+    state = checkpoint.load(path)
+    weights = run.model.state_dict()
+    for name, tensor in state["model_state_dict"].items():
+        assert tensor.dtype == (torch.float16 if weights[name].is_floating_point() else weights[name].dtype)
+        torch.testing.assert_close(tensor.float(), weights[name].float(), rtol=1e-3, atol=1e-4)
+    assert state["test_results"] == run.results
+    assert abs(state["file_results"]["top1"] - run.results["top1"]) < 1
+    assert "data_dir" not in state["config"]
+
+
+def test_from_pretrained_evaluates_without_training(run, folder, tmp_path):
+    stated = checkpoint.load(pretrained.export(run.run_dir))["file_results"]
+    pipeline = CIFAR100Pipeline.from_pretrained("demo", runs_dir=str(tmp_path))
+    assert pipeline.evaluate()["top1"] == pytest.approx(stated["top1"], abs=pretrained.TOLERANCE)
+
+
+def test_check_tells_whether_the_file_gives_what_it_states(run, folder, monkeypatch, capsys):
+    path = pretrained.export(run.run_dir)
+    monkeypatch.setattr(pretrained, "load_cifar100", lambda config: run.data)
+    assert pretrained.main(["check", "demo"]) == 0
+    assert f"{run.results['top1']:.2f} % in the run itself" in capsys.readouterr().out
+    content = checkpoint.load(path)
+    content["file_results"]["top1"] += 1
+    checkpoint.save_atomically(content, path)
+    assert pretrained.main(["check", "demo"]) == 1
+
+
+def test_other_classes_are_refused(run, folder):
+    content = checkpoint.load(pretrained.export(run.run_dir))
+    data = ImageData(run.data.train_images, run.data.train_labels, run.data.test_images, run.data.test_labels,
+                     tuple(reversed(run.data.class_names)))
+    with pytest.raises(DataError, match="other classes"):
+        pretrained.evaluate(content, data)
+
+
+def test_a_name_without_a_file_lists_what_there_is(run, folder):
+    pretrained.export(run.run_dir)
+    with pytest.raises(CheckpointError, match="'fats'.*demo"):
+        CIFAR100Pipeline.from_pretrained("fats")
+
+
+def test_a_value_beyond_float16_is_not_lost():
+    with pytest.raises(CheckpointError, match="weight.*float16"):
+        pretrained.in_half_precision({"weight": torch.tensor([1e6])})
+
+
+def test_a_run_without_results_is_not_exported(run, folder, tmp_path):
+    checkpoint.save_atomically(checkpoint.load(run.checkpoint_dir / "final.pt") | {"test_results": {}},
+                               tmp_path / "checkpoints" / "final.pt")
+    with pytest.raises(CheckpointError, match="evaluate"):
+        pretrained.export(tmp_path)

@@ -1,0 +1,51 @@
+"""record: means over seeds, the estimate for a T4, and the files the command writes."""
+
+import json
+import statistics
+
+import pytest
+
+from helpers import record, report
+
+
+def write_run(folder, preset, seed, top1, petaflops, seconds):
+    report.write_json({"config": {"preset": preset, "seed": seed, "val_size": 0, "epochs": 7},
+                       "model_stats": {"total_parameters": 10}, "system": {"device_name": "a CPU"},
+                       "training": {"petaflops": petaflops, "seconds": seconds},
+                       "results": {"top1": top1, "top5": 90.0, "flip_tta": {"top1": top1 + 1, "top5": 91.0}}},
+                      folder / f"{preset}-{seed}" / "metrics.json")
+
+
+@pytest.fixture
+def runs(tmp_path):
+    for seed, top1 in ((1, 70.0), (2, 70.6), (3, 69.8)):
+        write_run(tmp_path, "quick", seed, top1, 0.25, 900 + seed)
+    write_run(tmp_path, "fast", 1, 78.0, 1.8, 6000)
+    return tmp_path
+
+
+def test_recipes_are_means_over_their_runs(runs):
+    quick, fast = record.recipes(runs)
+    assert (quick["preset"], quick["runs"], quick["seeds"]) == ("quick", 3, [1, 2, 3])
+    assert quick["top1"] == pytest.approx((70.0 + 70.6 + 69.8) / 3)
+    assert quick["top1_std"] == pytest.approx(statistics.stdev([70.0, 70.6, 69.8]))
+    assert quick["minutes"] == pytest.approx(902 / 60)
+    assert fast["top1_std"] is None and fast["top1_by_run"] == [78.0]
+
+
+def test_t4_estimate_is_the_compute_at_the_rate_of_the_reference(runs):
+    fast = record.recipes(runs)[1]
+    petaflops_a_minute = 9.68e9 * 50_000 * 150 / 1e15 / 150.2
+    assert fast["t4_minutes"] == pytest.approx(1.8 / petaflops_a_minute, rel=1e-3)
+
+
+def test_command_writes_table_and_figure(runs, tmp_path, capsys):
+    assert record.main(["--runs", str(runs), "--out", str(tmp_path / "record.json")]) == 0
+    assert "78.00" in capsys.readouterr().out
+    assert len(json.loads((tmp_path / "record.json").read_text())["recipes"]) == 2
+    assert (tmp_path / "record.png").stat().st_size > 1000
+
+
+def test_command_without_runs_says_so(tmp_path, capsys):
+    assert record.main(["--runs", str(tmp_path)]) == 1
+    assert "no finished run" in capsys.readouterr().err
