@@ -7,7 +7,10 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -16,23 +19,24 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 
-from helpers import benchmark, checkpoint, plots, report
+from helpers import benchmark, checkpoint, explain, plots, report, widgets
 from helpers.augment import augment
 from helpers.checkpoint import CheckpointError
 from helpers.config import ConfigError, TrainingConfig, notebook_settings, preset_names
-from helpers.data import IMAGE_SIZE, BatchLoader, DataError, ImageData, load_cifar100
+from helpers.data import IMAGE_SIZE, BatchLoader, DataError, ImageData, load_cifar100, stratified_split
 from helpers.metrics import Evaluation, History
 from helpers.models import CIFAR100CNN, FastCNN, build_model, layer_table, model_stats, training_flops
 from helpers.pretrained import pretrained_path
+from helpers.report import PUBLISHED
 from helpers.system import DTYPES, SystemInfo, mount_drive, pick_device, pick_precision, progress_style
-from helpers.trainer import Trainer, TrainingDiverged, predict
+from helpers.trainer import Trainer, TrainingDiverged, planned_flops, predict
 
 __all__ = ["CIFAR100CNN", "CIFAR100Pipeline", "CheckpointError", "ConfigError", "DataError", "Evaluation", "FastCNN",
            "History", "Trainer", "TrainingConfig", "TrainingDiverged", "preset_names", "train_cifar100"]
 
-# Test accuracies (top-1, top-5, %) that the reference project lists for CIFAR-100; none was measured here.
-PUBLISHED = (("ResNet-18", 75.61, 93.45), ("VGG-16", 71.59, 90.49), ("DenseNet-121", 79.04, 94.84),
-             ("reference CNN, 150 epochs", 78.25, 94.85))
+LONG_MINUTES = 30       # from here on an estimate comes with what would be shorter
+
+RELIABLE = 0.8      # share of right predictions from which on a confidence is called reliable
 
 log = logging.getLogger("cifar100")
 
@@ -63,6 +67,9 @@ class CIFAR100Pipeline:
         self.normalisation = None               # (mean, std) that the network was trained with
         self.note = ""                          # not empty when the network was not trained on the real thing
         self.speeds: dict = {}                  # what was benchmarked, for metrics.json
+        self._training_features: Tensor | None = None
+        self._reliable: float | None = None     # see _reliable_confidence; NaN when no confidence is enough
+        self._split_is_known = True             # do the weights leave our validation split untrained?
         self._checkpoint_dir: Path | None = None
 
     @classmethod
@@ -163,13 +170,28 @@ class CIFAR100Pipeline:
         """
         trainer = self.build_trainer()
         speed = benchmark.training_throughput(trainer, steps, repeats, progress=self.config.progress)
-        full_size_steps = trainer.total_flops() / (training_flops(self.model) * speed["batch_size"])
-        speed["minutes"] = full_size_steps / speed["steps_per_second"] / 60
-        print(f"{speed['steps_per_second']:.2f} training steps/s of {speed['batch_size']} images, "
-              f"{speed['images_per_second']:,.0f} images/s; about {speed['minutes']:.0f} minutes for "
-              f"{self.config.epochs} epochs on this machine")
+        flops_a_minute = 60 * speed["steps_per_second"] * speed["batch_size"] * training_flops(self.model)
+        speed["minutes"] = trainer.total_flops() / flops_a_minute
         self.speeds["training"] = speed
+        print(f"{speed['steps_per_second']:.2f} training steps/s of {speed['batch_size']} images, "
+              f"{speed['images_per_second']:,.0f} images/s; {self.config.epochs} epochs take "
+              f"{_duration(speed['minutes'])} on this machine")
+        if speed["minutes"] > LONG_MINUTES:
+            print(self._shorter_presets(flops_a_minute))
         return speed
+
+    def _shorter_presets(self, flops_a_minute: float) -> str:
+        """What else could be trained at this speed, for someone who does not want to wait."""
+        minutes = {}
+        for name in preset_names():
+            config = TrainingConfig.from_preset(name)
+            if config.data_source != "drawn":
+                minutes[name] = planned_flops(config, self.trainer.loader.count) / flops_a_minute
+        fitting = [f"preset = {name!r} takes {_duration(value)}"
+                   for name, value in sorted(minutes.items(), key=lambda item: item[1])
+                   if value < min(self.speeds["training"]["minutes"], LONG_MINUTES)]
+        gpu = "" if self.device.type == "cuda" else "a GPU is many times faster (on Colab: Runtime > Change runtime type)"
+        return "That is long. Shorter ways: " + "; ".join([*fitting, gpu] if gpu else fitting or ["fewer epochs"])
 
     def profile_loader(self) -> dict:
         """Print and return how fast batches are made, stage by stage, and their share of a training step if known."""
@@ -196,17 +218,18 @@ class CIFAR100Pipeline:
 
     # Train -----------------------------------------------------------------------------------------------------
 
-    def train(self, on_epoch=None) -> History:
+    def train(self, on_epoch=None, live: bool | str = "auto") -> History:
         """Train, or continue a run that was cut off. Writes train.log, metrics.json and checkpoints.
 
-        `on_epoch(trainer)` is called after each epoch. Ctrl-C ends cleanly with a checkpoint; calling `train`
-        again goes on. Raises TrainingDiverged when the loss is no longer finite.
+        `on_epoch(trainer)` is called after each epoch. `live` shows curves and a Stop button in place of the
+        progress bar: True, False, or "auto", where a notebook's front end shows a bar. Stop and Ctrl-C end cleanly
+        with a checkpoint; calling `train` again goes on. Raises TrainingDiverged when the loss is no longer finite.
         """
+        live = self._shows_live_view(live)
         if self.history.stopped == "interrupted":
             self.trainer = None
             self.build_trainer(self.config.replace(resume="auto"))
         trainer = self.build_trainer()
-        trainer.on_epoch = on_epoch
         note = f" ({self.note})" if self.note else ""
         if trainer.is_finished:
             log.info("run %r%s is complete after %d epochs; give another run_name or resume='never' to train anew",
@@ -215,16 +238,39 @@ class CIFAR100Pipeline:
             log.info("run %r%s: training %s on %s in %s", self.config.name, note, self.config.model, self.device,
                      self.precision)
         try:
-            self.history = trainer.fit()
+            self.history = self._fit(on_epoch, live and not trainer.is_finished)
         except TrainingDiverged as error:
             log.error("%s", error)
             raise
         if self.history.stopped == "interrupted":
             log.info("stopped after step %d of %d; train again with the same settings to continue from %s",
                      trainer.step, trainer.total_steps, self.checkpoint_dir)
-        self.evaluation, self.results = None, {}
+        self._forget_results()
         self._write_metrics()
         return self.history
+
+    def _shows_live_view(self, live: bool | str) -> bool:
+        if live not in (True, False, "auto"):
+            raise ValueError(f"live={live!r}: must be True, False or 'auto'")
+        if live is True and not widgets.in_kernel():
+            raise ValueError("live=True: needs a notebook's kernel and ipywidgets (pip install ipywidgets); "
+                             "live='auto' shows the live view only where there is one")
+        return progress_style(self.config.progress) == "bar" and widgets.can_show() if live == "auto" else live
+
+    def _fit(self, on_epoch, live: bool) -> History:
+        """Train under the live view, or with what `progress` says."""
+        trainer = self.trainer
+        if not live:
+            trainer.on_epoch = on_epoch
+            return trainer.fit()
+        report.log_to(self.run_dir / "train.log", "bar")    # the line of each epoch goes to the file only
+        with widgets.LiveView(trainer, self.note) as view:
+            def after_epoch(trainer: Trainer) -> None:
+                view.update(trainer)
+                if on_epoch is not None:
+                    on_epoch(trainer)
+            trainer.on_epoch, trainer.on_progress = after_epoch, view.update
+            return trainer.fit(show_bar=False)
 
     def plot_training(self) -> Figure:
         """Loss, accuracy and learning rate by epoch."""
@@ -280,6 +326,53 @@ class CIFAR100Pipeline:
         return self._keep("confident_errors", plots.confident_errors(self._evaluated(), self.data.test_images, n,
                                                                      note=self.note))
 
+    def explore_errors(self):
+        """Test images by class, outcome, confidence and loss, to click through; a click explains one.
+
+        Returns a widget, which a notebook shows. Where none can be clicked, it is the figure of the most confident
+        errors.
+        """
+        self._evaluated()
+        if not widgets.can_show():
+            print("These are the most confident errors. To filter, sort and click all test images, open the notebook "
+                  "in Jupyter or Colab with ipywidgets installed and call pipeline.explore_errors().")
+            return self.show_confident_errors()
+        self._features_of_training_images()
+        return widgets.ErrorExplorer(self.evaluation, self.data.test_images, self.explain_image, self.note).box
+
+    def explain_image(self, index: int, neighbours: int = 8) -> Figure:
+        """Test image `index`: the five most probable classes, Grad-CAM, and the nearest training images.
+
+        Nearest are those whose features before the classifier have the largest cosine similarity.
+        """
+        evaluation, data = self._evaluated(), self.data
+        pixels = data.test_images[index]
+        query = self._features_of(pixels[None], "none")
+        found, similarities = explain.nearest(self._features_of_training_images(), query, neighbours)
+        nearest = [(data.train_images[place], data.class_names[data.train_labels[place]], similarity)
+                   for place, similarity in zip(found[0].tolist(), similarities[0].tolist())]
+        true = data.class_names[evaluation.labels[index]]
+        return self._keep("explained_image", self._explanation(pixels, true=true, neighbours=nearest))
+
+    def try_your_own_image(self, path=None):
+        """What the network makes of a picture of yours: a Figure for a `path`, else a widget to upload one.
+
+        A confidence below what the validation split calls reliable is said to be so. A file that is no picture
+        gets one line, as does a call without a path where nothing can be clicked.
+        """
+        self._need_weights()
+        if path is not None:
+            try:
+                return self._keep("own_image", self._answer(path))
+            except DataError as error:
+                print(error)
+                return None
+        if widgets.can_show():
+            self._reliable_confidence()         # now, so that the first picture need not wait for it
+            return widgets.OwnPicture(lambda content, name: self._answer(io.BytesIO(content), name)).box
+        print("Give the path of a picture, pipeline.try_your_own_image('cat.jpg'); to upload one, open the notebook "
+              "in Jupyter or Colab with ipywidgets installed.")
+
     def predict(self, image, top: int = 5) -> list[tuple[str, float]]:
         """The `top` most probable classes of one image, as (name, probability).
 
@@ -304,7 +397,7 @@ class CIFAR100Pipeline:
             return self.prepare_data().test_images[int(image)]
         if isinstance(image, (np.ndarray, Tensor)):
             image = Image.fromarray(np.asarray(image))
-        return torch.from_numpy(np.array(_square_rgb(image, IMAGE_SIZE)))
+        return torch.from_numpy(np.array(_square(open_picture(image), IMAGE_SIZE)))
 
     # Compare and save ------------------------------------------------------------------------------------------
 
@@ -346,7 +439,10 @@ class CIFAR100Pipeline:
         if "classes" in state:
             self.class_names, self.normalisation = tuple(state["classes"]), (state["mean"], state["std"])
             self.note = state["note"]
-        self.trainer, self.evaluation, self.results = None, None, {}
+        self.trainer = None
+        self._forget_results()
+        self._split_is_known = "name" in state and all(state["config"].get(name) == getattr(config, name)
+                                                       for name in ("val_size", "seed"))
         return self.model
 
     def run(self) -> tuple[nn.Module, dict, dict]:
@@ -409,6 +505,74 @@ class CIFAR100Pipeline:
             self.evaluate()
         return self.evaluation
 
+    def _forget_results(self) -> None:
+        """The weights have changed."""
+        self.evaluation, self.results = None, {}
+        self._training_features = self._reliable = None
+
+    def _features_of_training_images(self) -> Tensor:
+        """float32 [N, C]: what the classifier sees of each training image, computed once."""
+        if self._training_features is None:
+            self._training_features = self._features_of(self.prepare_data().train_images, self.config.progress)
+        return self._training_features
+
+    def _features_of(self, images: Tensor, progress: str) -> Tensor:
+        loader = self._loader(images, torch.zeros(len(images), dtype=torch.long))
+        return explain.features_of(self.model, loader, self.precision, progress)
+
+    def _answer(self, image, name: str = "") -> Figure:
+        """The figure about a picture of the user's, a path or a file. Raises DataError when it is none."""
+        picture = open_picture(image, name)
+        original = np.array(_square(picture, 256))
+        pixels = self.as_input(picture)
+        confidence = self.predict(pixels, 1)[0][1]
+        return self._explanation(pixels, original=original, remark=self._trust(confidence))
+
+    def _explanation(self, pixels: Tensor, **more) -> Figure:
+        names, probabilities = zip(*self.predict(pixels))
+        images, _ = self._loader(pixels[None], torch.zeros(1, dtype=torch.long)).batch(0, 0)
+        attention = explain.grad_cam(self.model, images, torch.tensor([self.class_names.index(names[0])]))[0]
+        return plots.explained_prediction(pixels, names, probabilities, attention, note=self.note, **more)
+
+    def _trust(self, confidence: float) -> str:
+        """What the validation split says about a prediction of this confidence."""
+        reliable = self._reliable_confidence()
+        if isinstance(reliable, str):
+            verdict = reliable
+        elif np.isnan(reliable):
+            verdict = (f"Take this with care: on the validation split not even the surest predictions were right "
+                       f"{RELIABLE:.0%} of the time.")
+        elif confidence < reliable:
+            verdict = (f"Take this with care: the confidence of {confidence:.0%} is below {reliable:.0%}, from which "
+                       f"on predictions were right {RELIABLE:.0%} of the time on the validation split.")
+        else:
+            verdict = (f"On the validation split, predictions with a confidence of {reliable:.0%} or more were right "
+                       f"{RELIABLE:.0%} of the time.")
+        return f"{verdict} The network knows {len(self.class_names)} classes and gives one of them to any picture."
+
+    def _reliable_confidence(self) -> float | str:
+        """The least confidence from which on RELIABLE of the validation images are classified right.
+
+        NaN when no confidence is enough, and a sentence when there are no images to measure it on: never the test
+        split in their place.
+        """
+        if self.config.val_size == 0:
+            return "How sure is sure enough was not measured: there is no validation split (val_size=0)."
+        if not self._split_is_known:
+            return "How sure is sure enough was not measured: the weights come from a training with another split."
+        if self.data is None:
+            return "How sure is sure enough was not measured: call pipeline.prepare_data() first."
+        if self._reliable is None:
+            data, config = self.data, self.config
+            chosen = stratified_split(data.train_labels, config.val_size, config.seed)[1]
+            bar = "validation images" if progress_style(config.progress) == "bar" else ""
+            logits = predict(self.model, self._loader(data.train_images[chosen], data.train_labels[chosen]),
+                             self.precision, bar=bar)
+            evaluation = Evaluation.from_logits(logits, data.train_labels[chosen], data.class_names)
+            threshold = evaluation.reliable_confidence(RELIABLE)
+            self._reliable = float("nan") if threshold is None else threshold
+        return self._reliable
+
     def _keep(self, name: str, figure: Figure) -> Figure:
         path = self.run_dir / "figures" / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -440,6 +604,13 @@ def train_cifar100(**settings) -> tuple[nn.Module, dict, dict]:
     return CIFAR100Pipeline(TrainingConfig.from_settings(settings)).run()
 
 
+def _duration(minutes: float) -> str:
+    """About how long, as one says it."""
+    if minutes < 1:
+        return f"about {60 * minutes:.0f} seconds"
+    return f"about {minutes:.0f} minutes" if minutes < 120 else f"about {minutes / 60:.1f} hours"
+
+
 def describe_model(model: nn.Module) -> str:
     """Parameters, memory and FLOPs of a network in one line."""
     stats = model_stats(model)
@@ -447,13 +618,31 @@ def describe_model(model: nn.Module) -> str:
             f"{training_flops(model) / 1e9:.2f} GFLOP an image forward and backward")
 
 
-def _square_rgb(image, side: int) -> Image.Image:
-    """A path or PIL image, upright, on white where it is transparent, cropped to its central square, resized."""
+def open_picture(source, name: str = "") -> Image.Image:
+    """A path, file or PIL image, upright, in RGB, on white where it is transparent; of several frames the first.
+
+    `name` stands for a file without one. Raises DataError when it cannot be read.
+    """
     try:
-        picture = image if isinstance(image, Image.Image) else Image.open(image)
+        picture = source
+        if not isinstance(source, Image.Image):
+            picture = Image.open(source)
+            picture.draft("RGB", (1024, 1024))      # a large JPEG need not be decoded in full
+        if picture.mode.startswith("I"):        # 16 bits, which Pillow would cut off at 255
+            picture = Image.fromarray((np.asarray(picture) / 257).clip(0, 255).astype(np.uint8))
         picture = ImageOps.exif_transpose(picture).convert("RGBA")
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise DataError(f"{image}: cannot be read as a picture ({error}); give a PNG, JPEG or another file Pillow "
-                        "reads") from error
-    opaque = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-    return ImageOps.fit(opaque, (side, side), Image.Resampling.BICUBIC)
+    except _NO_PICTURE as error:
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "it is empty or of no known format" if unknown else getattr(error, "strerror", None) or error
+        raise DataError(f"{name or source}: cannot be read as a picture ({reason}); give a PNG, JPEG or another file "
+                        "Pillow reads") from error
+    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+
+
+# What Pillow raises for files that are damaged, truncated, foreign or too large (a decompression bomb).
+_NO_PICTURE = (OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, KeyError, OverflowError,
+               struct.error, zlib.error, MemoryError, NotImplementedError, Image.DecompressionBombError)
+
+
+def _square(picture: Image.Image, side: int) -> Image.Image:
+    return ImageOps.fit(picture, (side, side), Image.Resampling.BICUBIC)

@@ -110,12 +110,21 @@ def orthogonalize(matrix: Tensor, steps: int = 3, dtype: torch.dtype = torch.flo
     A quintic Newton-Schulz iteration on the matrix scaled to Frobenius norm 1, which also keeps fp16 in range.
     After three steps singular values that began above 1/50 lie between about 0.7 and 1.2, which serves Muon
     as well as exactly 1; smaller ones have grown up to 41 times.
+
+    Each step multiplies the matrix X from the left by a polynomial P of X Xᵀ. Only the small square matrices are
+    iterated, X Xᵀ → P X Xᵀ P, and X is multiplied once by the product of all P: half the arithmetic for the wide
+    matrices that filters make.
     """
     wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     wide = (wide / (wide.norm() + 1e-7)).to(dtype)
-    for _ in range(steps):
-        gram = wide @ wide.T
-        wide = 3.4445 * wide + (-4.7750 * gram + 2.0315 * gram @ gram) @ wide
+    gram, product = wide @ wide.T, None
+    for step in range(steps):
+        polynomial = -4.7750 * gram + 2.0315 * gram @ gram
+        polynomial.diagonal().add_(3.4445)
+        product = polynomial if product is None else polynomial @ product
+        if step < steps - 1:
+            gram = polynomial @ gram @ polynomial
+    wide = product @ wide if steps else wide
     return wide.T if matrix.shape[0] > matrix.shape[1] else wide
 
 

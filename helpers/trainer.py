@@ -8,6 +8,7 @@ import math
 import signal
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -443,15 +444,11 @@ class Trainer:
 
     def image_size(self, step: int) -> int:
         """Side in pixels, an even number, of the training images at optimiser step `step`."""
-        start, growth = self.config.start_image_size, self.config.image_growth_fraction * self.total_steps
-        if step >= growth:
-            return IMAGE_SIZE
-        return 2 * round((start + (IMAGE_SIZE - start) * step / growth) / 2)
+        return image_size(self.config, step, self.total_steps)
 
     def total_flops(self) -> int:
         """FLOPs of the whole training, forward and backward."""
-        images = self.loader.batch_size * len(self.loader) / self.steps_per_epoch
-        return round(sum(images * self._flops_of_image(self.image_size(step)) for step in range(self.total_steps)))
+        return planned_flops(self.config, self.loader.count, self.model)
 
     def _flops_of_image(self, size: int) -> int:
         if size not in self._flops_at:
@@ -482,16 +479,39 @@ class Trainer:
 _PLAIN_STATE = ("step", "seconds", "flops", "splits", "best_accuracy", "patience_accuracy", "patience_left")
 
 
+def image_size(config: TrainingConfig, step: int, total_steps: int) -> int:
+    """Side in pixels, an even number, of the training images at optimiser step `step` of `total_steps`."""
+    start, growth = config.start_image_size, config.image_growth_fraction * total_steps
+    if step >= growth:
+        return IMAGE_SIZE
+    return 2 * round((start + (IMAGE_SIZE - start) * step / growth) / 2)
+
+
+def planned_flops(config: TrainingConfig, training_images: int, model: nn.Module | None = None) -> int:
+    """FLOPs of the whole training, forward and backward, that `config` asks for."""
+    model = model or build_model(**config.model_arguments())
+    batch_size, accumulation = min(config.batch_size, training_images), config.gradient_accumulation_steps
+    batches = training_images // batch_size
+    steps = math.ceil(batches / accumulation)       # in an epoch
+    images_at = Counter()
+    for step in range(steps * config.epochs):
+        batches_of_step = min(accumulation, batches - step % steps * accumulation)
+        images_at[image_size(config, step, steps * config.epochs)] += batches_of_step * batch_size
+    return sum(count * training_flops(model, size) for size, count in images_at.items())
+
+
 @torch.no_grad()
-def predict(model: nn.Module, loader: BatchLoader, precision: str = "fp32", flip: bool = False) -> Tensor:
+def predict(model: nn.Module, loader: BatchLoader, precision: str = "fp32", flip: bool = False,
+            bar: str = "") -> Tensor:
     """Logits float32 [N, num_classes] on the CPU, in evaluation mode.
 
-    With `flip` each is the mean over the image and its mirror image (test-time augmentation).
+    With `flip` each is the mean over the image and its mirror image (test-time augmentation). `bar` is the text of
+    a progress bar, without which there is none.
     """
     training = model.training
     model.eval()
     outputs = []
-    for images, _ in loader.batches():
+    for images, _ in tqdm(loader.batches(), bar, len(loader), disable=not bar, leave=False):
         with autocast(loader.device, precision):
             logits = model(images).float()
             if flip:

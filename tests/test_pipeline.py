@@ -179,3 +179,17 @@ def test_drive_needs_colab(tmp_path):
     pipeline = CIFAR100Pipeline.from_preset("demo", drive=True, runs_dir=str(tmp_path), **TINY)
     with pytest.raises(ValueError, match="checkpoint_dir"):
         pipeline.train()
+
+
+def test_a_long_training_is_announced_with_what_would_be_shorter(tmp_path, capsys, monkeypatch):
+    pipeline = CIFAR100Pipeline.from_preset("demo", runs_dir=str(tmp_path), **TINY)
+    speed = {"steps_per_second": 1e-3, "images_per_second": 0.1, "batch_size": pipeline.config.batch_size}
+    monkeypatch.setattr(cifar100_pipeline.benchmark, "training_throughput", lambda *args, **keys: dict(speed))
+    minutes = pipeline.benchmark_training()["minutes"]
+    steps = pipeline.trainer.total_steps
+    assert minutes == pytest.approx(steps * 1000 / 60)
+    printed = capsys.readouterr().out
+    assert f"{minutes / 60:.1f} hours" in printed and "GPU" in printed
+    monkeypatch.setattr(cifar100_pipeline, "LONG_MINUTES", 10 * minutes)
+    pipeline.benchmark_training()
+    assert "GPU" not in capsys.readouterr().out

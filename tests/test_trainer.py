@@ -790,3 +790,11 @@ def test_a_checkpoint_from_before_a_setting_was_introduced_is_continued(tmp_path
     assert make_trainer(tmp_path).step == 1
     with pytest.raises(CheckpointError, match="mix_until"):
         make_trainer(tmp_path, mix_until=0.5)
+
+
+@pytest.mark.parametrize("changes", [{}, {"gradient_accumulation_steps": 2}])
+def test_planned_flops_are_those_that_training_counts(tmp_path, changes):
+    trainer = make_trainer(tmp_path, MUON_RUN, mixup_alpha=0, cutmix_alpha=0, **changes)
+    planned = trainer.total_flops()
+    trainer.fit()
+    assert trainer.flops == planned > 0
