@@ -82,6 +82,7 @@ class TrainingConfig:
     dropout_rate: float = setting(0.3, "dropout of CIFAR100CNN: of channels in each block, of features before "
                                   "the classifier", low=0, below=1)
     whitening: bool = setting(True, "FastCNN: fix the first layer to whitening filters of the training images")
+    pool_first: bool = setting(True, "FastCNN: groups after the first pool before their first convolution, not after")
     skip: bool = setting(True, "FastCNN: a skip over the last two convolutions of each group")
     norm_scale: bool = setting(False, "FastCNN: train the scales of the batch norms")
 
@@ -236,7 +237,7 @@ class TrainingConfig:
 
     def model_arguments(self) -> dict:
         """The settings that `models.build_model` takes, by its names."""
-        names = ("num_classes", "widths", "dropout_rate", "whitening", "skip", "norm_scale")
+        names = ("num_classes", "widths", "dropout_rate", "whitening", "pool_first", "skip", "norm_scale")
         return {"name": self.model, **{name: getattr(self, name) for name in names}}
 
     @property

@@ -68,18 +68,23 @@ class CIFAR100CNN(nn.Module):
 
 
 class ConvGroup(nn.Module):
-    """conv-pool-norm-gelu, then two conv-norm-gelu with a skip over them. Halves height and width."""
+    """conv-pool-norm-gelu, then two conv-norm-gelu with a skip over them. Halves height and width.
 
-    def __init__(self, in_channels: int, out_channels: int, skip: bool = True, norm_scale: bool = False):
+    With `pool_first` the pooling comes before the first convolution, which then takes a quarter of the arithmetic.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, pool_first: bool = False, skip: bool = True,
+                 norm_scale: bool = False):
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.conv3 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.norm1, self.norm2, self.norm3 = (_norm(out_channels, norm_scale) for _ in range(3))
-        self.skip = skip
+        self.pool_first, self.skip = pool_first, skip
 
     def forward(self, images: Tensor) -> Tensor:
-        first = F.gelu(self.norm1(F.max_pool2d(self.conv1(images), 2)))
+        halved = self.conv1(F.max_pool2d(images, 2)) if self.pool_first else F.max_pool2d(self.conv1(images), 2)
+        first = F.gelu(self.norm1(halved))
         out = F.gelu(self.norm2(self.conv2(first)))
         out = self.norm3(self.conv3(out))
         return F.gelu(out + first if self.skip else out)
@@ -89,19 +94,22 @@ class FastCNN(nn.Module):
     """A network for short trainings, after airbench (Jordan 2024, arXiv 2404.00498).
 
     A frozen 2×2 whitening layer of 24 filters (see `whiten`), three groups of three convolutions, global max
-    pooling, and a linear head whose logits are divided by 9. The norms have no scale, the convolutions no
-    bias. Maps float [N, 3, H, W], H and W from 9 up, to logits float [N, num_classes].
+    pooling, and a linear head whose logits are divided by 9. The first group pools what its first convolution gives,
+    the others pool before it. The norms have no scale, the convolutions no bias. Maps float [N, 3, H, W], H and W
+    from 9 up, to logits float [N, num_classes].
 
-    `whitening=False` trains the first layer instead, `skip=False` leaves out the skips, `norm_scale=True` trains the
-    norms' scales: what each is worth is in figures/ablation.json.
+    `whitening=False` trains the first layer instead, `pool_first=False` lets all groups pool after their first
+    convolution, `skip=False` leaves out the skips, `norm_scale=True` trains the norms' scales: what each is worth is
+    in figures/ablation.json.
     """
 
     def __init__(self, num_classes: int = 100, widths=(128, 384, 512), logit_divisor: float = 9.0,
-                 whitening: bool = True, skip: bool = True, norm_scale: bool = False):
+                 whitening: bool = True, pool_first: bool = True, skip: bool = True, norm_scale: bool = False):
         super().__init__()
         self.whitening = nn.Conv2d(3, 24, 2)
         self.whitening.weight.requires_grad_(not whitening)
-        self.groups = nn.Sequential(*[ConvGroup(i, o, skip, norm_scale) for i, o in zip((24, *widths[:-1]), widths)])
+        self.groups = nn.Sequential(*[ConvGroup(i, o, pool_first and place > 0, skip, norm_scale)
+                                      for place, (i, o) in enumerate(zip((24, *widths[:-1]), widths))])
         self.head = nn.Linear(widths[-1], num_classes, bias=False)
         self.logit_divisor = logit_divisor
         nn.init.zeros_(self.whitening.bias)
@@ -133,13 +141,15 @@ def _norm(channels: int, scale: bool) -> nn.BatchNorm2d:
 
 
 def build_model(name: str = "CIFAR100CNN", num_classes: int = 100, widths=None, dropout_rate: float = 0.3,
-                whitening: bool = True, skip: bool = True, norm_scale: bool = False) -> nn.Module:
-    """The network called `name`; `widths=None` takes its own. Dropout is CIFAR100CNN's, the last three FastCNN's."""
+                whitening: bool = True, pool_first: bool = True, skip: bool = True,
+                norm_scale: bool = False) -> nn.Module:
+    """The network called `name`; `widths=None` takes its own. Dropout is CIFAR100CNN's, the last four FastCNN's."""
     sizes = {} if widths is None else {"widths": tuple(widths)}
     if name == "CIFAR100CNN":
         return CIFAR100CNN(num_classes, dropout_rate, **sizes)
     if name == "FastCNN":
-        return FastCNN(num_classes, **sizes, whitening=whitening, skip=skip, norm_scale=norm_scale)
+        return FastCNN(num_classes, **sizes, whitening=whitening, pool_first=pool_first, skip=skip,
+                       norm_scale=norm_scale)
     raise ValueError(f"model={name!r}: must be CIFAR100CNN or FastCNN")
 
 

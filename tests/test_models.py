@@ -260,11 +260,11 @@ def test_without_skip_a_group_is_its_three_convolutions():
     model = build_model("FastCNN", 10, (4, 4, 8), skip=False).eval()
     images = smooth_images(2, 32)
     out = F.gelu(model.whitening(images))
-    for group in model.groups:
-        for conv, norm, pool in ((group.conv1, group.norm1, True), (group.conv2, group.norm2, False),
-                                 (group.conv3, group.norm3, False)):
-            out = conv(out)
-            out = F.gelu(norm(F.max_pool2d(out, 2) if pool else out))
+    for place, group in enumerate(model.groups):
+        out = group.conv1(F.max_pool2d(out, 2)) if place else F.max_pool2d(group.conv1(out), 2)
+        out = F.gelu(group.norm1(out))
+        for conv, norm in ((group.conv2, group.norm2), (group.conv3, group.norm3)):
+            out = F.gelu(norm(conv(out)))
     torch.testing.assert_close(model(images), model.head(out.amax((2, 3))) / 9)
 
 
