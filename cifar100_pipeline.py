@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import difflib
 import io
 import logging
 import struct
@@ -68,6 +69,7 @@ class CIFAR100Pipeline:
         self.note = ""                          # not empty when the network was not trained on the real thing
         self.speeds: dict = {}                  # what was benchmarked, for metrics.json
         self._training_features: Tensor | None = None
+        self._test_features: Tensor | None = None       # of the evaluation
         self._reliable: float | None = None     # see _reliable_confidence; NaN when no confidence is enough
         self._split_is_known = True             # do the weights leave our validation split untrained?
         self._checkpoint_dir: Path | None = None
@@ -216,6 +218,24 @@ class CIFAR100Pipeline:
                  for step in range(trainer.total_steps)]
         return self._keep("schedule", plots.learning_rate_schedule(rates, trainer.steps_per_epoch, note=self.note))
 
+    def find_learning_rate(self, low: float | None = None, high: float | None = None, steps: int = 60) -> Figure:
+        """Try `steps` real training steps at rising learning rates on a copy of the untrained network; the figure.
+
+        By default the rates go from a thousandth of `learning_rate` to 30 times it. The rate that is printed is a
+        rule of thumb. Nothing that is trained here is kept, and a training afterwards gives the weights it would
+        have given anyway.
+        """
+        rate = self.config.learning_rate
+        trainer = self.trainer
+        if trainer is None:         # not build_trainer, which would put its network in the place of loaded weights
+            trainer = Trainer(self.config.replace(resume="never"), self.prepare_data(), self.checkpoint_dir)
+        found = explain.lr_range_test(trainer, low or rate / 1000, high or 30 * rate, steps, self.config.progress)
+        best = found["suggested"]
+        print(f"{len(found['losses'])} steps, learning rate {found['rates'][0]:.2g} to {found['rates'][-1]:.2g}; "
+              + ("the loss never fell" if best is None else f"the loss fell most steeply at {best:.2g}, a rule of thumb")
+              + f"; learning_rate is {rate:g}")
+        return self._keep("learning_rate_range", plots.learning_rate_range(**found, configured=rate, note=self.note))
+
     # Train -----------------------------------------------------------------------------------------------------
 
     def train(self, on_epoch=None, live: bool | str = "auto") -> History:
@@ -291,7 +311,8 @@ class CIFAR100Pipeline:
             self._need_weights()
             data = self.prepare_data()
             loader = self._loader(data.test_images, data.test_labels)
-            logits = predict(self.model, loader, self.precision)
+            self._test_features, logits = explain.features_and_logits(self.model, loader, self.precision,
+                                                                      self.config.progress)
             self.evaluation = self._evaluation_of(logits)
             self.results = {"note": self.note, **self.evaluation.summary()}
             if self.config.flip_tta:
@@ -398,6 +419,65 @@ class CIFAR100Pipeline:
         if isinstance(image, (np.ndarray, Tensor)):
             image = Image.fromarray(np.asarray(image))
         return torch.from_numpy(np.array(_square(open_picture(image), IMAGE_SIZE)))
+
+    # What it learned -------------------------------------------------------------------------------------------
+
+    def show_filters(self) -> Figure:
+        """The filters of the first layer; FastCNN's are computed from the training images, unless `whitening=False`."""
+        self._need_weights()
+        first = next(module for module in self.model.modules() if isinstance(module, nn.Conv2d))
+        return self._keep("filters", plots.first_layer_filters(first.weight, note=self.note))
+
+    def show_class_map(self) -> Figure:
+        """The classes in a plane: near each other where the network sees the test images of both alike."""
+        evaluation, data = self._evaluated(), self.data
+        points, share = explain.class_map(self._test_features, evaluation.labels, data.num_classes)
+        return self._keep("class_map", plots.class_map(points, data.class_names, data.superclass_of,
+                                                       data.superclass_names, share, note=self.note))
+
+    def show_superclass_affinity(self, pairs: int = 3) -> Figure:
+        """Which superclasses help each other: how far the gradients of their losses point the same way.
+
+        Measured on the validation split, or on 5,000 training images where there is none; see
+        `explain.superclass_affinity` for what this says and what it does not. The most alike and the most opposed
+        `pairs` are printed. Raises RuntimeError when the classes have no superclasses.
+        """
+        self._need_weights()
+        data = self.prepare_data()
+        if data.superclass_of is None:
+            raise RuntimeError(f"superclasses: none are known for the {data.num_classes} classes from {data.source}; "
+                               "only CIFAR-100 and the drawn set have them")
+        images, labels = self._images_to_look_at()
+        matrix = explain.superclass_affinity(self.model, self._loader(images, labels), data.superclass_of,
+                                             self.config.progress)
+        names = data.superclass_names
+        ranked = sorted(((matrix[a, b].item(), f"{names[a]} and {names[b]}") for a in range(len(names))
+                         for b in range(a)), reverse=True)
+        for similarity, pair in [*ranked[:pairs], *ranked[-pairs:]]:
+            print(f"{similarity:+.2f}  {pair}")
+        return self._keep("superclass_affinity", plots.superclass_affinity(matrix, names, note=self.note))
+
+    def show_attention(self, images=range(9), class_name: str | None = None) -> Figure:
+        """Where the network looks for the class it predicts, or for `class_name`: Grad-CAM heat maps.
+
+        `images`: one or more of what `predict` takes, the indices of test images among them. Raises ValueError for
+        an unknown class.
+        """
+        self._need_weights()
+        if isinstance(images, (np.ndarray, Tensor)) and images.ndim == 1:
+            images = images.tolist()
+        images = list(images) if isinstance(images, (list, tuple, range)) else [images]
+        pixels = torch.stack([self.as_input(image) for image in images])
+        loader = self._loader(pixels, torch.zeros(len(pixels), dtype=torch.long))
+        probabilities = predict(self.model, loader, self.precision).softmax(1)
+        classes = probabilities.argmax(1)
+        if class_name is not None:
+            classes = torch.full_like(classes, self._class_index(class_name))
+        heat = torch.cat([explain.grad_cam(self.model, batch, chosen) for (batch, _), chosen
+                          in zip(loader.batches(), classes.split(loader.batch_size))])
+        titles = [self._attention_title(image, index, share[index].item())
+                  for image, index, share in zip(images, classes.tolist(), probabilities)]
+        return self._keep("attention", plots.grad_cam_overlay(pixels, heat, titles, note=self.note))
 
     # Compare and save ------------------------------------------------------------------------------------------
 
@@ -508,7 +588,7 @@ class CIFAR100Pipeline:
     def _forget_results(self) -> None:
         """The weights have changed."""
         self.evaluation, self.results = None, {}
-        self._training_features = self._reliable = None
+        self._training_features = self._test_features = self._reliable = None
 
     def _features_of_training_images(self) -> Tensor:
         """float32 [N, C]: what the classifier sees of each training image, computed once."""
@@ -519,6 +599,28 @@ class CIFAR100Pipeline:
     def _features_of(self, images: Tensor, progress: str) -> Tensor:
         loader = self._loader(images, torch.zeros(len(images), dtype=torch.long))
         return explain.features_of(self.model, loader, self.precision, progress)
+
+    def _images_to_look_at(self) -> tuple[Tensor, Tensor]:
+        """Images and labels of the validation split, or of as many training images; sorted by superclass."""
+        data, config = self.data, self.config
+        count = config.val_size or min(5000, len(data.train_labels) // 10)
+        chosen = stratified_split(data.train_labels, count, config.seed)[1]
+        chosen = chosen[data.superclass_of[data.train_labels[chosen]].argsort()]
+        return data.train_images[chosen], data.train_labels[chosen]
+
+    def _class_index(self, name: str) -> int:
+        if name not in self.class_names:
+            near = difflib.get_close_matches(name, self.class_names, 1)
+            raise ValueError(f"class_name={name!r}: not a class of this network"
+                             + (f"; did you mean {near[0]!r}?" if near else ""))
+        return self.class_names.index(name)
+
+    def _attention_title(self, image, index: int, share: float) -> str:
+        """What is looked for and how probable it is; the true class above it, where it is known."""
+        looked_for = f"{self.class_names[index]}, {100 * share:.0f} %"
+        if isinstance(image, (int, np.integer)):
+            return f"true: {self.class_names[self.data.test_labels[int(image)]]}\nlooks for: {looked_for}"
+        return f"looks for: {looked_for}"
 
     def _answer(self, image, name: str = "") -> Figure:
         """The figure about a picture of the user's, a path or a file. Raises DataError when it is none."""
@@ -536,18 +638,19 @@ class CIFAR100Pipeline:
 
     def _trust(self, confidence: float) -> str:
         """What the validation split says about a prediction of this confidence."""
-        reliable = self._reliable_confidence()
+        reliable, share = self._reliable_confidence(), f"{100 * RELIABLE:.0f} %"
         if isinstance(reliable, str):
             verdict = reliable
         elif np.isnan(reliable):
-            verdict = (f"Take this with care: on the validation split not even the surest predictions were right "
-                       f"{RELIABLE:.0%} of the time.")
+            verdict = ("Take this with care: on the validation split not even the surest predictions were right "
+                       f"{share} of the time.")
         elif confidence < reliable:
-            verdict = (f"Take this with care: the confidence of {confidence:.0%} is below {reliable:.0%}, from which "
-                       f"on predictions were right {RELIABLE:.0%} of the time on the validation split.")
+            verdict = (f"Take this with care: the confidence of {100 * confidence:.0f} % is below "
+                       f"{100 * reliable:.0f} %, from which on predictions were right {share} of the time on the "
+                       "validation split.")
         else:
-            verdict = (f"On the validation split, predictions with a confidence of {reliable:.0%} or more were right "
-                       f"{RELIABLE:.0%} of the time.")
+            verdict = (f"On the validation split, predictions with a confidence of {100 * reliable:.0f} % or more "
+                       f"were right {share} of the time.")
         return f"{verdict} The network knows {len(self.class_names)} classes and gives one of them to any picture."
 
     def _reliable_confidence(self) -> float | str:

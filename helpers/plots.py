@@ -122,12 +122,13 @@ def live_curves(history: History, running: Sequence[dict] = (), title: str = "",
                 points = [*before, *running]
                 axes.plot([point["epoch"] for point in points], [point[train] for point in points], "--", color=BLUE,
                           label="running epoch", marker="" if before or len(running) > 1 else "o")
+            if val == "val_top1":
+                _mark_best(axes, history)
             axes.relim()
             axes.autoscale(axis="y")
             axes.set_xlim(0, max(1.05 * end, 1))
             if axes.lines:
                 axes.legend()
-        _mark_best(figure.axes[1], history)
     return figure
 
 
@@ -151,6 +152,30 @@ def learning_rate_schedule(rates: Sequence[float], steps_per_epoch: int, note: s
               label=f"peak {rates[peak]:.3g} at epoch {epochs[peak]:.3g}")
     axes.set(xlabel="epoch", ylabel="learning rate", ylim=(0, None))
     axes.legend()
+    return figure
+
+
+@themed
+def learning_rate_range(rates: Sequence[float], losses: Sequence[float], suggested: float | None = None,
+                        smoothed: Sequence[float] = (), configured: float | None = None, note: str = "") -> Figure:
+    """Loss of each step against the learning rate, which rises from step to step; two rates may be marked.
+
+    rates, losses: float [steps]; smoothed: the same losses smoothed, or none; suggested: where the loss falls most
+    steeply; configured: the rate that training will use.
+    """
+    figure = _new_figure(4.2, "Learning-rate range test", note)
+    axes = figure.subplots()
+    axes.plot(rates, losses, "o", color="0.6", markersize=4, label="one training step")
+    if len(smoothed):
+        axes.plot(rates, smoothed, color=BLUE, label="smoothed")
+    for rate, colour, style, label in ((suggested, ORANGE, "-", "steepest fall, a rule of thumb"),
+                                       (configured, GREEN, "--", "set for the training")):
+        if rate is not None:
+            axes.axvline(rate, color=colour, linestyle=style, label=f"{rate:.2g}: {label}")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set(xlabel="learning rate (logarithmic)", ylabel="training loss (nats)")
+    axes.legend(loc="upper left" if len(losses) and losses[-1] <= losses[0] else "best")
     return figure
 
 
@@ -179,6 +204,31 @@ def compare_runs(runs: Sequence[dict], published: Sequence[tuple] = (), note: st
         axes.set_xlabel(label)
     panels[0].set_ylabel("top-1 accuracy (%)")
     _runs_legend(figure, runs, published, colours)
+    return figure
+
+
+@themed
+def small_multiples(runs: Sequence[dict], note: str = "") -> Figure:
+    """Training and validation accuracy by epoch, a panel for each run, all panels to the same scale.
+
+    A run is a dict: name (the title of its panel) and history (a History).
+    """
+    columns = min(len(runs), 3)
+    rows = math.ceil(len(runs) / columns)
+    figure = _new_figure(1.2 + 2.5 * rows, "Training, run by run", note)
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    for axes in panels[len(runs):]:
+        axes.remove()
+    for place, (axes, run) in enumerate(zip(panels, runs)):
+        _line(axes, run["history"], "train_accuracy", "training (augmented images)", BLUE)
+        _line(axes, run["history"], "val_top1", "validation", ORANGE)
+        axes.set_title(textwrap.fill(run["name"], 105 // columns), fontsize=10)
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
+        axes.xaxis.set_tick_params(labelbottom=place + columns >= len(runs))      # also above an empty place
+    figure.supxlabel("epoch", fontsize=11)
+    figure.supylabel("top-1 accuracy (%)", fontsize=11)
+    lines = {line.get_label(): line for axes in figure.axes for line in axes.lines}
+    figure.legend(handles=list(lines.values()), loc="outside lower center", ncols=2)
     return figure
 
 
@@ -549,6 +599,157 @@ def _probability_bars(axes: Axes, names: Sequence[str], values: np.ndarray) -> N
     axes.set(xlim=(0, 118), ylim=(len(values) - 0.4, -0.6), xlabel="probability (%)", ylabel="class")
     axes.set_xticks(range(0, 101, 20))
     axes.grid(axis="y", visible=False)
+
+
+# What it learned -------------------------------------------------------------------------------------------
+
+@themed
+def first_layer_filters(weights, note: str = "") -> Figure:
+    """The filters of a first convolution, float [filters, 3, h, w], as colour pictures with their norms.
+
+    Each is scaled to its own largest weight; the norm tells how much it amplifies what it looks for.
+    """
+    filters = np.moveaxis(_array(weights).astype(float), 1, -1)
+    largest = np.abs(filters).max(axis=(1, 2, 3), keepdims=True)
+    pictures = 0.5 + filters / np.maximum(2 * largest, 1e-12)
+    columns = 12 if len(filters) <= 24 else 16
+    width = WIDTH / columns
+    side, height = width - 0.12, width + 0.16
+    figure, axes = _canvas(height * math.ceil(len(filters) / columns),
+                           f"First layer: {len(filters)} filters of {filters.shape[1]}×{filters.shape[2]} pixels", note)
+    for place, picture in enumerate(pictures):
+        left, top = place % columns * width + 0.06, place // columns * height
+        _picture(axes, picture, left, top, side, edge="0.7")
+        axes.text(left + side / 2, top + side + 0.03, f"{np.linalg.norm(filters[place]):.2g}", fontsize=9,
+                  ha="center", va="top")
+    _caption(axes, "Grey: weight 0. A colour: the filter answers to it there; its opposite: it answers to the lack of it. "
+                   "Below: norm of the filter.")
+    return figure
+
+
+@themed
+def grad_cam_overlay(images, heat_maps, titles: Sequence[str], note: str = "") -> Figure:
+    """Pictures beside what a prediction rests on (Grad-CAM).
+
+    images: uint8 [K, H, W, 3]; heat_maps: float [K, H, W] in [0, 1]; titles: K texts, each of one or two lines.
+    """
+    images, heat_maps = _array(images), _array(heat_maps)
+    if not len(images) == len(heat_maps) == len(titles):
+        raise ValueError(f"images, heat_maps and titles hold {len(images)}, {len(heat_maps)} and {len(titles)} "
+                         "entries; give one of each an image")
+    columns, width, height, side = 3, WIDTH / 3, 2.05, 1.52
+    figure, axes = _canvas(height * math.ceil(len(images) / columns), "Where the network looks (Grad-CAM)", note)
+    for place, (image, heat, title) in enumerate(zip(images, heat_maps, titles)):
+        left, top = place % columns * width + 0.1, place // columns * height
+        frame = axes.get_xlim(), axes.get_ylim()
+        for x in (left, left + side + 0.05):
+            _picture(axes, image, x, top, side)
+        axes.imshow(heat, cmap="inferno", alpha=0.6, vmin=0, vmax=1, interpolation="bilinear",
+                    extent=axes.images[-1].get_extent())
+        axes.set(xlim=frame[0], ylim=frame[1])
+        axes.text(left + side, top + side + 0.04, title, fontsize=9.5, ha="center", va="top")
+    _caption(axes, "Yellow: speaks most for the class; dark: does not speak for it.")
+    return figure
+
+
+@themed
+def class_map(points, class_names: Sequence[str], superclass_of=None, superclass_names: Sequence[str] = (),
+              share: float | None = None, note: str = "") -> Figure:
+    """Classes as named points in a plane, the superclasses told apart by colour and marker together.
+
+    points: float [C, 2], NaN for a class to leave out; superclass_of: int64 [C] or None; share: of the variance
+    between classes that the plane shows, in [0, 1].
+    """
+    points = _array(points)
+    members = None if superclass_of is None else _array(superclass_of)
+    shown = "" if share is None else f": the plane shows {100 * share:.0f} % of the variance between them"
+    rows = math.ceil(len(superclass_names) / 4)
+    figure = _new_figure(9.6 + 0.24 * rows, f"Mean features of the classes{shown}", note)
+    axes = figure.subplots()
+    kinds = itertools.product(MARKERS, (BLUE, ORANGE, GREEN, PALETTE[4], "0.25"))
+    for place, (marker, colour) in zip(range(max(len(superclass_names), 1)), itertools.cycle(kinds)):
+        chosen = points if members is None else points[members == place]
+        axes.plot(*chosen.T, marker, color=colour, markersize=8, markeredgecolor="white", linestyle="",
+                  label=_readable(superclass_names[place]) if members is not None else None)
+    axes.set(xlabel="first principal component (units of the features)",
+             ylabel="second principal component (units of the features)")
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.margins(0.08)
+    if members is not None:
+        figure.legend(loc="outside lower center", ncols=4, fontsize=9)
+    figure.draw_without_rendering()         # where the points lie on the page is known only now
+    there = np.isfinite(points).all(axis=1)
+    _name_points(axes, points[there], [_readable(name) for name, drawn in zip(class_names, there) if drawn])
+    return figure
+
+
+MARKERS = "os^DvPX*<>"
+
+
+def _name_points(axes: Axes, points: np.ndarray, names: Sequence[str]) -> None:
+    """Write each name beside its point, as near as no other name or point is in the way."""
+    axes.set_autoscale_on(False)
+    dot = axes.figure.dpi / 72          # pixels in a point of type
+    pixels = axes.transData.transform(points)
+    taken = [np.array([x - 5, y - 5, x + 5, y + 5]) for x, y in pixels]
+    order = np.argsort(np.linalg.norm(pixels - np.median(pixels, axis=0), axis=1), kind="stable")    # the crowd first
+    for index in order:
+        text = axes.annotate(names[index], points[index], fontsize=9, ha="center", va="center", color="0.15",
+                             xytext=(0, 0), textcoords="offset points")
+        box = text.get_window_extent()
+        half = np.array([box.width, box.height]) / 2 + 1
+        offset, place = min(((offset, np.concatenate([pixels[index] + offset - half, pixels[index] + offset + half]))
+                             for offset in _offsets(half)),
+                            key=lambda found: _overlap(found[1], taken, axes.bbox.extents) + 0.01 * np.hypot(*found[0]))
+        taken.append(place)
+        text.set_position(offset / dot)
+        gap = np.maximum(np.abs(offset) - half, 0)
+        if np.hypot(*gap) > 10:
+            start = pixels[index] + offset - np.sign(offset) * np.minimum(half, np.abs(offset))
+            line = axes.transData.inverted().transform([pixels[index], start])
+            axes.plot(*line.T, color="0.55", linewidth=0.8, zorder=1)
+
+
+def _offsets(half: np.ndarray):
+    """Places to try for the middle of a name, in pixels from its point: rings, the nearest first."""
+    angles = np.arange(24) * np.pi / 12
+    return [(radius + half) * np.array([np.cos(angle), np.sin(angle)])
+            for radius in (6, 12, 20, 30, 42, 56, 72, 90) for angle in angles]
+
+
+def _overlap(box: np.ndarray, taken: list[np.ndarray], frame: np.ndarray) -> float:
+    """Area in square pixels that `box` shares with the boxes taken, or that lies outside the frame."""
+    others = np.array(taken)
+    width = np.minimum(box[2], others[:, 2]) - np.maximum(box[0], others[:, 0])
+    height = np.minimum(box[3], others[:, 3]) - np.maximum(box[1], others[:, 1])
+    shared = (width.clip(0) * height.clip(0)).sum()
+    inside = np.prod((np.minimum(box[2:], frame[2:]) - np.maximum(box[:2], frame[:2])).clip(0))
+    return shared + np.prod(box[2:] - box[:2]) - inside
+
+
+@themed
+def superclass_affinity(matrix, names: Sequence[str], note: str = "") -> Figure:
+    """Cosine similarities between the gradients of superclasses, those that pull alike side by side.
+
+    matrix: float [S, S], symmetric, in [-1, 1]; NaN where it was not measured.
+    """
+    matrix = _array(matrix)
+    order = np.argsort(np.linalg.eigh(np.nan_to_num(matrix))[1][:, -1], kind="stable")
+    values = (100 * matrix[np.ix_(order, order)]).round() + 0.0      # the sum turns -0 into 0
+    hidden = np.eye(len(values), dtype=bool) | np.isnan(values)
+    limit = np.abs(np.where(hidden, 0, values)).max(initial=1)
+    figure = _new_figure(8.6, "Do superclasses pull the filters the same way?", note)
+    axes = figure.subplots()
+    sns.heatmap(values, ax=axes, mask=hidden, cmap="vlag_r", vmin=-limit, vmax=limit, square=True, linewidths=0.5,
+                annot=len(values) <= 25, fmt=".0f", annot_kws={"fontsize": 9},
+                cbar_kws={"label": "cosine similarity of the gradients × 100", "shrink": 0.7})
+    readable = [_readable(names[place]) for place in order]
+    axes.set_xticks(np.arange(len(order)) + 0.5, readable, rotation=90, fontsize=9.5)
+    axes.set_yticks(np.arange(len(order)) + 0.5, readable, rotation=0, fontsize=9.5)
+    axes.grid(False)
+    axes.set(xlabel="superclass", ylabel="superclass")
+    axes.set_title("blue: a small step for one also helps the other; red: it is in the other's way")
+    return figure
 
 
 # Speed and size --------------------------------------------------------------------------------------------

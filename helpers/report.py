@@ -14,6 +14,10 @@ from tqdm.auto import tqdm
 from .config import SETTINGS
 from .metrics import History
 
+# Test accuracies (top-1, top-5, %) that the reference project lists for CIFAR-100; none was measured here.
+PUBLISHED = (("ResNet-18", 75.61, 93.45), ("VGG-16", 71.59, 90.49), ("DenseNet-121", 79.04, 94.84),
+             ("reference CNN, 150 epochs", 78.25, 94.85))
+
 log = logging.getLogger("cifar100")
 
 
@@ -47,13 +51,18 @@ def log_to(path, style: str) -> None:
 
 def write_json(content: dict, path) -> Path:
     """Write `content` to `path` whole or not at all."""
+    text = json.dumps(content, indent=1, allow_nan=False)
+    text = re.sub(r"\[[\s\d.,e+-]+\]", lambda numbers: " ".join(numbers[0].split()), text)      # a list, one line
+    return write_text(text + "\n", path)
+
+
+def write_text(text: str, path) -> Path:
+    """Write `text` to `path` in UTF-8, whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        text = json.dumps(content, indent=1, allow_nan=False)
-        text = re.sub(r"\[[\s\d.,e+-]+\]", lambda numbers: " ".join(numbers[0].split()), text)      # a list, one line
-        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -83,7 +92,7 @@ def finished_runs(pattern: str) -> list[dict]:
 
 
 def _run_of(content: dict) -> dict:
-    history = History.from_list(content["history"])
+    history = History.from_list(content["history"], content["training"].get("stopped", ""))
     settings = {name: value for name, value in content["config"].items()
                 if name in SETTINGS and SETTINGS[name].metadata["shapes_training"]}
     return {"name": content["name"], "history": history, "top1": float(content["results"]["top1"]),

@@ -52,7 +52,7 @@ def colour_data(noise=60):
 
 
 def make_trainer(folder, settings=PLAIN, **changes):
-    arguments = {name: changes.pop(name) for name in ("model", "on_epoch", "data") if name in changes}
+    arguments = {name: changes.pop(name) for name in ("model", "on_epoch", "on_progress", "data") if name in changes}
     data = arguments.pop("data", None) or colour_data()
     return Trainer(TrainingConfig(**settings | changes), data, folder, **arguments)
 
@@ -132,6 +132,34 @@ def test_equals_a_plain_loop(tmp_path):
     logits = model.eval()((images - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1))
     assert history["val_loss"][-1] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-3)
     assert history["val_top1"][-1] == 100 * (logits.argmax(1) == labels).float().mean().item()
+
+
+def test_progress_within_epochs_is_told_as_it_is(tmp_path, monkeypatch):
+    """Called after each step, here, with the means of the epoch so far; and training is as without it."""
+    monkeypatch.setattr(trainer_module, "READ_SECONDS", -1.0)
+    seen, losses = [], []
+    trainer = make_trainer(tmp_path / "told", on_progress=lambda trainer: seen.append(trainer.progress()))
+    read = trainer_module._RunningMeans.read
+    monkeypatch.setattr(trainer_module._RunningMeans, "read", lambda means: losses.extend(new := read(means)) or new)
+    trainer.fit()
+    assert [point["epoch"] for point in seen] == pytest.approx([step / 5 for step in range(1, 16)])
+    means = [sum(losses[5 * (step // 5):step + 1]) / (step % 5 + 1) for step in range(15)]
+    assert [point["train_loss"] for point in seen] == pytest.approx(means)
+    assert [point["train_loss"] for point in seen][4::5] == pytest.approx(trainer.history["train_loss"])
+    assert [point["train_accuracy"] for point in seen][4::5] == pytest.approx(trainer.history["train_accuracy"])
+    assert [point["learning_rate"] for point in seen] == pytest.approx(
+        [0.05 * trainer.learning_rate_factor(step) for step in range(15)])
+    assert trainer.progress()["train_loss"] is None         # the last epoch has ended
+    plain = make_trainer(tmp_path / "plain")
+    plain.fit()
+    assert_equal(weights_of(plain.model), weights_of(trainer.model))
+
+
+def test_a_stop_asked_for_in_mid_epoch_is_heard_after_the_next_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer_module, "READ_SECONDS", -1.0)
+    trainer = make_trainer(tmp_path, on_progress=lambda trainer: trainer.step == 7 and trainer.stop())
+    assert trainer.fit(show_bar=False).stopped == "interrupted"
+    assert trainer.step == 8 and steps_in(tmp_path) == [8] and trainer.stop_requested == "button"
 
 
 def test_without_a_validation_split_the_last_weights_are_kept(tmp_path):

@@ -1,0 +1,433 @@
+"""What can be clicked in a notebook: the live view of training, the error explorer, a picture of your own.
+
+ipywidgets (7 and 8) and IPython are imported when something is shown, not before: everything else works without
+them. What is computed about an image comes from functions that are handed in.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import html
+import io
+import math
+import os
+import sys
+import threading
+import time
+from importlib import util
+
+import numpy as np
+from PIL import Image
+
+from . import plots
+from .data import DataError
+from .metrics import Evaluation
+from .system import peak_memory_mb, progress_style
+from .trainer import READ_SECONDS, Trainer
+
+PAGE_SIZE = 24
+ANY = -1        # not None, which means to a dropdown that nothing is chosen
+ORDERS = {"most confident first": ("confidence", True), "least confident first": ("confidence", False),
+          "highest loss first": ("loss", True), "lowest loss first": ("loss", False)}
+
+
+def can_show() -> bool:
+    """Does somebody watch who could click: a notebook's front end, and is ipywidgets installed?"""
+    return progress_style() == "bar" and in_kernel()
+
+
+def in_kernel() -> bool:
+    """Can widgets be made here: in a notebook's kernel, with ipywidgets installed?"""
+    return "ipykernel" in sys.modules and util.find_spec("ipywidgets") is not None
+
+
+# Training --------------------------------------------------------------------------------------------------
+
+class LiveView:
+    """Curves, numbers and a Stop button for a training that runs in this cell, updated in place.
+
+        with LiveView(trainer) as view:
+            trainer.on_epoch = trainer.on_progress = view.update
+            trainer.fit(show_bar=False)
+
+    In the end the curves stay as a plain picture, which the saved notebook can show without any widget. Where
+    clicks do not reach a running cell there is no button, but a word about the notebook's own.
+    """
+
+    def __init__(self, trainer: Trainer, note: str = ""):
+        import ipywidgets
+        from IPython.display import display
+        self.trainer, self.note, self._display = trainer, note, display
+        self._picture = ipywidgets.Image(format="png", layout={"width": "100%", "max_width": "1000px"})
+        self._numbers = ipywidgets.HTML()
+        self.button = ipywidgets.Button(description="Stop", icon="stop", button_style="warning",
+                                        tooltip="end training after this step, with a checkpoint")
+        self.button.on_click(lambda _: self._stop())
+        self._stream = _message_stream()
+        how = self.button if self._stream else ipywidgets.HTML(
+            "To stop training, use the notebook's stop (■) button: it also ends with a checkpoint.")
+        self._box = ipywidgets.VBox([self._numbers, self._picture, how])
+        self._watching = contextlib.ExitStack()
+        self._figure, self._running = None, []
+        self._draw()                # the first figure takes longest, and is none of the training's time
+        self._open = False
+        self._draw_if_due, self._write_if_due = _seldom(self._draw), _seldom(self._write)
+
+    def __enter__(self) -> LiveView:
+        self._start, self._first_flops = time.perf_counter(), self.trainer.flops
+        self._all_flops = self.trainer.total_flops()
+        self._open = True
+        # By hand, since ipywidgets 7 shows a widget past `display`, which then could not replace it in the end.
+        view = {"version_major": 2, "version_minor": 0, "model_id": self._box.model_id}
+        self._handle = self._display({"application/vnd.jupyter.widget-view+json": view, "text/plain": "training …"},
+                                     raw=True, display_id=True)
+        if self._stream:
+            self._watching.enter_context(_noticing_clicks(self._stream, self.button.comm.comm_id, self._stop))
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._watching.close()
+        self._open = False
+        self._running = []
+        figure = self._drawn(self.summary())
+        self._handle.update({"image/png": base64.b64encode(plots.png_of(figure)).decode(),
+                             "text/plain": self.summary()}, raw=True)
+        self._picture.close()       # not the button: a late click on it would find nobody
+
+    def update(self, trainer: Trainer) -> None:
+        """Look for a click, and show where `trainer` stands if it is time to; a hook of the Trainer."""
+        if self._stream:
+            self._stream.flush()
+        point = trainer.progress()
+        if point["train_loss"] is None:
+            self._running = []
+        else:
+            self._running.append(point)
+        self._write_if_due()
+        self._draw_if_due()
+
+    def summary(self) -> str:
+        """How far training has come, and how good it was at best."""
+        history, trainer = self.trainer.history, self.trainer
+        if not len(history):
+            return f"training, step {trainer.step} of {trainer.total_steps}"
+        why = {"early": ", stopped early", "interrupted": ", interrupted"}.get(history.stopped, "")
+        text = (f"{len(history)} of {trainer.config.epochs} epochs in {_duration(history['seconds'][-1])}{why}")
+        if history.best_epoch is not None:
+            best = history["val_top1"][history["epoch"].index(history.best_epoch)]
+            text += f"; best validation accuracy {best:.1f} % in epoch {history.best_epoch}"
+        return text
+
+    def _stop(self) -> None:
+        if self._open and not self.button.disabled:
+            self.button.disabled, self.button.description = True, "Stopping …"
+            self.trainer.stop("button")
+
+    def _write(self) -> None:
+        trainer = self.trainer
+        now = trainer.progress()
+        history = trainer.history
+        speed = history["images_per_second"][-1] if now["train_loss"] is None else now["images_per_second"]
+        memory = peak_memory_mb(trainer.device)
+        where = "device" if trainer.device.type == "cuda" else "process"
+        parts = [f"epoch {now['epoch']:.1f} of {trainer.config.epochs}"]
+        if now["train_loss"] is not None:
+            parts.append(f"training loss {now['train_loss']:.3f}, accuracy {now['train_accuracy']:.1f} %")
+        if history.best_epoch is not None:
+            best = history["val_top1"][history["epoch"].index(history.best_epoch)]
+            parts.append(f"validation {history['val_top1'][-1]:.1f} % (best {best:.1f} % in epoch "
+                         f"{history.best_epoch})")
+        parts += [f"learning rate {now['learning_rate']:.4g}", f"{speed:,.0f} images/s"]
+        if memory is not None:
+            parts.append(f"{where} memory {memory / 1024:.1f} GB at most")
+        left = self._seconds_left()
+        if left is not None:
+            parts.append(f"about {_duration(left)} left")
+        self._numbers.value = html.escape(" · ".join(parts))
+
+    def _seconds_left(self) -> float | None:
+        """From the time that FLOPs have taken in this session, since images may grow; None before the first."""
+        done = self.trainer.flops - self._first_flops
+        if not done:
+            return None
+        return (time.perf_counter() - self._start) / done * max(self._all_flops - self.trainer.flops, 0)
+
+    def _draw(self) -> None:
+        self._picture.value = plots.png_of(self._drawn())
+
+    def _drawn(self, title: str = ""):
+        self._figure = plots.live_curves(self.trainer.history, self._running, title, self.note, self._figure)
+        return self._figure
+
+
+def _seldom(act):
+    """`act`, done at most every READ_SECONDS, and seldom enough to take less than a hundredth of the time."""
+    due = -math.inf
+
+    def act_if_due() -> None:
+        nonlocal due
+        start = time.perf_counter()
+        if start >= due:
+            act()
+            due = start + max(READ_SECONDS, 101 * (time.perf_counter() - start))
+    return act_if_due
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+# Clicks while a cell runs ----------------------------------------------------------------------------------
+# The kernel handles a click only when the running cell has ended. But it has arrived, and may be looked at.
+
+def _message_stream():
+    """The ZMQStream that brings the front end's messages to this thread; None where clicks cannot be seen.
+
+    VS Code sends none while a cell runs. ipykernel 7 reads the front end's socket in a thread of its own, which
+    hands messages to the main thread through a pair of sockets.
+    """
+    from IPython import get_ipython
+    kernel = getattr(get_ipython(), "kernel", None)
+    if "VSCODE_PID" in os.environ or threading.current_thread() is not threading.main_thread():
+        return None
+    if getattr(kernel, "shell_channel_thread", None) is None:
+        stream = getattr(kernel, "shell_stream", None)
+    else:
+        find_pair = getattr(kernel.shell_channel_thread.manager, "get_shell_channel_to_subshell_pair", None)
+        stream = find_pair(None).to_stream if find_pair else None
+    return stream if callable(getattr(stream, "_recv_callback", None)) else None
+
+
+@contextlib.contextmanager
+def _noticing_clicks(stream, comm_id: str, act):
+    """While active, `stream.flush()` calls `act()` where a click on the button `comm_id` has arrived.
+
+    Every message, the click as well, goes on to the kernel, which handles all of them in their order after the
+    cell, as it would without us.
+    """
+    from IPython import get_ipython
+    session, pass_on = get_ipython().kernel.session, stream._recv_callback
+
+    def look(frames):
+        if _is_click(session, frames, comm_id):
+            act()
+        return pass_on(frames)
+
+    stream.on_recv(look, copy=False)
+    try:
+        yield
+    finally:
+        stream.on_recv(pass_on, copy=False)
+
+
+def _is_click(session, frames, comm_id: str) -> bool:
+    """Do the ZMQ frames of a message hold a click on the button `comm_id`?"""
+    try:
+        _, parts = session.feed_identities(frames, copy=False)
+        message = session.deserialize(parts, content=False, copy=False)     # so its signature may come again
+    except (ValueError, TypeError):
+        return False        # the kernel says what is wrong with it
+    if message["msg_type"] != "comm_msg":
+        return False
+    content = session.unpack(message["content"])
+    event = content.get("data", {}).get("content") or {}
+    return content.get("comm_id") == comm_id and event.get("event") == "click"
+
+
+# Errors ----------------------------------------------------------------------------------------------------
+
+def select_images(evaluation: Evaluation, true: int | None = None, predicted: int | None = None,
+                  superclass: int | None = None, outcome: str = "wrong", key: str = "confidence",
+                  descending: bool = True) -> np.ndarray:
+    """Indices, int64 [n], of the evaluated images that pass all filters, sorted; `None` lets everything pass.
+
+    true, predicted: a class; superclass: that of the true class; outcome: "wrong", "right" or "all"; key:
+    "confidence" or "loss" (cross entropy of the image). Equal values keep their order. Raises ValueError for
+    another outcome or key.
+    """
+    if outcome not in ("wrong", "right", "all") or key not in ("confidence", "loss"):
+        raise ValueError(f"outcome={outcome!r}, key={key!r}: outcome must be wrong, right or all, key confidence or "
+                         "loss")
+    labels, predictions = evaluation.labels.numpy(), evaluation.predictions.numpy()
+    passes = np.ones(len(labels), bool)
+    if outcome != "all":
+        passes &= (labels == predictions) == (outcome == "right")
+    if true is not None:
+        passes &= labels == true
+    if predicted is not None:
+        passes &= predictions == predicted
+    if superclass is not None:
+        passes &= evaluation.superclass_of.numpy()[labels] == superclass
+    chosen = np.flatnonzero(passes)
+    values = evaluation.confidences.numpy()[chosen] if key == "confidence" else losses(evaluation)[chosen]
+    return chosen[np.argsort(-values if descending else values, kind="stable")]
+
+
+def losses(evaluation: Evaluation) -> np.ndarray:
+    """Cross entropy of each image, float32 [N], in nats."""
+    probabilities = evaluation.probabilities.gather(1, evaluation.labels[:, None])[:, 0].numpy()
+    return -np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))
+
+
+def page_of(indices: np.ndarray, page: int, size: int = PAGE_SIZE) -> tuple[np.ndarray, int, int]:
+    """(the indices on page `page`, its number, number of pages); a page that is not there becomes the nearest."""
+    pages = max(1, math.ceil(len(indices) / size))
+    page = min(max(page, 0), pages - 1)
+    return indices[page * size:(page + 1) * size], page, pages
+
+
+class ErrorExplorer:
+    """Test images by class, outcome, confidence and loss, in pages; one that is clicked is explained.
+
+    Args:
+        evaluation: what was predicted.
+        images: uint8 [N, 32, 32, 3], as evaluated.
+        explain: `explain(index)` returns a Figure about one image.
+
+    `box` is the widget to show.
+    """
+
+    def __init__(self, evaluation: Evaluation, images, explain, note: str = ""):
+        import ipywidgets
+        self.evaluation, self.images, self.explain = evaluation, images, explain
+        names = [name.replace("_", " ") for name in evaluation.class_names]
+        classes = sorted(zip(names, range(len(names))))
+        self.true = _dropdown("true class", [("any", ANY), *classes])
+        self.predicted = _dropdown("predicted", [("any", ANY), *classes])
+        superclasses = [(name, place) for place, name in enumerate(evaluation.superclass_names)]
+        self.superclass = _dropdown("superclass", [("any", ANY), *superclasses])
+        self.outcome = _dropdown("outcome", [("wrong", "wrong"), ("right", "right"), ("wrong and right", "all")])
+        self.order = _dropdown("order", list(ORDERS.items()))
+        filters = [self.true, self.predicted, *([self.superclass] if superclasses else []), self.outcome, self.order]
+        self.back, self.forward = (ipywidgets.Button(icon=icon, tooltip=tooltip, layout={"width": "42px"})
+                                   for icon, tooltip in (("arrow-left", "page before"), ("arrow-right", "next page")))
+        self.where = ipywidgets.Label()
+        self._thumbnails = [_Thumbnail(self._pick) for _ in range(PAGE_SIZE)]
+        self._detail = ipywidgets.Image(format="png", layout={"width": "100%", "max_width": "1000px",
+                                                              "display": "none"})
+        self._messages = ipywidgets.Output()
+        self.box = ipywidgets.VBox([
+            *([ipywidgets.HTML(f"<b>{html.escape(note)}</b>")] if note else []),
+            ipywidgets.HBox(filters, layout={"flex_flow": "row wrap"}),
+            ipywidgets.HBox([self.back, self.forward, self.where]),
+            ipywidgets.HBox([thumbnail.box for thumbnail in self._thumbnails],
+                            layout={"flex_flow": "row wrap", "max_width": "1000px"}),
+            self._detail, self._messages])
+        for widget in filters:
+            widget.observe(lambda _: self.show(0), "value")
+        self.back.on_click(lambda _: self.show(self.page - 1))
+        self.forward.on_click(lambda _: self.show(self.page + 1))
+        self.show(0)
+
+    def show(self, page: int) -> None:
+        """Apply the filters and show a page, counted from 0."""
+        key, descending = self.order.value
+        classes = [None if choice.value == ANY else choice.value
+                   for choice in (self.true, self.predicted, self.superclass)]
+        indices = select_images(self.evaluation, *classes, self.outcome.value, key, descending)
+        self.shown, self.page, pages = page_of(indices, page)
+        self.where.value = (f"page {self.page + 1} of {pages}, {len(indices):,} images; click one to see why"
+                            if len(indices) else "no image passes these filters")
+        self.back.disabled, self.forward.disabled = self.page == 0, self.page == pages - 1
+        for place, thumbnail in enumerate(self._thumbnails):
+            if place < len(self.shown):
+                index = int(self.shown[place])
+                thumbnail.show(index, self.images[index], *self._caption(index))
+            else:
+                thumbnail.hide()
+
+    def _caption(self, index: int) -> tuple[bool, str, str]:
+        """(is it right?, predicted class, everything in words)."""
+        evaluation = self.evaluation
+        label, prediction = int(evaluation.labels[index]), int(evaluation.predictions[index])
+        name, true = (evaluation.class_names[place].replace("_", " ") for place in (prediction, label))
+        return label == prediction, name, (f"test image {index}: {true}, predicted {name} with "
+                                           f"{100 * evaluation.confidences[index]:.0f} %")
+
+    def _pick(self, index: int) -> None:
+        self._messages.clear_output()
+        with self._messages:        # an error in a callback would be shown nowhere else
+            self._detail.value = plots.png_of(self.explain(index))
+            self._detail.layout.display = ""
+
+
+class _Thumbnail:
+    """A small picture above a button that picks it."""
+
+    def __init__(self, pick):
+        import ipywidgets
+        self.picture = ipywidgets.Image(format="png", width=96, height=96)
+        self.button = ipywidgets.Button(layout={"width": "116px"})
+        self.button.on_click(lambda _: pick(self.index))
+        self.box = ipywidgets.VBox([self.picture, self.button], layout={"align_items": "center", "width": "122px"})
+
+    def show(self, index: int, image, right: bool, name: str, words: str) -> None:
+        self.index = index
+        self.picture.value = _enlarged_png(image, 96)
+        self.button.description = f"{'✓' if right else '✗'} {name}"
+        self.button.tooltip = words
+        self.box.layout.display = ""
+
+    def hide(self) -> None:
+        self.box.layout.display = "none"
+
+
+def _dropdown(description: str, options: list):
+    import ipywidgets
+    return ipywidgets.Dropdown(description=description, options=options, value=options[0][1],
+                               layout={"width": "230px"}, style={"description_width": "75px"})
+
+
+def _enlarged_png(image, side: int) -> bytes:
+    """A picture, uint8 [H, W, 3], as a PNG whose pixels can be told apart."""
+    content = io.BytesIO()
+    Image.fromarray(np.asarray(image)).resize((side, side), Image.Resampling.NEAREST).save(
+        content, format="png", compress_level=1)
+    return content.getvalue()
+
+
+# A picture of your own -------------------------------------------------------------------------------------
+
+class OwnPicture:
+    """A button to upload a picture, and what the network makes of it.
+
+    `answer(content, name)` takes the file's bytes and name and returns a Figure; its DataError is shown as one
+    line. `box` is the widget to show.
+    """
+
+    def __init__(self, answer):
+        import ipywidgets
+        self.answer = answer
+        self.upload = ipywidgets.FileUpload(accept="image/*", multiple=False, description="Choose a picture",
+                                            layout={"width": "200px"})
+        self.message = ipywidgets.HTML("any picture will do; its central square is what counts")
+        self.picture = ipywidgets.Image(format="png", layout={"width": "100%", "max_width": "1000px",
+                                                              "display": "none"})
+        self._messages = ipywidgets.Output()
+        self.box = ipywidgets.VBox([self.upload, self.message, self.picture, self._messages])
+        self.upload.observe(lambda change: self.show(change["new"]), "value")
+
+    def show(self, uploaded) -> None:
+        """Answer for the last file in FileUpload's `value`."""
+        files = uploaded_files(uploaded)
+        if not files:
+            return
+        name, content = files[-1]
+        self._messages.clear_output()
+        with self._messages:        # an error in a callback would be shown nowhere else
+            try:
+                self.picture.value = plots.png_of(self.answer(content, name))
+                self.message.value, self.picture.layout.display = html.escape(name), ""
+            except DataError as error:
+                self.message.value, self.picture.layout.display = html.escape(str(error)), "none"
+
+
+def uploaded_files(value) -> list[tuple[str, bytes]]:
+    """(name, content) of the files in FileUpload's `value`: by name in ipywidgets 7, a tuple of dicts in 8."""
+    if isinstance(value, dict):
+        return [(name, bytes(file["content"])) for name, file in value.items()]
+    return [(file["name"], bytes(file["content"])) for file in value]
