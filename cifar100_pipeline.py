@@ -192,8 +192,9 @@ class CIFAR100Pipeline:
         fitting = [f"preset = {name!r} takes {_duration(value)}"
                    for name, value in sorted(minutes.items(), key=lambda item: item[1])
                    if value < min(self.speeds["training"]["minutes"], LONG_MINUTES)]
-        gpu = "" if self.device.type == "cuda" else "a GPU is many times faster (on Colab: Runtime > Change runtime type)"
-        return "That is long. Shorter ways: " + "; ".join([*fitting, gpu] if gpu else fitting or ["fewer epochs"])
+        if self.device.type != "cuda":
+            fitting.append("a GPU is many times faster (on Colab: Runtime > Change runtime type)")
+        return "That is long. Shorter ways: " + "; ".join(fitting or ["fewer epochs"])
 
     def profile_loader(self) -> dict:
         """Print and return how fast batches are made, stage by stage, and their share of a training step if known."""
@@ -423,7 +424,7 @@ class CIFAR100Pipeline:
     # What it learned -------------------------------------------------------------------------------------------
 
     def show_filters(self) -> Figure:
-        """The filters of the first layer; FastCNN's are computed from the training images, unless `whitening=False`."""
+        """The filters of the first layer; FastCNN's come from the training images, unless `whitening=False`."""
         self._need_weights()
         first = next(module for module in self.model.modules() if isinstance(module, nn.Conv2d))
         return self._keep("filters", plots.first_layer_filters(first.weight, note=self.note))

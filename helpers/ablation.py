@@ -39,7 +39,8 @@ def planned_runs(path, **overrides) -> list[tuple[str, TrainingConfig]]:
     plan = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     absent = [name for name in ("base", "seeds", "changes") if not (plan or {}).get(name)]
     if absent:
-        raise ConfigError([f"{', '.join(absent)}: missing or empty; the file needs base, seeds and changes"], str(path))
+        raise ConfigError([f"{', '.join(absent)}: missing or empty; the file needs base, seeds and changes"],
+                          str(path))
     base, seeds, changes = plan["base"], plan["seeds"], plan["changes"]
     wanted = [(FULL_RECIPE, {"seed": seed}) for seed in seeds]
     wanted += [(name, {"seed": seeds[0]} | change) for name, change in changes.items()]

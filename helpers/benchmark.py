@@ -196,7 +196,8 @@ def step_profile(trainer: Trainer, steps: int = 2) -> dict[str, float]:
 
 
 # Parts of the profiler's operation names, by what they are for; the first that fits counts.
-KINDS = {"convolution": ("convolution", "conv2d"), "norm": ("batch_norm",), "activation": ("gelu", "relu", "threshold"),
+KINDS = {"convolution": ("convolution", "conv2d"), "norm": ("batch_norm",),
+         "activation": ("gelu", "relu", "threshold"),
          "pooling": ("pool", "amax", "mean"), "matrix product": ("mm", "matmul", "linear"),
          "resize": ("upsample", "interpolate"), "copy and fill": ("copy_", "fill_", "zero_", "clone", "cat")}
 
@@ -385,7 +386,8 @@ def _step(args, config: TrainingConfig, data: ImageData) -> dict:
             trainer = Trainer(config.replace(resume="never"), data, folder)
             trainer.image_size = lambda step, size=size: size
             flops = training_flops(trainer.model, size) * config.effective_batch_size
-            convolutions = bare_convolutions(trainer.model, config.batch_size, size, trainer.device, trainer.precision)
+            convolutions = bare_convolutions(trainer.model, config.batch_size, size, trainer.device,
+                                             trainer.precision)
             step = _training_step(trainer)
             step(), convolutions()
             timings = {"step": [], "convolutions": []}

@@ -111,9 +111,9 @@ def orthogonalize(matrix: Tensor, steps: int = 3, dtype: torch.dtype = torch.flo
     After three steps singular values that began above 1/50 lie between about 0.7 and 1.2, which serves Muon
     as well as exactly 1; smaller ones have grown up to 41 times.
 
-    Each step multiplies the matrix X from the left by a polynomial P of X Xᵀ. Only the small square matrices are
-    iterated, X Xᵀ → P X Xᵀ P, and X is multiplied once by the product of all P: half the arithmetic for the wide
-    matrices that filters make.
+    Each step multiplies the matrix X from the left by a polynomial P of X Xᵀ. Only the small square matrices
+    are iterated, X Xᵀ → P X Xᵀ P, and X is multiplied once by the product of all P: half the arithmetic for the
+    wide matrices that filters make.
     """
     wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     wide = (wide / (wide.norm() + 1e-7)).to(dtype)

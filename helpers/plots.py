@@ -282,7 +282,8 @@ def ablation(rows: Sequence[dict], base: str, note: str = "") -> Figure:
         axes.plot([0, difference], [place, place], color="0.6", zorder=2)
         axes.plot(difference, place, "o", color=ORANGE, markeredgecolor="0.15", markersize=8, zorder=3)
         axes.annotate(f"{difference:+.1f}", (difference, place), textcoords="offset points",
-                      xytext=(9 if difference >= 0 else -9, 0), va="center", ha="left" if difference >= 0 else "right")
+                      xytext=(9 if difference >= 0 else -9, 0), va="center",
+                      ha="left" if difference >= 0 else "right")
     axes.set_yticks(range(len(changed)), [row["change"] for row in changed])
     axes.margins(x=0.15)
     axes.set_xlabel("difference in validation top-1 accuracy (percentage points)")

@@ -391,7 +391,8 @@ class Trainer:
         return BatchLoader(images, labels, config.batch_size, augmentation=augmentation, seed=config.seed,
                            alternating_flip=config.flip == "alternating" and augmentation.flip,
                            mixup_alpha=config.mixup_alpha, cutmix_alpha=config.cutmix_alpha,
-                           mix_probability=config.mix_probability, num_classes=config.num_classes, **self.loader_settings())
+                           mix_probability=config.mix_probability, num_classes=config.num_classes,
+                           **self.loader_settings())
 
     def loader_settings(self) -> dict:
         """What the loaders of the training, the validation and the test split have in common."""

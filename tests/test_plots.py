@@ -54,8 +54,9 @@ FIGURES = {
     "training_curves": lambda **keys: plots.training_curves(history(), **keys),
     "learning_rate_schedule": lambda **keys: plots.learning_rate_schedule([0.1, 0.2, 0.1, 0.0], 2, **keys),
     "compare_runs": lambda **keys: plots.compare_runs(RUNS, [("ResNet", 75.0, 93.0), ("other", None, 90.0)], **keys),
-    "ablation": lambda **keys: plots.ablation([{"change": "full", "val_top1": 60.0}, {"change": "full", "val_top1": 61.0},
-                                               {"change": "less", "val_top1": 55.0}], "full", **keys),
+    "ablation": lambda **keys: plots.ablation(
+        [{"change": name, "val_top1": accuracy} for name, accuracy in (("full", 60), ("full", 61), ("less", 55))],
+        "full", **keys),
     "record": lambda **keys: plots.record(
         [{"preset": "quick", "top1": 70.0, "top1_by_run": [69.5, 70.5], "petaflops": 0.2, "minutes": 9.0, "runs": 2}],
         {"name": "reference", "top1": 78.0, "petaflops": 70.0, "minutes": 150.0}, **keys),
