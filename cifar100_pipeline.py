@@ -233,8 +233,8 @@ class CIFAR100Pipeline:
         found = explain.lr_range_test(trainer, low or rate / 1000, high or 30 * rate, steps, self.config.progress)
         best = found["suggested"]
         print(f"{len(found['losses'])} steps, learning rate {found['rates'][0]:.2g} to {found['rates'][-1]:.2g}; "
-              + ("the loss never fell" if best is None else f"the loss fell most steeply at {best:.2g}, a rule of thumb")
-              + f"; learning_rate is {rate:g}")
+              + ("the loss never fell" if best is None else f"the loss fell most steeply at {best:.2g}")
+              + f" (a rule of thumb); learning_rate is {rate:g}")
         return self._keep("learning_rate_range", plots.learning_rate_range(**found, configured=rate, note=self.note))
 
     # Train -----------------------------------------------------------------------------------------------------

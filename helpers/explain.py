@@ -116,7 +116,7 @@ def grad_cam(model: nn.Module, images: Tensor, classes: Tensor, layer: nn.Module
 
 
 def _weighted_activations(model: nn.Module, images: Tensor, classes: Tensor, layer: nn.Module) -> Tensor:
-    """float32 [N, 1, h, w]: the channels of `layer`, weighted by their mean gradient, summed, without the negative."""
+    """float32 [N, 1, h, w]: the channels of `layer` weighted by their mean gradients, summed, the negative cut off."""
     kept = {}
 
     def start_here(_module, _inputs, output):
@@ -200,8 +200,8 @@ def lr_range_test(trainer: Trainer, low: float, high: float, steps: int = 100, p
     Returns a dict: `rates` and `losses`, one a step, the loss measured before the step of that rate; `smoothed`, the
     mean of SMOOTHING neighbouring losses; and `suggested`, the rate at which the smoothed loss falls most steeply
     per factor of the rate, None where it never falls. That is a rule of thumb: the test is short, and looks at
-    neither the warm-up nor the final accuracy. Raises ValueError for impossible limits, TrainingDiverged when the very
-    first loss is not finite.
+    neither the warm-up nor the final accuracy. Raises ValueError for impossible limits, TrainingDiverged when the
+    very first loss is not finite.
     """
     if not 0 < low < high:
         raise ValueError(f"low={low}, high={high}: must be positive, the first below the second")

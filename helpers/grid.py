@@ -355,7 +355,7 @@ def html_report(name: str, runs: list[Run], command: str, notebook: str) -> str:
     if others:
         parts += ["<h2>Not finished</h2>", _table([_other_row(run, differing, notebook) for run in others])]
     if finished:
-        parts += ["<h2>Figures</h2>", *_figures(finished, published)]
+        parts += ["<h2>Figures</h2>", *_figures(finished, differing, published)]
     return _page(name, "\n".join(parts))
 
 
@@ -406,9 +406,9 @@ def _cell(tag: str, content: str, to_the_right: bool) -> str:
     return f"<{tag}{' class=number' if to_the_right else ''}>{content}</{tag}>"
 
 
-def _figures(finished: list[dict], published) -> list[str]:
+def _figures(finished: list[dict], differing: list[str], published) -> list[str]:
     """What the runs reached against what they cost, and the training of each where there is more than one."""
-    runs = finished[:DRAWN_RUNS]
+    runs = [run | {"name": _short_name(run, differing)} for run in finished[:DRAWN_RUNS]]
     of_many = f" The best {DRAWN_RUNS} of {len(finished)} runs are drawn." if len(finished) > DRAWN_RUNS else ""
     notes = {run["note"] for run in runs}
     each = "; ".join(f"{run['name']}: {run['note']}" for run in runs if run["note"])
@@ -419,6 +419,13 @@ def _figures(finished: list[dict], published) -> list[str]:
     return [f'<figure><img alt="{caption}" src="data:image/png;base64,'
             f'{base64.b64encode(plots.png_of(figure)).decode()}"><figcaption>{caption}</figcaption></figure>'
             for figure, caption in figures]
+
+
+def _short_name(run: dict, differing: list[str]) -> str:
+    """What is particular to a run, where that is little: its name also holds what all runs have in common."""
+    if not 1 <= len(differing) <= 3:
+        return run["name"]
+    return ", ".join(f"{name}={_shown(run['settings'].get(name))}" for name in differing)
 
 
 def _page(title: str, body: str) -> str:
@@ -504,8 +511,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    for signal_name in ("SIGTERM", "SIGHUP"):       # a closed terminal or a batch system ends the grid as Ctrl-C does
+    # A script's background commands start with SIGINT ignored. papermill would inherit that and could not be stopped.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for signal_name in ("SIGTERM", "SIGHUP"):       # a batch system or a closed terminal ends the grid as Ctrl-C does
         number = getattr(signal, signal_name, None)
-        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:       # nohup ignores SIGHUP
             signal.signal(number, signal.default_int_handler)
     sys.exit(main())

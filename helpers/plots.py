@@ -224,8 +224,9 @@ def small_multiples(runs: Sequence[dict], note: str = "") -> Figure:
         _line(axes, run["history"], "val_top1", "validation", ORANGE)
         axes.set_title(textwrap.fill(run["name"], 105 // columns), fontsize=10)
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
-        axes.xaxis.set_tick_params(labelbottom=place + columns >= len(runs))      # also above an empty place
-    figure.supxlabel("epoch", fontsize=11)
+        if place + columns >= len(runs):        # the lowest of its column, also above an empty place
+            axes.set_xlabel("epoch")
+            axes.xaxis.set_tick_params(labelbottom=True)
     figure.supylabel("top-1 accuracy (%)", fontsize=11)
     lines = {line.get_label(): line for axes in figure.axes for line in axes.lines}
     figure.legend(handles=list(lines.values()), loc="outside lower center", ncols=2)
@@ -616,15 +617,15 @@ def first_layer_filters(weights, note: str = "") -> Figure:
     columns = 12 if len(filters) <= 24 else 16
     width = WIDTH / columns
     side, height = width - 0.12, width + 0.16
-    figure, axes = _canvas(height * math.ceil(len(filters) / columns),
-                           f"First layer: {len(filters)} filters of {filters.shape[1]}×{filters.shape[2]} pixels", note)
+    title = f"First layer: {len(filters)} filters of {filters.shape[1]}×{filters.shape[2]} pixels"
+    figure, axes = _canvas(height * math.ceil(len(filters) / columns), title, note)
     for place, picture in enumerate(pictures):
         left, top = place % columns * width + 0.06, place // columns * height
         _picture(axes, picture, left, top, side, edge="0.7")
         axes.text(left + side / 2, top + side + 0.03, f"{np.linalg.norm(filters[place]):.2g}", fontsize=9,
                   ha="center", va="top")
-    _caption(axes, "Grey: weight 0. A colour: the filter answers to it there; its opposite: it answers to the lack of it. "
-                   "Below: norm of the filter.")
+    _caption(axes, "Grey: weight 0. A colour: the filter answers to it there; its opposite: it answers to the lack of "
+                   "it. Below: norm of the filter.")
     return figure
 
 
@@ -699,9 +700,10 @@ def _name_points(axes: Axes, points: np.ndarray, names: Sequence[str]) -> None:
                              xytext=(0, 0), textcoords="offset points")
         box = text.get_window_extent()
         half = np.array([box.width, box.height]) / 2 + 1
-        offset, place = min(((offset, np.concatenate([pixels[index] + offset - half, pixels[index] + offset + half]))
-                             for offset in _offsets(half)),
-                            key=lambda found: _overlap(found[1], taken, axes.bbox.extents) + 0.01 * np.hypot(*found[0]))
+        tried = [(offset, np.concatenate([pixels[index] + offset - half, pixels[index] + offset + half]))
+                 for offset in _offsets(half)]
+        covered = [_overlap(place, taken, axes.bbox.extents) for _, place in tried]
+        offset, place = tried[int(np.argmin(covered))]      # the first, so the nearest, of those that cover least
         taken.append(place)
         text.set_position(offset / dot)
         gap = np.maximum(np.abs(offset) - half, 0)
@@ -725,7 +727,7 @@ def _overlap(box: np.ndarray, taken: list[np.ndarray], frame: np.ndarray) -> flo
     height = np.minimum(box[3], others[:, 3]) - np.maximum(box[1], others[:, 1])
     shared = (width.clip(0) * height.clip(0)).sum()
     inside = np.prod((np.minimum(box[2:], frame[2:]) - np.maximum(box[:2], frame[:2])).clip(0))
-    return shared + np.prod(box[2:] - box[:2]) - inside
+    return round(shared + np.prod(box[2:] - box[:2]) - inside, 3)       # without the noise that would part equals
 
 
 @themed

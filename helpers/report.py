@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from .config import SETTINGS
+from .config import SETTINGS, TrainingConfig
 from .metrics import History
 
 # Test accuracies (top-1, top-5, %) that the reference project lists for CIFAR-100; none was measured here.
@@ -93,8 +93,10 @@ def finished_runs(pattern: str) -> list[dict]:
 
 def _run_of(content: dict) -> dict:
     history = History.from_list(content["history"], content["training"].get("stopped", ""))
-    settings = {name: value for name, value in content["config"].items()
-                if name in SETTINGS and SETTINGS[name].metadata["shapes_training"]}
+    # A setting that is younger than the run stood, in effect, at its default.
+    settings = TrainingConfig().training_settings() | {
+        name: value for name, value in content["config"].items()
+        if name in SETTINGS and SETTINGS[name].metadata["shapes_training"]}
     return {"name": content["name"], "history": history, "top1": float(content["results"]["top1"]),
             "top5": float(content["results"]["top5"]), "seconds": float(content["training"]["seconds"]),
             "petaflops": float(content["training"]["petaflops"]), "epochs": len(history), "note": content["note"],

@@ -467,7 +467,7 @@ def test_of_many_runs_the_best_are_drawn(tmp_path, monkeypatch):
     monkeypatch.setattr(plots, "small_multiples", lambda runs, note: drawn.append([run["name"] for run in runs])
                         or matplotlib.figure.Figure())
     page = Page.of(html_report("g", finished_grid(tmp_path, 50.0, 60.0, 40.0), "command", "n.ipynb"))
-    assert drawn == [["demo-seed=2", "demo-seed=0"]] and page.text.count("best 2 of 3 runs") == 2
+    assert drawn == [["seed=2", "seed=0"]] and page.text.count("best 2 of 3 runs") == 2
 
 
 # Figure ----------------------------------------------------------------------------------------------------

@@ -1,0 +1,455 @@
+"""explain: against plain loops and formulas; and what the pipeline shows of a trained network."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+
+from cifar100_pipeline import CIFAR100Pipeline
+from helpers import explain
+from helpers.config import TrainingConfig
+from helpers.data import BatchLoader, ImageData, stratified_split
+from helpers.models import CIFAR100CNN, FastCNN
+from helpers.trainer import Trainer, TrainingDiverged, predict
+
+MODELS = {"FastCNN": lambda: FastCNN(10, widths=(16, 16, 16)),
+          "CIFAR100CNN": lambda: CIFAR100CNN(10, widths=(16, 16, 16, 16))}
+
+
+@pytest.fixture(params=MODELS)
+def model(request):
+    """A network whose norms have seen some images, so that nothing is at its initial value."""
+    torch.manual_seed(0)
+    model = MODELS[request.param]()
+    with torch.no_grad():
+        model.train()(torch.randn(20, 3, 32, 32))
+    return model.eval()
+
+
+def loader_of(count=11, classes=10, batch_size=4):
+    random = np.random.default_rng(0)
+    images = torch.from_numpy(random.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8))
+    labels = torch.arange(count) % classes
+    return BatchLoader(images, labels, batch_size, torch.device("cpu"), (0.5,) * 3, (0.25,) * 3)
+
+
+def all_of(loader):
+    images, labels = zip(*loader.batches())
+    return torch.cat(images), torch.cat(labels)
+
+
+def state_of(model):
+    """All that must not change: tensors, modes, gradients and what is trainable."""
+    return ({name: tensor.clone() for name, tensor in model.state_dict().items()},
+            [module.training for module in model.modules()],
+            [(parameter.requires_grad, None if parameter.grad is None else parameter.grad.clone())
+             for parameter in model.parameters()])
+
+
+def assert_unchanged(model, before):
+    tensors, modes, gradients = before
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, tensors[name]), name
+    assert [module.training for module in model.modules()] == modes
+    for parameter, (trainable, gradient) in zip(model.parameters(), gradients):
+        assert parameter.requires_grad == trainable
+        assert parameter.grad is None if gradient is None else torch.equal(parameter.grad, gradient)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+# Features --------------------------------------------------------------------------------------------------
+
+def test_features_and_logits_are_those_of_the_network(model):
+    loader = loader_of()
+    images, _ = all_of(loader)
+    with torch.no_grad():
+        expected = model.features(images)
+    features, logits = explain.features_and_logits(model, loader)
+    assert features.dtype == logits.dtype == torch.float32 and logits.shape == (11, 10)
+    torch.testing.assert_close(features, expected)
+    torch.testing.assert_close(logits, predict(model, loader))
+    assert torch.equal(explain.features_of(model, loader), features)
+
+
+def test_nothing_changes_the_network(model):
+    loader = loader_of()
+    images, labels = all_of(loader)
+    model.train()
+    next(model.children()).eval()           # a module in a mode of its own
+    for number, parameter in enumerate(model.parameters()):
+        if parameter.requires_grad and number % 2:
+            parameter.grad = torch.full_like(parameter, 3.0)
+    before = state_of(model)
+    explain.features_of(model, loader)
+    explain.grad_cam(model, images, labels)
+    explain.superclass_affinity(model, loader, torch.arange(10) // 5)
+    with pytest.raises(RuntimeError):
+        explain.features_of(model, _BrokenLoader())
+    assert_unchanged(model, before)
+
+
+class _BrokenLoader:
+    device = torch.device("cpu")
+
+    def __len__(self):
+        return 1
+
+    def batches(self):
+        yield torch.zeros(1, 5, 8, 8), None         # five channels
+
+
+def test_nearest_agrees_with_a_plain_loop(monkeypatch):
+    monkeypatch.setattr(explain, "QUERIES", 3)      # several parts
+    generator = torch.Generator().manual_seed(0)
+    features, queries = torch.randn(30, 6, generator=generator), torch.randn(7, 6, generator=generator)
+    indices, similarities = explain.nearest(features, queries, 4)
+    for query, found, values in zip(queries, indices, similarities):
+        cosines = [(query @ feature / query.norm() / feature.norm()).item() for feature in features]
+        best = sorted(range(30), key=lambda place: -cosines[place])[:4]
+        assert found.tolist() == best
+        assert values.tolist() == pytest.approx([cosines[place] for place in best], abs=1e-6)
+    assert explain.nearest(features, features, 1)[0].flatten().tolist() == list(range(30))
+    with pytest.raises(ValueError, match="k=31: must be from 1 to 30"):
+        explain.nearest(features, queries, 31)
+
+
+def test_class_map_is_the_principal_plane_of_the_class_means():
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 8, 200)
+    labels[labels == 5] = 4                 # a class without images
+    features = random.normal(size=(200, 12)) + 3 * random.normal(size=(8, 12))[labels]
+    points, share = explain.class_map(torch.from_numpy(features).float(), torch.from_numpy(labels), 8)
+    assert points.shape == (8, 2) and points.dtype == torch.float32 and points[5].isnan().all()
+    present = [label for label in range(8) if label != 5]
+    means = np.array([features[labels == label].mean(0) for label in present])
+    values, vectors = np.linalg.eigh(np.cov(means.T))
+    assert share == pytest.approx(values[-2:].sum() / values.sum(), rel=1e-5)
+    plane = (means - means.mean(0)) @ vectors[:, [-1, -2]]
+    np.testing.assert_allclose(points[present].abs().numpy(), np.abs(plane), rtol=1e-3, atol=1e-4)   # signs are open
+    again, _ = explain.class_map(torch.from_numpy(features.copy()).float(), torch.from_numpy(labels), 8)
+    assert torch.equal(points.nan_to_num(), again.nan_to_num())
+
+
+def test_class_map_of_one_class_is_a_point():
+    points, share = explain.class_map(torch.ones(3, 4), torch.zeros(3, dtype=torch.long), 1)
+    assert points.tolist() == [[0.0, 0.0]] and share == 0
+
+
+# Heat maps -------------------------------------------------------------------------------------------------
+
+def plain_grad_cam(model, stages, image, label, offsets=(0,), margin=0):
+    """One image, [3, H, W]; `stages` = (everything up to the layer, everything after it)."""
+    until, after = stages
+    height, width = image.shape[1:]
+    total = torch.zeros(height, width)
+    for top in offsets:
+        for left in offsets:
+            moved = F.pad(image[None], (left, margin - left, top, margin - top), mode="reflect")
+            output = until(moved).detach().requires_grad_()
+            gradient, = torch.autograd.grad(after(output)[0, label], output)
+            heat = torch.zeros(output.shape[2:])
+            for channel in range(output.shape[1]):
+                heat += gradient[0, channel].mean() * output[0, channel].detach()
+            heat = heat.clamp(min=0)[None, None]
+            heat = F.interpolate(heat, size=moved.shape[2:], mode="bilinear", align_corners=False)[0, 0]
+            total += heat[top:top + height, left:left + width]
+    return total / total.max() if total.max() > 0 else total
+
+
+def stages_of(model, last_but_one=False):
+    if isinstance(model, FastCNN):
+        count = len(model.groups) - last_but_one
+
+        def until(images):
+            return model.groups[:count](F.gelu(model.whitening(images)))
+        return until, lambda output: model.head(model.groups[count:](output).amax((2, 3))) / model.logit_divisor
+    layers = [model.layer1, model.layer2, model.layer3]
+    count = len(layers) - last_but_one
+
+    def until(images):
+        return nn.Sequential(*layers[:count])(F.relu(model.bn1(model.conv1(images))))
+    return until, lambda output: model.fc(nn.Sequential(*layers[count:])(output).mean((2, 3)))
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_grad_cam_agrees_with_a_plain_loop(model, frozen):
+    model.requires_grad_(not frozen)
+    images, labels = torch.randn(3, 3, 32, 32), torch.tensor([1, 7, 2])
+    with torch.no_grad():                   # as a caller may be
+        plain = explain.grad_cam(model, images, labels, shifts=1)
+        moved = explain.grad_cam(model, images, labels)
+    last_but_one = model.groups[1] if isinstance(model, FastCNN) else model.layer2
+    finer = explain.grad_cam(model, images, labels, last_but_one, shifts=1)
+    assert plain.shape == (3, 32, 32) and plain.dtype == torch.float32
+    assert plain.min() >= 0 and plain.max() <= 1
+    for place, (image, label) in enumerate(zip(images, labels)):
+        torch.testing.assert_close(plain[place], plain_grad_cam(model, stages_of(model), image, label))
+        torch.testing.assert_close(moved[place], plain_grad_cam(model, stages_of(model), image, label, (0, 4), 8))
+        torch.testing.assert_close(finer[place], plain_grad_cam(model, stages_of(model, True), image, label))
+
+
+class BrightSpot(nn.Module):
+    """Its first logit is the mean brightness of 4×4 tiles, its second the negative of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer3 = nn.AvgPool2d(4)
+        self.sign = nn.Parameter(torch.tensor([1.0, -1.0]))
+
+    def forward(self, images):
+        return self.layer3(images).mean((1, 2, 3))[:, None] * self.sign
+
+
+@pytest.mark.parametrize("shifts", [1, 2, 4])
+def test_heat_lies_where_the_class_is(shifts):
+    images = torch.zeros(2, 3, 32, 32)
+    images[0, :, 4:8, 20:24] = 1.0
+    images[1, :, 24:28, 8:12] = 1.0
+    heat = explain.grad_cam(BrightSpot(), images, torch.tensor([0, 0]), shifts=shifts)
+    for place, centre in enumerate(((5.5, 21.5), (25.5, 9.5))):
+        weight = heat[place] / heat[place].sum()
+        rows, columns = weight.sum(1) @ torch.arange(32.0), weight.sum(0) @ torch.arange(32.0)
+        assert (rows.item(), columns.item()) == pytest.approx(centre, abs=0.3)
+        assert heat[place].max() == 1
+    nothing = explain.grad_cam(BrightSpot(), images, torch.tensor([1, 1]), shifts=shifts)
+    assert torch.equal(nothing, torch.zeros(2, 32, 32))
+
+
+def test_grad_cam_takes_half_precision_images(model):
+    images, labels = torch.randn(2, 3, 32, 32).half(), torch.tensor([1, 7])
+    assert torch.equal(explain.grad_cam(model, images, labels), explain.grad_cam(model, images.float(), labels))
+
+
+# Superclasses ----------------------------------------------------------------------------------------------
+
+def gradient_of(model, images, labels, filters):
+    model.zero_grad()
+    F.cross_entropy(model(images), labels).backward()
+    return torch.cat([weight.grad.flatten() for weight in filters])
+
+
+def filters_of(model):
+    frozen = model.whitening if isinstance(model, FastCNN) else None
+    return [module.weight for module in model.modules() if isinstance(module, nn.Conv2d) and module is not frozen]
+
+
+def test_affinity_agrees_with_a_plain_loop(model):
+    loader, superclass_of = loader_of(23), torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 2, 0])
+    images, labels = all_of(loader)
+    found = explain.superclass_affinity(model, loader, superclass_of)
+    gradients = [gradient_of(model, images[superclass_of[labels] == place], labels[superclass_of[labels] == place],
+                             filters_of(model)) for place in range(3)]
+    expected = [[(a @ b / a.norm() / b.norm()).item() for b in gradients] for a in gradients]
+    torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-3, atol=1e-4)
+
+
+def test_affinity_tells_whether_a_step_for_one_helps_the_other(model):
+    loader, superclass_of = loader_of(24, classes=4), torch.arange(10) % 4
+    images, labels = all_of(loader)
+    matrix, filters = explain.superclass_affinity(model, loader, superclass_of), filters_of(model)
+
+    def loss(place):
+        with torch.no_grad():
+            return F.cross_entropy(model(images[labels == place]), labels[labels == place]).item()
+
+    for a in range(4):
+        gradient = gradient_of(model, images[labels == a], labels[labels == a], filters)
+        before = [loss(b) for b in range(4)]
+        step = 1e-2 / gradient.norm()
+        parts = gradient.split([weight.numel() for weight in filters])
+        with torch.no_grad():
+            for weight, part in zip(filters, parts):
+                weight -= step * part.view_as(weight)
+            for b in range(4):
+                if abs(matrix[a, b]) > 0.1:
+                    assert (loss(b) < before[b]) == (matrix[a, b] > 0).item(), (a, b)
+            for weight, part in zip(filters, parts):
+                weight += step * part.view_as(weight)
+
+
+def test_affinity_of_a_superclass_without_images_is_nan(model):
+    matrix = explain.superclass_affinity(model, loader_of(6, classes=2), torch.tensor([0, 2] + [1] * 8))
+    assert matrix[1].isnan().all() and matrix[:, 1].isnan().all() and not matrix[0, 2].isnan()
+    assert matrix[0, 0].item() == pytest.approx(1)
+
+
+def test_affinity_needs_a_trainable_filter(model):
+    with pytest.raises(ValueError, match="requires_grad_"):
+        explain.superclass_affinity(model.requires_grad_(False), loader_of(), torch.zeros(10, dtype=torch.long))
+
+
+# Learning rate ---------------------------------------------------------------------------------------------
+
+def trainer_of(tmp_path, **settings):
+    random = np.random.default_rng(0)
+    images = torch.from_numpy(random.integers(0, 256, (60, 32, 32, 3), dtype=np.uint8))
+    labels = torch.arange(60) % 3
+    config = TrainingConfig(**{"num_classes": 3, "val_size": 6, "epochs": 2, "batch_size": 9, "patience": 0,
+                               "model": "CIFAR100CNN", "widths": (16, 16, 16, 16), "mixed_precision": False,
+                               "mixup_alpha": 0.2, "ema_decay": 0.9, "progress": "none"} | settings)
+    return Trainer(config, ImageData(images, labels, images[:3], labels[:3], ("a", "b", "c")), tmp_path)
+
+
+@pytest.mark.parametrize("settings", [{}, {"model": "FastCNN", "widths": (16, 16, 16), "optimizer": "muon"}])
+def test_range_test_changes_nothing_that_is_trained_afterwards(tmp_path, settings):
+    plain = trainer_of(tmp_path / "plain", **settings)
+    plain.fit()
+    looked = trainer_of(tmp_path / "looked", **settings)
+    before = torch.get_rng_state()
+    explain.lr_range_test(looked, 1e-4, 1.0, 8)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert looked.step == 0 and looked.flops == 0 and not (tmp_path / "looked").exists()
+    looked.fit()
+    assert [row["train_loss"] for row in looked.history.rows] == [row["train_loss"] for row in plain.history.rows]
+    for name, tensor in plain.model.state_dict().items():
+        assert torch.equal(tensor, looked.model.state_dict()[name]), name
+
+
+def test_range_test_does_the_first_steps_of_the_training(tmp_path):
+    settings = {"learning_rate": 1e-9, "warmup_epochs": 0, "dropout_rate": 0.0}
+    trainer = trainer_of(tmp_path, **settings)
+    images, targets = trainer.loader.batch(0, 0)
+    with torch.no_grad():
+        expected = F.cross_entropy(trainer.model.train()(images), targets, label_smoothing=0.1).item()
+    found = explain.lr_range_test(trainer_of(tmp_path, **settings), 1e-3, 0.1, 9)
+    assert found["losses"][0] == pytest.approx(expected, rel=1e-4)
+    np.testing.assert_allclose(found["rates"], np.geomspace(1e-3, 0.1, 9))
+    assert len(found["losses"]) == len(found["smoothed"]) == 9
+    trained = trainer_of(tmp_path / "trained", **settings)
+    trained.fit()
+    assert explain.lr_range_test(trained, 1e-3, 0.1, 9)["losses"][0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_range_test_ends_when_the_loss_blows_up(tmp_path):
+    trainer = trainer_of(tmp_path, gradient_clip=0, mixup_alpha=0.0)
+    found = explain.lr_range_test(trainer, 1e-3, 1e9, 30)
+    assert len(found["losses"]) < 30 and all(math.isfinite(loss) for loss in found["losses"])
+    assert all(loss <= 2 * found["losses"][0] for loss in found["losses"][:-1])
+    trainer.model.fc.bias.data[0] = math.nan
+    with pytest.raises(TrainingDiverged, match="before the first step"):
+        explain.lr_range_test(trainer, 1e-3, 1.0, 8)
+
+
+def test_range_test_refuses_impossible_limits(tmp_path):
+    trainer = trainer_of(tmp_path)
+    for low, high, steps, words in ((0.0, 1.0, 10, "low=0"), (1.0, 0.1, 10, "low=1"), (0.1, 1.0, 3, "steps=3")):
+        with pytest.raises(ValueError, match=words):
+            explain.lr_range_test(trainer, low, high, steps)
+
+
+def test_suggested_rate_is_where_a_known_curve_falls_most_steeply():
+    rates = np.geomspace(1e-4, 10, 101)
+    losses = 2 + 2 / (1 + (rates / 0.05) ** 2) + (rates / 5) ** 2       # falls most steeply near 0.05, then rises
+    smoothed = explain._smoothed(losses.tolist())
+    inside = np.convolve(losses, np.ones(explain.SMOOTHING) / explain.SMOOTHING, "valid")
+    np.testing.assert_allclose(smoothed[3:-3], inside)
+    assert explain._steepest(rates.tolist(), smoothed) == pytest.approx(0.05, rel=0.15)
+    assert explain._steepest([0.1, 0.2, 0.3, 0.4], [1.0, 2.0, 3.0, 4.0]) is None
+
+
+# The pipeline ----------------------------------------------------------------------------------------------
+
+TINY = {"model": "FastCNN", "widths": [16, 16, 16], "optimizer": "muon", "epochs": 1, "mixed_precision": False,
+        "progress": "none"}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    pipeline = CIFAR100Pipeline.from_preset("demo", run_name="tiny", runs_dir=str(tmp_path_factory.mktemp("runs")),
+                                            **TINY)
+    pipeline.train()
+    pipeline.save()
+    return pipeline
+
+
+@pytest.fixture(scope="module")
+def loaded(trained, tmp_path_factory):
+    return CIFAR100Pipeline.from_checkpoint(trained.checkpoint_dir / "final.pt", run_name="again",
+                                            runs_dir=str(tmp_path_factory.mktemp("loaded")))
+
+
+SHOWN = {"filters": lambda pipeline: pipeline.show_filters(),
+         "class_map": lambda pipeline: pipeline.show_class_map(),
+         "superclass_affinity": lambda pipeline: pipeline.show_superclass_affinity(),
+         "learning_rate_range": lambda pipeline: pipeline.find_learning_rate(steps=8),
+         "attention": lambda pipeline: pipeline.show_attention([0, 3])}
+
+
+@pytest.mark.parametrize("name", SHOWN)
+@pytest.mark.parametrize("which", ["trained", "loaded"])
+def test_everything_is_shown_of_trained_and_of_loaded_weights(which, name, request):
+    pipeline = request.getfixturevalue(which)
+    weights = {key: tensor.clone() for key, tensor in pipeline.model.state_dict().items()}
+    figure = SHOWN[name](pipeline)
+    assert (pipeline.run_dir / "figures" / f"{name}.png").stat().st_size > 0
+    assert any("drawn demo data" in text.get_text() for text in figure.texts)
+    for key, tensor in pipeline.model.state_dict().items():
+        assert torch.equal(tensor, weights[key]), key
+
+
+@pytest.mark.parametrize("name", sorted(set(SHOWN) - {"learning_rate_range"}))
+def test_there_must_be_weights_to_show_something_of(name, tmp_path):
+    pipeline = CIFAR100Pipeline.from_preset("demo", runs_dir=str(tmp_path), **TINY)
+    with pytest.raises(RuntimeError, match="train"):
+        SHOWN[name](pipeline)
+
+
+def test_test_images_go_through_the_network_once(loaded, trained, monkeypatch):
+    loaded.evaluate()
+    monkeypatch.setattr(explain, "features_and_logits", None)       # nothing is computed again
+    loaded.evaluate()
+    written = {text.get_text() for text in loaded.show_class_map().axes[0].texts}
+    assert written == {name.replace("_", " ") for name in loaded.class_names}
+    loaded.load_weights(trained.checkpoint_dir / "final.pt")
+    with pytest.raises(TypeError):          # forgotten with the old weights
+        loaded.show_class_map()
+
+
+def test_affinity_is_measured_on_the_validation_split(trained, monkeypatch, capsys):
+    seen = {}
+
+    def measured(model, loader, superclass_of, progress):
+        seen["images"], seen["labels"] = loader.source, loader.labels
+        return torch.eye(int(superclass_of.max()) + 1)
+
+    monkeypatch.setattr(explain, "superclass_affinity", measured)
+    trained.show_superclass_affinity(pairs=2)
+    data, config = trained.data, trained.config
+    chosen = stratified_split(data.train_labels, config.val_size, config.seed)[1]
+    assert sorted(seen["images"].sum((1, 2, 3)).tolist()) == sorted(data.train_images[chosen].sum((1, 2, 3)).tolist())
+    assert (data.superclass_of[seen["labels"]].diff() >= 0).all()
+    assert len(capsys.readouterr().out.splitlines()) == 4
+
+
+def test_a_range_test_before_training_does_not_change_its_weights(trained, tmp_path, capsys):
+    pipeline = CIFAR100Pipeline.from_preset("demo", run_name="looked", runs_dir=str(tmp_path), **TINY)
+    pipeline.build_trainer()
+    pipeline.find_learning_rate(steps=8)
+    assert "rule of thumb" in capsys.readouterr().out
+    pipeline.train()
+    for name, tensor in trained.model.state_dict().items():
+        assert torch.equal(tensor, pipeline.model.state_dict()[name]), name
+
+
+def test_attention_of_any_picture_and_any_class(trained, tmp_path):
+    path = tmp_path / "picture.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 70, 3), np.uint8)).save(path)
+    name = trained.class_names[2]
+    titles = [text.get_text() for text in trained.show_attention([5, path], name).axes[0].texts]
+    assert titles[0].startswith("true: ") and name in titles[0]
+    assert titles[1].startswith(f"looks for: {name}")
+    assert len(trained.show_attention(path).axes[0].images) == 3
+    assert len(trained.show_attention(np.array([1, 2])).axes[0].images) == 6
+    with pytest.raises(ValueError, match="did you mean"):
+        trained.show_attention(0, name + "s")
+
+
+def test_affinity_needs_superclasses(trained, monkeypatch):
+    monkeypatch.setattr(trained, "data", ImageData(*[getattr(trained.data, name) for name in (
+        "train_images", "train_labels", "test_images", "test_labels", "class_names")]))
+    with pytest.raises(RuntimeError, match="superclasses"):
+        trained.show_superclass_affinity()
