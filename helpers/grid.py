@@ -44,7 +44,7 @@ from .config import ConfigError, TrainingConfig, layered_settings, name_faults, 
 
 NOTEBOOK = Path(__file__).resolve().parent.parent / "CIFAR_100_CNN_Training.ipynb"
 STOP_SECONDS = 30       # papermill gives the kernel 5 seconds to save its checkpoint and to end
-DRAWN_RUNS = 12         # so many runs, the best ones, can be told apart in a figure
+DRAWN_RUNS = 10         # the best so many runs are drawn: there are no more colours to tell them apart
 
 
 @dataclass
@@ -227,8 +227,8 @@ def last_error(notebook: Path, log: Path) -> str:
 
 
 def run_grid(runs: list[Run], notebook: Path, write_report) -> None:
-    """Run what is not finished, a line each; `write_report()` is called after each run, and on Ctrl-C, which is
-    passed on."""
+    """Run what is not finished, a line each. `write_report()` is called first, after each run, and on Ctrl-C, which
+    is passed on."""
     for run in runs:
         run.state = "finished" if results_of(run) else "waiting"
     write_report()

@@ -175,7 +175,7 @@ def learning_rate_range(rates: Sequence[float], losses: Sequence[float], suggest
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set(xlabel="learning rate (logarithmic)", ylabel="training loss (nats)")
-    axes.legend(loc="upper left" if len(losses) and losses[-1] <= losses[0] else "best")
+    axes.legend()
     return figure
 
 

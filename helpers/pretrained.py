@@ -26,6 +26,7 @@ from .system import pick_device
 from .trainer import predict
 
 FOLDER = Path(__file__).resolve().parent.parent / "pretrained"
+PATHS = ("data_dir", "runs_dir", "checkpoint_dir")      # of the machine that trained
 TOLERANCE = 0.05        # percentage points, five test images: what the order of sums may change on another machine
 
 
@@ -58,7 +59,7 @@ def export(run_dir, data: ImageData | None = None, out=None) -> Path:
     if not state.get("test_results"):
         raise CheckpointError(f"{run_dir}: has no test results yet; call pipeline.evaluate() and pipeline.save()")
     metrics = json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))
-    config = {name: value for name, value in state["config"].items() if name not in ("data_dir", "checkpoint_dir")}
+    config = {name: value for name, value in state["config"].items() if name not in PATHS}
     content = {**state, "model_state_dict": in_half_precision(state["model_state_dict"]), "config": config,
                "training": metrics["training"], "system": metrics["system"]}
     content["file_results"] = evaluate(content, data or load_cifar100(TrainingConfig.from_settings(state["config"])))

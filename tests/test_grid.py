@@ -7,6 +7,7 @@ import base64
 import io
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -297,10 +298,12 @@ def test_where_no_cell_failed_the_last_word_of_papermill_is_the_error(tmp_path):
 
 @pytest.mark.skipif(os.name != "posix", reason="sends a POSIX signal")
 def test_ctrl_c_ends_the_run_and_the_grid_and_the_report_is_written(tmp_path):
-    notebook = write_stub(tmp_path)
-    process = subprocess.Popen([sys.executable, "-m", "helpers.grid", "epochs=77,78", "preset=demo", "--name", "g",
-                                "--runs-dir", str(tmp_path), "--notebook", str(notebook)], cwd=ROOT,
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    command = [sys.executable, "-m", "helpers.grid", "epochs=77,78", "preset=demo", "--name", "g",
+               "--runs-dir", str(tmp_path), "--notebook", str(write_stub(tmp_path))]
+    # With SIGINT ignored, as a shell script starts a command in the background; papermill must be stopped even so.
+    shell = f"trap '' INT; exec {shlex.join(command)}"
+    process = subprocess.Popen(["sh", "-c", shell], cwd=ROOT, text=True, stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT)
     started = tmp_path / "g" / "demo-epochs=77" / "started"
     end = time.monotonic() + 120
     while not started.exists() and process.poll() is None and time.monotonic() < end:

@@ -11,7 +11,7 @@ from helpers import report
 from helpers.config import TrainingConfig
 from helpers.metrics import Evaluation, History
 from helpers.report import (differing_settings, finished_runs, layers_text, log_to, results_text, runs_text, table,
-                            write_json)
+                            write_json, write_text)
 
 log = logging.getLogger("cifar100")
 
@@ -65,6 +65,15 @@ def test_json_is_written_and_read_back(tmp_path):
     assert json.loads(path.read_text(encoding="utf-8")) == content
 
 
+def test_text_replaces_a_file_as_a_whole(tmp_path):
+    write_text("old, and longer", tmp_path / "deep" / "page.html")
+    path = write_text("new 中文", tmp_path / "deep" / "page.html")
+    assert path.read_text(encoding="utf-8") == "new 中文" and list(path.parent.iterdir()) == [path]
+    with pytest.raises(UnicodeEncodeError):
+        write_text("half \ud800", path)
+    assert path.read_text(encoding="utf-8") == "new 中文" and list(path.parent.iterdir()) == [path]
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, {1, 2}, torch.tensor(1.0)])
 def test_what_json_cannot_hold_leaves_the_old_file_whole(bad, tmp_path):
     path = write_json({"old": 1}, tmp_path / "metrics.json")
@@ -98,6 +107,13 @@ def test_finished_runs_come_best_first_with_their_record(runs):
     assert [run["name"] for run in runs] == ["high", "drawn", "low"]
     assert (runs[0]["top5"], runs[0]["seconds"], runs[0]["petaflops"], runs[0]["epochs"]) == (70.0, 90.0, 0.5, 2)
     assert isinstance(runs[0]["history"], History) and runs[0]["history"]["val_top1"] == [10.0, 20.0]
+
+
+def test_a_run_that_was_stopped_says_so_in_its_history(tmp_path):
+    content = metrics_file(tmp_path, "short", 40.0)
+    content["training"]["stopped"] = "interrupted"
+    write_json(content, tmp_path / "short" / "metrics.json")
+    assert finished_runs(str(tmp_path / "*"))[0]["history"].stopped == "interrupted"
 
 
 def test_only_settings_that_shape_the_training_are_compared(runs):
