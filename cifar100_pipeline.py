@@ -458,13 +458,17 @@ class CIFAR100Pipeline:
             print(f"{similarity:+.2f}  {pair}")
         return self._keep("superclass_affinity", plots.superclass_affinity(matrix, names, note=self.note))
 
-    def show_attention(self, images=range(9), class_name: str | None = None) -> Figure:
+    def show_attention(self, images=None, class_name: str | None = None) -> Figure:
         """Where the network looks for the class it predicts, or for `class_name`: Grad-CAM heat maps.
 
-        `images`: one or more of what `predict` takes, the indices of test images among them. Raises ValueError for
-        an unknown class.
+        `images`: one or more of what `predict` takes, the indices of test images among them; by default nine test
+        images of different classes. Raises ValueError for an unknown class.
         """
         self._need_weights()
+        if images is None:
+            test_labels = self.prepare_data().test_labels
+            images = [(test_labels == label).nonzero()[0, 0].item()
+                      for label in torch.linspace(0, self.data.num_classes - 1, 9).long().unique()]
         if isinstance(images, (np.ndarray, Tensor)) and images.ndim == 1:
             images = images.tolist()
         images = list(images) if isinstance(images, (list, tuple, range)) else [images]
