@@ -293,9 +293,12 @@ class CIFAR100Pipeline:
             trainer.on_epoch, trainer.on_progress = after_epoch, view.update
             return trainer.fit(show_bar=False)
 
-    def plot_training(self) -> Figure:
+    def plot_training(self) -> Figure | None:
         """Loss, accuracy and learning rate by epoch."""
         if not len(self.history):
+            if self.history.stopped == "interrupted":       # a notebook's cells below go on with what there is
+                print("Training was stopped before its first epoch ended: there is nothing to plot yet.")
+                return None
             raise RuntimeError("there is no finished epoch to plot; call pipeline.train() first")
         return self._keep("training", plots.training_curves(self.history, note=self.note,
                                                             smoothed_labels=self.config.label_smoothing > 0))

@@ -110,7 +110,7 @@ def live_curves(history: History, running: Sequence[dict] = (), title: str = "",
             figure.subplots_adjust(0.07, 0.16, 0.985, 1 - (0.4 + 0.25 * len(textwrap.wrap(note, 90))) / 3.3, 0.18)
             for axes, label in zip(figure.subplots(1, 2), ("cross entropy (nats)", "top-1 accuracy (%)")):
                 axes.set(xlabel="epoch", ylabel=label)
-        figure.suptitle(title, fontsize=11.5, y=0.985)
+        figure.suptitle("\n" * len(textwrap.wrap(note, 90)) + title, fontsize=11.5, y=0.955 if note else 0.985)
         end = running[-1]["epoch"] if running else len(history) and history["epoch"][-1]
         for axes, train, val in zip(figure.axes, ("train_loss", "train_accuracy"), ("val_loss", "val_top1")):
             for line in list(axes.lines):
@@ -618,14 +618,15 @@ def first_layer_filters(weights, note: str = "") -> Figure:
     width = WIDTH / columns
     side, height = width - 0.12, width + 0.16
     title = f"First layer: {len(filters)} filters of {filters.shape[1]}×{filters.shape[2]} pixels"
-    figure, axes = _canvas(height * math.ceil(len(filters) / columns), title, note)
+    bottom = height * math.ceil(len(filters) / columns)
+    figure, axes = _canvas(bottom + 0.25, title, note)
     for place, picture in enumerate(pictures):
         left, top = place % columns * width + 0.06, place // columns * height
         _picture(axes, picture, left, top, side, edge="0.7")
         axes.text(left + side / 2, top + side + 0.03, f"{np.linalg.norm(filters[place]):.2g}", fontsize=9,
                   ha="center", va="top")
-    _caption(axes, "Grey: weight 0. A colour: the filter answers to it there; its opposite: it answers to the lack of "
-                   "it. Below: norm of the filter.")
+    axes.text(0.06, bottom, "Grey: weight 0. A colour: the filter answers to it there; its opposite: it answers to "
+              "the lack of it. Below: norm of the filter.", va="top", fontsize=10, color="0.3")
     return figure
 
 

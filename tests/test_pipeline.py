@@ -193,3 +193,11 @@ def test_a_long_training_is_announced_with_what_would_be_shorter(tmp_path, capsy
     monkeypatch.setattr(cifar100_pipeline, "LONG_MINUTES", 10 * minutes)
     pipeline.benchmark_training()
     assert "GPU" not in capsys.readouterr().out
+
+
+def test_cells_go_on_after_a_stop_in_the_first_epoch(tmp_path, capsys):
+    pipeline = CIFAR100Pipeline.from_preset("demo", runs_dir=str(tmp_path), **TINY)
+    pipeline.build_trainer().stop()
+    pipeline.train()
+    assert pipeline.plot_training() is None and "stopped" in capsys.readouterr().out
+    assert 0 <= pipeline.evaluate()["top1"] <= 100

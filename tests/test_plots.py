@@ -70,6 +70,11 @@ FIGURES = {
     "confident_errors": lambda **keys: plots.confident_errors(evaluated(), images(90), **keys),
     "reliability_diagram": lambda **keys: plots.reliability_diagram(evaluated(), **keys),
     "prediction": lambda **keys: plots.prediction(images(1)[0], NAMES, torch.linspace(0, 1, 10), **keys),
+    "live_curves": lambda **keys: plots.live_curves(history(), title="epoch 6 of 9", **keys),
+    "small_multiples": lambda **keys: plots.small_multiples([{"name": "one", "history": history()}] * 4, **keys),
+    "explained_prediction": lambda **keys: plots.explained_prediction(
+        images(1)[0], NAMES[:5], np.linspace(0.5, 0.1, 5), torch.rand(32, 32), true=NAMES[1],
+        neighbours=[(picture, NAMES[0], 0.9) for picture in images(8)], remark="A remark.", **keys),
     "learning_rate_range": lambda **keys: plots.learning_rate_range([0.01, 0.1, 1.0], [4.0, 3.0, 5.0], 0.1, **keys),
     "first_layer_filters": lambda **keys: plots.first_layer_filters(torch.randn(24, 3, 2, 2), **keys),
     "grad_cam_overlay": lambda **keys: plots.grad_cam_overlay(images(4), torch.rand(4, 32, 32), NAMES[:4], **keys),
@@ -80,7 +85,7 @@ FIGURES = {
     "model_layers": lambda **keys: plots.model_layers(LAYERS, **keys),
 }
 PICTURES = {"sample_grid", "augmentation_preview", "confused_pairs", "confident_errors", "first_layer_filters",
-            "grad_cam_overlay"}
+            "grad_cam_overlay", "explained_prediction"}
 
 
 def texts(figure):
@@ -98,7 +103,7 @@ def shown_axes(figure):
 def test_no_figure_is_left_out():
     drawing = {name for name, item in vars(plots).items()
                if inspect.isfunction(item) and item.__module__ == plots.__name__ and not name.startswith("_")}
-    assert drawing - {"themed"} == set(FIGURES)
+    assert drawing - {"themed", "png_of"} == set(FIGURES)
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -129,10 +134,12 @@ def test_note_is_shown_inside_the_figure_and_only_when_given(name):
 
 @pytest.mark.parametrize("name", sorted(set(FIGURES) - PICTURES))
 def test_axes_are_labelled(name):
-    for axes in shown_axes(FIGURES[name]()):
+    figure = FIGURES[name]()
+    for axes in shown_axes(figure):
         shared = {"x": axes.get_shared_x_axes(), "y": axes.get_shared_y_axes()}
         for side in "xy":
             labels = [getattr(other, f"get_{side}label")() for other in shared[side].get_siblings(axes)]
+            labels.append(getattr(figure, f"_sup{side}label"))
             colour_bar = axes.get_label() == "<colorbar>"
             columns = name == "class_accuracy_bars"     # its columns go on with the first one's axis
             assert any(labels) or colour_bar or columns, f"{side} axis of {axes}"
