@@ -24,10 +24,10 @@ from . import plots, report
 from .checkpoint import CheckpointError
 from .config import CONFIG_DIR, ConfigError, TrainingConfig
 from .data import DataError, ImageData, load_cifar100
+from .report import FIGURES
 from .system import SystemInfo, pick_device
 from .trainer import Trainer, TrainingDiverged
 
-FIGURES = Path(__file__).resolve().parent.parent / "figures"
 FULL_RECIPE = "full recipe"
 
 log = logging.getLogger("cifar100")

@@ -31,13 +31,12 @@ from .augment import Augmentation, augment
 from .config import SETTINGS, ConfigError, TrainingConfig
 from .data import IMAGE_SIZE, BatchLoader, DataError, ImageData, load_cifar100
 from .models import build_model, training_flops
+from .report import FIGURES
 from .system import (DTYPES, SystemInfo, cpu_cores, is_out_of_memory, peak_memory_mb, pick_device, pick_precision,
                      progress_style, synchronize)
 from .trainer import Trainer, autocast
 
 log = logging.getLogger("cifar100")
-
-FIGURES = Path(__file__).resolve().parent.parent / "figures"
 
 
 def inference_throughput(model: nn.Module, device: torch.device, precision: str, batch_sizes=(32, 64, 128, 256),

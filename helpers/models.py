@@ -99,8 +99,8 @@ class FastCNN(nn.Module):
     from 9 up, to logits float [N, num_classes].
 
     `whitening=False` trains the first layer instead, `pool_first=False` lets all groups pool after their first
-    convolution, `skip=False` leaves out the skips, `norm_scale=True` trains the norms' scales: what each is worth is
-    in figures/ablation.json.
+    convolution, `skip=False` leaves out the skips, `norm_scale=True` trains the norms' scales: `python -m
+    helpers.ablation` measures what each is worth.
     """
 
     def __init__(self, num_classes: int = 100, widths=(128, 384, 512), logit_divisor: float = 9.0,

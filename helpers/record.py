@@ -13,8 +13,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from . import plots, report
-
-FIGURES = Path(__file__).resolve().parent.parent / "figures"
+from .report import FIGURES
 
 # The reference project's own run: top-1 and top-5 (%) on the test split, PFLOP (9.68 GFLOP an image forward and
 # backward, 50,000 images, 150 epochs) and minutes on a Tesla T4.

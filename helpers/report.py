@@ -18,6 +18,8 @@ from .metrics import History
 PUBLISHED = (("ResNet-18", 75.61, 93.45), ("VGG-16", 71.59, 90.49), ("DenseNet-121", 79.04, 94.84),
              ("reference CNN, 150 epochs", 78.25, 94.85))
 
+FIGURES = Path(__file__).resolve().parent.parent / "figures"      # what commands measure and draw
+
 log = logging.getLogger("cifar100")
 
 
