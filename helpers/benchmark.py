@@ -16,7 +16,6 @@ import logging
 import tempfile
 import time
 from importlib import metadata
-from pathlib import Path
 from statistics import median
 
 import torch
