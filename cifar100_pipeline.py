@@ -10,14 +10,12 @@ from __future__ import annotations
 import difflib
 import io
 import logging
-import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor, nn
 
 from helpers import benchmark, checkpoint, explain, plots, report, widgets
@@ -27,6 +25,7 @@ from helpers.config import ConfigError, TrainingConfig, notebook_settings, prese
 from helpers.data import IMAGE_SIZE, BatchLoader, DataError, ImageData, load_cifar100, stratified_split
 from helpers.metrics import Evaluation, History
 from helpers.models import CIFAR100CNN, FastCNN, build_model, layer_table, model_stats, training_flops
+from helpers.picture import open_picture, square
 from helpers.pretrained import pretrained_path
 from helpers.report import PUBLISHED
 from helpers.system import DTYPES, SystemInfo, mount_drive, pick_device, pick_precision, progress_style
@@ -145,17 +144,24 @@ class CIFAR100Pipeline:
             originals.cpu(), augmented.unflatten(0, (images, draws)).cpu(), names, note=data.note))
 
     def build_model(self) -> nn.Module:
-        """The network, on the device."""
-        return self.build_trainer().model
+        """The network, on the device: the loaded one, else a new or resumed one."""
+        return self.build_trainer().model if self.model is None else self.model
 
     def build_trainer(self, config: TrainingConfig | None = None) -> Trainer:
         """The Trainer, which finds the checkpoint to continue from. Raises CheckpointError."""
         if self.trainer is None:
             data = self.prepare_data()
             report.log_to(self.run_dir / "train.log", progress_style(self.config.progress))
-            self.trainer = trainer = Trainer(config or self.config, data, self.checkpoint_dir)
-            self.precision, self.model, self.history = trainer.precision, trainer.model, trainer.history
+            self.trainer = Trainer(config or self.config, data, self.checkpoint_dir)
+            if self.model is None:      # else it was loaded, and only training may take its place
+                self._take_trainers_network()
         return self.trainer
+
+    def _take_trainers_network(self) -> None:
+        trainer, data = self.trainer, self.data
+        self.precision, self.model, self.history = trainer.precision, trainer.model, trainer.history
+        self.class_names, self.normalisation, self.note = data.class_names, data.channel_statistics(), data.note
+        self._split_is_known = True
 
     def summarise_model(self) -> Figure:
         """Print parameters, memory and FLOPs, in all and by layer; return the figure of them."""
@@ -172,12 +178,12 @@ class CIFAR100Pipeline:
         """
         trainer = self.build_trainer()
         speed = benchmark.training_throughput(trainer, steps, repeats, progress=self.config.progress)
-        flops_a_minute = 60 * speed["steps_per_second"] * speed["batch_size"] * training_flops(self.model)
+        flops_a_minute = 60 * speed["steps_per_second"] * speed["batch_size"] * training_flops(trainer.model)
         speed["minutes"] = trainer.total_flops() / flops_a_minute
         self.speeds["training"] = speed
         print(f"{speed['steps_per_second']:.2f} training steps/s of {speed['batch_size']} images, "
               f"{speed['images_per_second']:,.0f} images/s; {self.config.epochs} epochs take "
-              f"{_duration(speed['minutes'])} on this machine")
+              f"about {report.duration(60 * speed['minutes'])} on this machine")
         if speed["minutes"] > LONG_MINUTES:
             print(self._shorter_presets(flops_a_minute))
         return speed
@@ -189,7 +195,7 @@ class CIFAR100Pipeline:
             config = TrainingConfig.from_preset(name)
             if config.data_source != "drawn":
                 minutes[name] = planned_flops(config, self.trainer.loader.count) / flops_a_minute
-        fitting = [f"preset = {name!r} takes {_duration(value)}"
+        fitting = [f"preset = {name!r} takes about {report.duration(60 * value)}"
                    for name, value in sorted(minutes.items(), key=lambda item: item[1])
                    if value < min(self.speeds["training"]["minutes"], LONG_MINUTES)]
         if self.device.type != "cuda":
@@ -227,9 +233,7 @@ class CIFAR100Pipeline:
         have given anyway.
         """
         rate = self.config.learning_rate
-        trainer = self.trainer
-        if trainer is None:         # not build_trainer, which would put its network in the place of loaded weights
-            trainer = Trainer(self.config.replace(resume="never"), self.prepare_data(), self.checkpoint_dir)
+        trainer = self.build_trainer()
         found = explain.lr_range_test(trainer, low or rate / 1000, high or 30 * rate, steps, self.config.progress)
         best = found["suggested"]
         print(f"{len(found['losses'])} steps, learning rate {found['rates'][0]:.2g} to {found['rates'][-1]:.2g}; "
@@ -251,6 +255,7 @@ class CIFAR100Pipeline:
             self.trainer = None
             self.build_trainer(self.config.replace(resume="auto"))
         trainer = self.build_trainer()
+        self._take_trainers_network()
         note = f" ({self.note})" if self.note else ""
         if trainer.is_finished:
             log.info("run %r%s is complete after %d epochs; give another run_name or resume='never' to train anew",
@@ -388,7 +393,7 @@ class CIFAR100Pipeline:
         self._need_weights()
         if path is not None:
             try:
-                return self._keep("own_image", self._answer(path))
+                return self._keep("own_image", self._answer(path)[0])
             except DataError as error:
                 print(error)
                 return None
@@ -422,7 +427,7 @@ class CIFAR100Pipeline:
             return self.prepare_data().test_images[int(image)]
         if isinstance(image, (np.ndarray, Tensor)):
             image = Image.fromarray(np.asarray(image))
-        return torch.from_numpy(np.array(_square(open_picture(image), IMAGE_SIZE)))
+        return torch.from_numpy(np.array(square(open_picture(image), IMAGE_SIZE)))
 
     # What it learned -------------------------------------------------------------------------------------------
 
@@ -444,7 +449,8 @@ class CIFAR100Pipeline:
 
         Measured on the validation split, or on 5,000 training images where there is none; see
         `explain.superclass_affinity` for what this says and what it does not. The most alike and the most opposed
-        `pairs` are printed. Raises RuntimeError when the classes have no superclasses.
+        `pairs` are printed, and how well two halves of the images agree. Raises RuntimeError when the classes have no
+        superclasses.
         """
         self._need_weights()
         data = self.prepare_data()
@@ -452,13 +458,16 @@ class CIFAR100Pipeline:
             raise RuntimeError(f"superclasses: none are known for the {data.num_classes} classes from {data.source}; "
                                "only CIFAR-100 and the drawn set have them")
         images, labels = self._images_to_look_at()
-        matrix = explain.superclass_affinity(self.model, self._loader(images, labels), data.superclass_of,
-                                             self.config.progress)
+        matrix, *halves = [explain.superclass_affinity(self.model, self._loader(images[part], labels[part]),
+                                                       data.superclass_of, self.config.progress)
+                           for part in (slice(None), slice(0, None, 2), slice(1, None, 2))]
         names = data.superclass_names
         ranked = sorted(((matrix[a, b].item(), f"{names[a]} and {names[b]}") for a in range(len(names))
                          for b in range(a)), reverse=True)
         for similarity, pair in [*ranked[:pairs], *ranked[-pairs:]]:
             print(f"{similarity:+.2f}  {pair}")
+        print(f"Two halves of the images agree with a correlation of {explain.agreement(*halves):.2f}; at 0 all of "
+              "this would be chance.")
         return self._keep("superclass_affinity", plots.superclass_affinity(matrix, names, note=self.note))
 
     def show_attention(self, images=None, class_name: str | None = None) -> Figure:
@@ -630,13 +639,17 @@ class CIFAR100Pipeline:
             return f"true: {self.class_names[self.data.test_labels[int(image)]]}\nlooks for: {looked_for}"
         return f"looks for: {looked_for}"
 
-    def _answer(self, image, name: str = "") -> Figure:
-        """The figure about a picture of the user's, a path or a file. Raises DataError when it is none."""
+    def _answer(self, image, name: str = "") -> tuple[Figure, str]:
+        """The figure about a picture of the user's, a path or a file, and its answer in words.
+
+        Raises DataError when it is none.
+        """
         picture = open_picture(image, name)
-        original = np.array(_square(picture, 256))
+        original = np.array(square(picture, 256))
         pixels = self.as_input(picture)
-        confidence = self.predict(pixels, 1)[0][1]
-        return self._explanation(pixels, original=original, remark=self._trust(confidence))
+        answers = self.predict(pixels)
+        words = ", ".join(f"{answer.replace('_', ' ')} {100 * share:.0f} %" for answer, share in answers)
+        return self._explanation(pixels, original=original, remark=self._trust(answers[0][1])), words
 
     def _explanation(self, pixels: Tensor, **more) -> Figure:
         names, probabilities = zip(*self.predict(pixels))
@@ -691,7 +704,7 @@ class CIFAR100Pipeline:
         return figure
 
     def _write_metrics(self) -> None:
-        if self.trainer is None:
+        if self.trainer is None or self.trainer.model is not self.model:     # loaded weights are another run's
             return
         rows = self.history.rows
         last = rows[-1] if rows else {"seconds": 0.0, "petaflops": 0.0, "peak_memory_mb": None}
@@ -715,45 +728,8 @@ def train_cifar100(**settings) -> tuple[nn.Module, dict, dict]:
     return CIFAR100Pipeline(TrainingConfig.from_settings(settings)).run()
 
 
-def _duration(minutes: float) -> str:
-    """About how long, as one says it."""
-    if minutes < 1:
-        return f"about {60 * minutes:.0f} seconds"
-    return f"about {minutes:.0f} minutes" if minutes < 120 else f"about {minutes / 60:.1f} hours"
-
-
 def describe_model(model: nn.Module) -> str:
     """Parameters, memory and FLOPs of a network in one line."""
     stats = model_stats(model)
     return (f"{type(model).__name__}: {stats['total_parameters']:,} parameters, {stats['memory_mb']:.2f} MB in fp32, "
             f"{training_flops(model) / 1e9:.2f} GFLOP an image forward and backward")
-
-
-def open_picture(source, name: str = "") -> Image.Image:
-    """A path, file or PIL image, upright, in RGB, on white where it is transparent; of several frames the first.
-
-    `name` stands for a file without one. Raises DataError when it cannot be read.
-    """
-    try:
-        picture = source
-        if not isinstance(source, Image.Image):
-            picture = Image.open(source)
-            picture.draft("RGB", (1024, 1024))      # a large JPEG need not be decoded in full
-        if picture.mode.startswith("I"):        # 16 bits, which Pillow would cut off at 255
-            picture = Image.fromarray((np.asarray(picture) / 257).clip(0, 255).astype(np.uint8))
-        picture = ImageOps.exif_transpose(picture).convert("RGBA")
-    except _NO_PICTURE as error:
-        unknown = isinstance(error, UnidentifiedImageError)
-        reason = "it is empty or of no known format" if unknown else getattr(error, "strerror", None) or error
-        raise DataError(f"{name or source}: cannot be read as a picture ({reason}); give a PNG, JPEG or another file "
-                        "Pillow reads") from error
-    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-
-
-# What Pillow raises for files that are damaged, truncated, foreign or too large (a decompression bomb).
-_NO_PICTURE = (OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, KeyError, OverflowError,
-               struct.error, zlib.error, MemoryError, NotImplementedError, Image.DecompressionBombError)
-
-
-def _square(picture: Image.Image, side: int) -> Image.Image:
-    return ImageOps.fit(picture, (side, side), Image.Resampling.BICUBIC)

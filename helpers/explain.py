@@ -187,6 +187,17 @@ def superclass_affinity(model: nn.Module, loader: BatchLoader, superclass_of: Te
     return (gradients @ gradients.T).clamp(-1, 1).cpu()
 
 
+def agreement(one: Tensor, other: Tensor) -> float:
+    """Correlation of two symmetric matrices [S, S] over the entries off the diagonal that both have.
+
+    Of the affinities of two halves of the images it says how much is more than chance: 0 for nothing. NaN when fewer
+    than three entries are left.
+    """
+    pairs = torch.stack([one, other])[:, *torch.triu_indices(len(one), len(one), 1)]
+    pairs = pairs[:, pairs.isfinite().all(0)]
+    return torch.corrcoef(pairs)[0, 1].item() if pairs.shape[1] > 2 else math.nan
+
+
 # Learning rate ---------------------------------------------------------------------------------------------
 
 def lr_range_test(trainer: Trainer, low: float, high: float, steps: int = 100, progress: str = "none") -> dict:

@@ -243,8 +243,8 @@ def run_grid(runs: list[Run], notebook: Path, write_report) -> None:
             execute(run, notebook)
             seconds.append(time.perf_counter() - start)
             waiting = sum(later.state == "waiting" for later in runs)
-            left = f"; about {_duration(waiting * sum(seconds) / len(seconds))} left" if waiting else ""
-            print(f"{_outcome(run)} after {_duration(seconds[-1])}{left}", flush=True)
+            left = f"; about {report.duration(waiting * sum(seconds) / len(seconds))} left" if waiting else ""
+            print(f"{_outcome(run)} after {report.duration(seconds[-1])}{left}", flush=True)
         except KeyboardInterrupt:
             print("interrupted", flush=True)
             raise
@@ -258,12 +258,6 @@ def _outcome(run: Run) -> str:
     results = results_of(run)
     return f"top-1 {results['top1']:.2f} %, top-5 {results['top5']:.2f} %" + (f" ({results['note']})"
                                                                             if results["note"] else "")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} minutes" if seconds < 100 * 60 else f"{seconds / 3600:.1f} hours"
 
 
 def _one_line(text: str) -> str:

@@ -234,14 +234,24 @@ def small_multiples(runs: Sequence[dict], note: str = "") -> Figure:
 
 
 @themed
-def record(recipes: Sequence[dict], reference: dict, note: str = "") -> Figure:
+def record(recipes: Sequence[dict], reference: dict, published: Sequence[tuple] = (), ablations: Sequence[dict] = (),
+           note: str = "") -> Figure:
     """Test accuracy against training compute of this project's recipes and of the reference.
 
     A recipe is a dict with preset, top1 (mean, %), top1_by_run (%), petaflops, minutes and runs; the reference has
-    name, top1, petaflops and minutes.
+    name, top1, petaflops and minutes. published: (name, top1, top5) of results whose compute is not known, as lines.
+    ablations: dicts with petaflops and val_top1 (%, of a validation split), as small points.
     """
-    figure = _new_figure(4.6, "Accuracy against what it costs", note)
+    figure = _new_figure(5.2, "Accuracy against what it costs", note)
     axes = figure.subplots()
+    for (name, top1, _), dashes in zip(published, itertools.cycle(DASHES)):
+        axes.axhline(top1, color="0.6", linestyle=(0, dashes), linewidth=1, zorder=0)
+        axes.annotate(f"{name}: {top1:.2f} % (published)", (0.005, top1), xycoords=("axes fraction", "data"),
+                      textcoords="offset points", xytext=(0, 2), fontsize=9, color="0.35")
+    if ablations:
+        axes.plot([row["petaflops"] for row in ablations], [row["val_top1"] for row in ablations], "o", color="0.6",
+                  markersize=4, label="ablations (validation accuracy)")
+        axes.legend(loc="lower right")
     for recipe, colour in zip(recipes, itertools.cycle(PALETTE)):
         axes.plot([recipe["petaflops"]] * len(recipe["top1_by_run"]), recipe["top1_by_run"], "_", color=colour,
                   markersize=16)
@@ -310,14 +320,14 @@ def _runs_legend(figure: Figure, runs: Sequence[dict], published: Sequence[tuple
     lines = [Line2D([], [], color=colour, marker="*", markersize=12, markeredgecolor="0.15", label=_run_label(run))
              for run, colour in zip(runs, colours)]
     for (name, top1, top5), dashes in zip(published, itertools.cycle(DASHES)):
-        scores = _listed(("top-1 {:.1f} %", top1), ("top-5 {:.1f} %", top5))
+        scores = _listed(("top-1 {:.2f} %", top1), ("top-5 {:.2f} %", top5))
         lines.append(Line2D([], [], color="0.35", linestyle=(0, dashes), linewidth=1.3,
                             label=f"{name}: {scores} (published)"))
     figure.legend(handles=lines, loc="outside lower center", title="line: validation split; star: test split")
 
 
 def _run_label(run: dict) -> str:
-    scores = _listed(("top-1 {:.1f} %", run.get("top1")), ("top-5 {:.1f} %", run.get("top5")),
+    scores = _listed(("top-1 {:.2f} %", run.get("top1")), ("top-5 {:.2f} %", run.get("top5")),
                      ("{:,.0f} s", run.get("seconds")), ("{:.3g} PFLOP", run.get("petaflops")))
     where = f" ({run['measured']})" if run.get("measured") else ""
     return textwrap.fill(f"{run['name']}: {scores}{where}", 115)

@@ -1,7 +1,8 @@
 """Tables and figures of the runs whose metrics come with the project: `python -m helpers.record`.
 
-Reads figures/record/<run>/metrics.json; writes figures/record.json (the table, means over seeds included) and
-figures/record.png (accuracy against compute). Nothing is trained and no image is read.
+Reads figures/record/<run>/metrics.json, and figures/ablation.json where there is one; writes figures/record.json
+(the table, means over seeds included) and figures/record.png (accuracy against compute). Nothing is trained and no
+image is read.
 """
 
 from __future__ import annotations
@@ -13,11 +14,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from . import plots, report
-from .report import FIGURES
-
-# The reference project's own run: top-1 and top-5 (%) on the test split, PFLOP (9.68 GFLOP an image forward and
-# backward, 50,000 images, 150 epochs) and minutes on a Tesla T4.
-REFERENCE = {"name": "reference CNN, 150 epochs", "top1": 78.25, "top5": 94.85, "petaflops": 72.6, "minutes": 150.2}
+from .report import FIGURES, PUBLISHED, REFERENCE
 
 
 def recipes(folder) -> list[dict]:
@@ -56,6 +53,10 @@ def _training_images(run: dict) -> int:
     return 50_000 - run["config"]["val_size"]
 
 
+def _ablations(path: Path) -> list[dict]:
+    return json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0 done, 1 no run to show."""
     parser = argparse.ArgumentParser(prog="python -m helpers.record", description=__doc__.split("\n")[0])
@@ -68,7 +69,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"record: {error}", file=sys.stderr)
         return 1
     report.write_json({"recipes": rows, "reference": REFERENCE}, args.out)
-    plots.record(rows, REFERENCE).savefig(args.out.with_suffix(".png"))
+    published = [result for result in PUBLISHED if result[0] != REFERENCE["name"]]
+    plots.record(rows, REFERENCE, published, _ablations(args.out.with_name("ablation.json"))).savefig(
+        args.out.with_suffix(".png"))
     print(report.table([{"preset": row["preset"], "runs": row["runs"], "top-1 %": f"{row['top1']:.2f}",
                          "top-5 %": f"{row['top5']:.2f}", "PFLOP": f"{row['petaflops']:.3f}",
                          "minutes": f"{row['minutes']:.1f}", "T4 minutes (estimate)": f"{row['t4_minutes']:.1f}"}

@@ -20,7 +20,7 @@ from importlib import util
 import numpy as np
 from PIL import Image
 
-from . import plots
+from . import plots, report
 from .data import DataError
 from .metrics import Evaluation
 from .system import peak_memory_mb, progress_style
@@ -113,7 +113,7 @@ class LiveView:
         if not len(history):
             return f"training, step {trainer.step} of {trainer.total_steps}"
         why = {"early": ", stopped early", "interrupted": ", interrupted"}.get(history.stopped, "")
-        text = (f"{len(history)} of {trainer.config.epochs} epochs in {_duration(history['seconds'][-1])}{why}")
+        text = f"{len(history)} of {trainer.config.epochs} epochs in {report.duration(history['seconds'][-1])}{why}"
         if history.best_epoch is not None:
             best = history["val_top1"][history["epoch"].index(history.best_epoch)]
             text += f"; best validation accuracy {best:.1f} % in epoch {history.best_epoch}"
@@ -143,7 +143,7 @@ class LiveView:
             parts.append(f"{where} memory {memory / 1024:.1f} GB at most")
         left = self._seconds_left()
         if left is not None:
-            parts.append(f"about {_duration(left)} left")
+            parts.append(f"about {report.duration(left)} left")
         self._numbers.value = html.escape(" · ".join(parts))
 
     def _seconds_left(self) -> float | None:
@@ -172,13 +172,6 @@ def _seldom(act):
             act()
             due = start + max(READ_SECONDS, 101 * (time.perf_counter() - start))
     return act_if_due
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 # Clicks while a cell runs ----------------------------------------------------------------------------------
@@ -395,8 +388,8 @@ def _enlarged_png(image, side: int) -> bytes:
 class OwnPicture:
     """A button to upload a picture, and what the network makes of it.
 
-    `answer(content, name)` takes the file's bytes and name and returns a Figure; its DataError is shown as one
-    line. `box` is the widget to show.
+    `answer(content, name)` takes the file's bytes and name and returns a Figure and the same in words; its DataError
+    is shown as one line. `box` is the widget to show.
     """
 
     def __init__(self, answer):
@@ -420,8 +413,9 @@ class OwnPicture:
         self._messages.clear_output()
         with self._messages:        # an error in a callback would be shown nowhere else
             try:
-                self.picture.value = plots.png_of(self.answer(content, name))
-                self.message.value, self.picture.layout.display = html.escape(name), ""
+                figure, words = self.answer(content, name)
+                self.picture.value = plots.png_of(figure)
+                self.message.value, self.picture.layout.display = html.escape(f"{name}: {words}"), ""
             except DataError as error:
                 self.message.value, self.picture.layout.display = html.escape(str(error)), "none"
 

@@ -453,3 +453,16 @@ def test_affinity_needs_superclasses(trained, monkeypatch):
         "train_images", "train_labels", "test_images", "test_labels", "class_names")]))
     with pytest.raises(RuntimeError, match="superclasses"):
         trained.show_superclass_affinity()
+
+
+def test_agreement_is_the_correlation_off_the_diagonal():
+    random = np.random.default_rng(0)
+    one, other = (matrix + matrix.T for matrix in random.normal(size=(2, 5, 5)))
+    upper = np.triu_indices(5, 1)
+    expected = np.corrcoef(one[upper], other[upper])[0, 1]
+    assert explain.agreement(torch.tensor(one), torch.tensor(other)) == pytest.approx(expected)
+    one[3] = one[:, 3] = np.nan
+    rest = [place for place in zip(*upper) if 3 not in place]
+    expected = np.corrcoef([[matrix[place] for place in rest] for matrix in (one, other)])[0, 1]
+    assert explain.agreement(torch.tensor(one), torch.tensor(other)) == pytest.approx(expected)
+    assert np.isnan(explain.agreement(torch.eye(2), torch.eye(2)))

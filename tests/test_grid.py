@@ -5,7 +5,6 @@ The notebook here is a stub of three cells that trains nothing, so that a run ta
 
 import base64
 import io
-import json
 import os
 import shlex
 import shutil

@@ -64,6 +64,23 @@ def test_final_checkpoint_is_read_back_to_the_same_results(finished, runs_dir):
     assert loaded.evaluate()["top1"] == finished[1][2]["top1"]
 
 
+def test_looking_around_keeps_loaded_weights_until_training(finished, runs_dir):
+    before = (runs_dir / "tiny" / "metrics.json").read_text()
+    path = runs_dir / "tiny" / "checkpoints" / "final.pt"
+    loaded = CIFAR100Pipeline.from_checkpoint(path, run_name="tiny", runs_dir=str(runs_dir), resume="never")
+    model = loaded.model
+    loaded.summarise_model()
+    loaded.show_augmentation()
+    loaded.preview_schedule()
+    loaded.benchmark_inference((2,))
+    assert loaded.build_model() is model is loaded.model
+    assert loaded.evaluate()["top1"] == finished[1][2]["top1"]
+    assert (runs_dir / "tiny" / "metrics.json").read_text() == before
+    new = CIFAR100Pipeline.from_checkpoint(path, run_name="anew", runs_dir=str(runs_dir))
+    new.train()
+    assert new.model is not model and new.model is new.trainer.model and len(new.history) == 1
+
+
 def test_a_finished_run_is_not_trained_again(finished, runs_dir):
     again = CIFAR100Pipeline.from_preset("demo", run_name="tiny", runs_dir=str(runs_dir), **TINY)
     again.train()
@@ -189,7 +206,7 @@ def test_a_long_training_is_announced_with_what_would_be_shorter(tmp_path, capsy
     steps = pipeline.trainer.total_steps
     assert minutes == pytest.approx(steps * 1000 / 60)
     printed = capsys.readouterr().out
-    assert f"{minutes / 60:.1f} hours" in printed and "GPU" in printed
+    assert f"about {minutes // 60:.0f} h" in printed and "GPU" in printed
     monkeypatch.setattr(cifar100_pipeline, "LONG_MINUTES", 10 * minutes)
     pipeline.benchmark_training()
     assert "GPU" not in capsys.readouterr().out

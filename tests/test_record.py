@@ -46,6 +46,19 @@ def test_command_writes_table_and_figure(runs, tmp_path, capsys):
     assert (tmp_path / "record.png").stat().st_size > 1000
 
 
+def test_ablations_beside_the_table_go_into_the_figure(runs, tmp_path, monkeypatch):
+    rows = [{"petaflops": 0.07, "val_top1": 61.0}]
+    report.write_json({"rows": rows}, tmp_path / "ablation.json")
+    drawn = []
+    draw = record.plots.record
+    monkeypatch.setattr(record.plots, "record", lambda *given: drawn.append(draw(*given)) or drawn[0])
+    assert record.main(["--runs", str(runs), "--out", str(tmp_path / "record.json")]) == 0
+    axes = drawn[0].axes[0]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["ablations (validation accuracy)"]
+    words = " ".join(text.get_text() for text in axes.texts)
+    assert "ResNet-18: 75.61 % (published)" in words and words.count("reference CNN") == 1
+
+
 def test_command_without_runs_says_so(tmp_path, capsys):
     assert record.main(["--runs", str(tmp_path)]) == 1
     assert "no finished run" in capsys.readouterr().err

@@ -218,3 +218,7 @@ def test_console_handler_writes_above_a_progress_bar(monkeypatch):
     monkeypatch.setattr(report.tqdm, "write", written.append)
     report._ConsoleHandler().emit(logging.makeLogRecord({"msg": "hello"}))
     assert written == ["hello"]
+
+
+def test_durations_are_readable():
+    assert [report.duration(seconds) for seconds in (4.4, 600, 7260)] == ["4 s", "10 min", "2 h 01 min"]

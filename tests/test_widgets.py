@@ -165,12 +165,13 @@ def test_an_upload_is_answered_and_a_broken_one_gets_one_line():
     def answer(content, name):
         if name == "broken<.png":
             raise DataError(f"{name}: cannot be read")
-        return Figure((1, 1))
+        return Figure((1, 1)), "apple 90 %, pear 4 %"
     own = widgets.OwnPicture(answer)
     own.show({"broken<.png": {"content": b""}})
     assert own.message.value == "broken&lt;.png: cannot be read" and own.picture.layout.display == "none"
     own.show({"fine.png": {"content": png()}})
     assert is_png(own.picture.value) and own.picture.layout.display == ""
+    assert own.message.value == "fine.png: apple 90 %, pear 4 %"
 
 
 # Training --------------------------------------------------------------------------------------------------
@@ -192,10 +193,6 @@ def test_drawing_takes_less_than_a_hundredth_of_the_time(monkeypatch):
         gaps = np.diff(drawn)
         assert min(gaps) >= max(2, 100 * seconds)
         assert len(drawn) * seconds < 0.01 * (now[0] - start) + seconds     # the first comes at once
-
-
-def test_durations_are_readable():
-    assert [widgets._duration(seconds) for seconds in (4.4, 600, 7260)] == ["4 s", "10 min", "2 h 01 min"]
 
 
 def test_the_running_epoch_continues_the_curve():
@@ -352,8 +349,9 @@ def test_an_upload_widget_is_returned_where_one_can_be_clicked(pipeline, monkeyp
     kept = []
     monkeypatch.setattr(widgets, "OwnPicture", lambda answer: kept.append(answer) or SimpleNamespace(box="box"))
     assert pipeline.try_your_own_image() == "box"
-    figure = kept[0](png(), "red.png")
+    figure, words = kept[0](png(), "red.png")
     assert "predicted" in figure.get_suptitle()
+    assert [answer.split(" ")[-1] for answer in words.split(", ")] == ["%"] * 5
     with pytest.raises(DataError, match="^red.png: "):
         kept[0](b"", "red.png")
 
