@@ -3,9 +3,9 @@
     python -m helpers.ablation --data-dir data
 
 Trains what configs/ablation.yaml lists, one run after another, and compares them on a validation split of the
-training images; the test split is never read. A run that is done is not repeated and one that was cut off is
-continued, so the command can be stopped and started again. After each run figures/ablation.json and
-figures/ablation.png are written anew.
+training images; the test split is never read. After each run figures/ablation.json and figures/ablation.png are
+written anew. A run that stands in that file is not repeated and one that was cut off is continued, so the command can
+be stopped and started again.
 """
 
 from __future__ import annotations
@@ -56,27 +56,32 @@ def planned_runs(path, **overrides) -> list[tuple[str, TrainingConfig]]:
 
 
 def train_one(name: str, config: TrainingConfig, data: ImageData) -> dict:
-    """Train, or continue, one run and return its row; the row of a finished run is read from its folder.
+    """Train, or continue, one run and return its row.
 
     A row: `change`, `seed`, `val_top1`, `val_top5`, `train_accuracy` (all %, of the last epoch), `epochs`,
-    `petaflops`, `seconds`, and `settings`, those that shaped the weights.
+    `petaflops`, `seconds`, `precision`, and `settings`, those that shaped the weights. Raises KeyboardInterrupt when
+    the training was interrupted.
     """
-    path = config.run_dir / "row.json"
-    if path.is_file():
-        row = json.loads(path.read_text(encoding="utf-8"))
-        if row["settings"] == config.training_settings():
-            return row
-        log.warning("%s is of other settings; training anew", path)
     trainer = Trainer(config, data, config.run_dir / "checkpoints")
     history = trainer.fit()
     if history.stopped == "interrupted":
         raise KeyboardInterrupt
     last = history.rows[-1]
-    row = {"change": name, "seed": config.seed,
-           **{key: last[key] for key in ("val_top1", "val_top5", "train_accuracy", "petaflops", "seconds")},
-           "epochs": len(history), "precision": trainer.precision, "settings": config.training_settings()}
-    report.write_json(row, path)
-    return row
+    return {"change": name, "seed": config.seed,
+            **{key: last[key] for key in ("val_top1", "val_top5", "train_accuracy", "petaflops", "seconds")},
+            "epochs": len(history), "precision": trainer.precision, "settings": config.training_settings()}
+
+
+def finished_rows(path: Path, note: str) -> list[dict]:
+    """The rows that `write_results` left in `path` for data with this note; none where there is no such file."""
+    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"note": note, "rows": []}
+    return content["rows"] if content["note"] == note else []
+
+
+def rows_of(runs: list[tuple[str, TrainingConfig]], rows: list[dict]) -> list[dict | None]:
+    """The row of each planned run; None for one that is not among `rows`, or was of other settings."""
+    known = {(row["change"], json.dumps(row["settings"], sort_keys=True)): row for row in rows}
+    return [known.get((name, json.dumps(config.training_settings(), sort_keys=True))) for name, config in runs]
 
 
 def summary(rows: list[dict]) -> list[dict]:
@@ -106,12 +111,14 @@ def main(arguments: list[str] | None = None) -> int:
         runs = planned_runs(args.plan, data_dir=args.data_dir, runs_dir=args.runs_dir)
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
         data = load_cifar100(runs[0][1])
-        rows = []
-        for number, (name, config) in enumerate(runs, start=1):
-            log.info("%d of %d: %s, seed %d", number, len(runs), name, config.seed)
-            rows.append(train_one(name, config, data))
-            write_results(rows, args.out, SystemInfo.of(pick_device(config.device), rows[-1]["precision"]),
-                          data.note)
+        rows = rows_of(runs, finished_rows(args.out, data.note))
+        for place, (name, config) in enumerate(runs):
+            log.info("%d of %d: %s, seed %d%s", place + 1, len(runs), name, config.seed,
+                     ": is finished already" if rows[place] else "")
+            if rows[place] is None:
+                rows[place] = train_one(name, config, data)
+                write_results([row for row in rows if row], args.out,
+                              SystemInfo.of(pick_device(config.device), rows[place]["precision"]), data.note)
         print(report.table(summary(rows)))
     except (ConfigError, OSError, yaml.YAMLError) as error:
         print(f"ablation: {error}", file=sys.stderr)

@@ -57,20 +57,11 @@ def test_a_wrong_plan_is_one_clear_error(plan, changes, names):
         ablation.planned_runs(plan(**changes))
 
 
-def test_a_finished_run_is_read_and_not_trained_again(plan, data, tmp_path, monkeypatch):
+def test_a_row_says_how_the_run_ended(plan, data, tmp_path):
     name, config = ablation.planned_runs(plan(), runs_dir=str(tmp_path / "runs"))[0]
-    row = ablation.train_one(name, config, data)
-    assert row["seed"] == 3 and row["epochs"] == 1 and 0 <= row["val_top1"] <= 100
-    monkeypatch.setattr(ablation, "Trainer", None)
-    assert ablation.train_one(name, config, data) == row
-
-
-def test_a_run_of_other_settings_is_trained_anew(plan, data, tmp_path, caplog):
-    name, config = ablation.planned_runs(plan(), runs_dir=str(tmp_path / "runs"))[0]
-    ablation.train_one(name, config, data)
-    other = config.replace(label_smoothing=0.5, resume="never")
-    assert ablation.train_one(name, other, data)["settings"]["label_smoothing"] == 0.5
-    assert "other settings" in caplog.text
+    found = ablation.train_one(name, config, data)
+    assert found["seed"] == 3 and found["epochs"] == 1 and 0 <= found["val_top1"] <= 100
+    assert found["settings"] == config.training_settings()
 
 
 def row(change, seed, accuracy):
@@ -89,12 +80,32 @@ def test_differences_are_to_the_mean_of_the_full_recipe(tmp_path):
     assert (tmp_path / "ablation.png").stat().st_size > 1000
 
 
-def test_command_trains_the_plan_and_reports(plan, data, tmp_path, monkeypatch, capsys):
+def test_command_trains_what_its_file_does_not_hold(plan, data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ablation, "load_cifar100", lambda config: data)
-    options = ["--plan", str(plan()), "--runs-dir", str(tmp_path / "runs"), "--out", str(tmp_path / "out.json")]
+    out = tmp_path / "out.json"
+    options = ["--plan", str(plan()), "--runs-dir", str(tmp_path / "runs"), "--out", str(out)]
+    trained, train_one = [], ablation.train_one
+
+    def counted(name, config, data):
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        trained.append(name)
+        return train_one(name, config, data)
+
+    monkeypatch.setattr(ablation, "train_one", counted)
+    assert ablation.main(options) == 130
+    assert len(json.loads(out.read_text())["rows"]) == 2
+    trained.clear()
     assert ablation.main(options) == 0
-    assert "no whitening" in capsys.readouterr().out
-    assert len(json.loads((tmp_path / "out.json").read_text())["rows"]) == 4
+    assert trained == ["no whitening", "A/B test"] and "no whitening" in capsys.readouterr().out
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["change"] for row in rows] == ["full recipe", "full recipe", "no whitening", "A/B test"]
+    trained.clear()
+    other = {"no whitening": {"whitening": False, "label_smoothing": 0.5}, "A/B test": {"flip": "alternating"}}
+    plan(changes=other)         # writes the plan anew
+    assert ablation.main([*options[:-3], str(tmp_path / "other runs"), *options[-2:]]) == 0
+    assert trained == ["no whitening"]
+    assert ablation.finished_rows(out, "drawn demo data") == []
 
 
 def test_command_says_what_is_wrong(tmp_path, capsys):
