@@ -69,8 +69,7 @@ class CIFAR100Pipeline:
         self.speeds: dict = {}                  # what was benchmarked, for metrics.json
         self._training_features: Tensor | None = None
         self._test_features: Tensor | None = None       # of the evaluation
-        self._reliable: float | None = None     # see _reliable_confidence; NaN when no confidence is enough
-        self._split_is_known = True             # do the weights leave our validation split untrained?
+        self._reliable: float | None = None     # see _reliable_confidence
         self._checkpoint_dir: Path | None = None
 
     @classmethod
@@ -94,9 +93,11 @@ class CIFAR100Pipeline:
         if "name" not in state:
             raise CheckpointError(f"{path}: holds weights but no configuration of this project; make a pipeline with "
                                   "the network's sizes and call pipeline.load_weights(path)")
-        # Of the machine it was trained on, only the name of the run is taken over.
+        # What belongs to the machine and the moment it was trained on is not taken over.
         elsewhere = {"preset": None, "run_name": state["name"], "checkpoint_dir": None, "drive": False,
-                     "resume": "auto", "device": "auto"}
+                     "resume": "auto", "device": "auto", "precision": "auto"}
+        if not Path(state["config"].get("data_dir", "")).expanduser().is_dir():
+            elsewhere["data_dir"] = None
         pipeline = cls(TrainingConfig.from_settings(state["config"] | elsewhere | overrides, str(path)))
         pipeline.load_weights(path)
         return pipeline
@@ -107,7 +108,7 @@ class CIFAR100Pipeline:
 
         Raises CheckpointError when there are no weights of that name.
         """
-        return cls.from_checkpoint(pretrained_path(name), **overrides)
+        return cls.from_checkpoint(pretrained_path(name), **({"run_name": f"pretrained-{name}"} | overrides))
 
     # Look ------------------------------------------------------------------------------------------------------
 
@@ -160,8 +161,8 @@ class CIFAR100Pipeline:
     def _take_trainers_network(self) -> None:
         trainer, data = self.trainer, self.data
         self.precision, self.model, self.history = trainer.precision, trainer.model, trainer.history
-        self.class_names, self.normalisation, self.note = data.class_names, data.channel_statistics(), data.note
-        self._split_is_known = True
+        self.class_names, self.normalisation, self.note = data.class_names, (trainer.mean, trainer.std), data.note
+        self._forget_results()
 
     def summarise_model(self) -> Figure:
         """Print parameters, memory and FLOPs, in all and by layer; return the figure of them."""
@@ -181,8 +182,9 @@ class CIFAR100Pipeline:
         flops_a_minute = 60 * speed["steps_per_second"] * speed["batch_size"] * training_flops(trainer.model)
         speed["minutes"] = trainer.total_flops() / flops_a_minute
         self.speeds["training"] = speed
+        growing = ", small images first" if self.config.start_image_size < IMAGE_SIZE else ""
         print(f"{speed['steps_per_second']:.2f} training steps/s of {speed['batch_size']} images, "
-              f"{speed['images_per_second']:,.0f} images/s; {self.config.epochs} epochs take "
+              f"{speed['images_per_second']:,.0f} images/s at full size; {self.config.epochs} epochs{growing}, take "
               f"about {report.duration(60 * speed['minutes'])} on this machine")
         if speed["minutes"] > LONG_MINUTES:
             print(self._shorter_presets(flops_a_minute))
@@ -256,23 +258,27 @@ class CIFAR100Pipeline:
             self.build_trainer(self.config.replace(resume="auto"))
         trainer = self.build_trainer()
         self._take_trainers_network()
+        was_finished = trainer.is_finished
         note = f" ({self.note})" if self.note else ""
-        if trainer.is_finished:
+        if was_finished:
             log.info("run %r%s is complete after %d epochs; give another run_name or resume='never' to train anew",
                      self.config.name, note, len(trainer.history))
         else:
             log.info("run %r%s: training %s on %s in %s", self.config.name, note, self.config.model, self.device,
                      self.precision)
         try:
-            self.history = self._fit(on_epoch, live and not trainer.is_finished)
+            self.history = self._fit(on_epoch, live and not was_finished)
         except TrainingDiverged as error:
             log.error("%s", error)
+            raise
+        except KeyboardInterrupt:       # the second Ctrl-C, in the middle of a step: the last checkpoint counts
+            self.history.stopped = "interrupted"
             raise
         if self.history.stopped == "interrupted":
             log.info("stopped after step %d of %d; train again with the same settings to continue from %s",
                      trainer.step, trainer.total_steps, self.checkpoint_dir)
-        self._forget_results()
-        self._write_metrics()
+        if not was_finished:            # else the file also holds its results
+            self._write_metrics()
         return self.history
 
     def _shows_live_view(self, live: bool | str) -> bool:
@@ -286,10 +292,10 @@ class CIFAR100Pipeline:
     def _fit(self, on_epoch, live: bool) -> History:
         """Train under the live view, or with what `progress` says."""
         trainer = self.trainer
+        report.log_to(self.run_dir / "train.log", "bar" if live else progress_style(self.config.progress))
         if not live:
             trainer.on_epoch = on_epoch
             return trainer.fit()
-        report.log_to(self.run_dir / "train.log", "bar")    # the line of each epoch goes to the file only
         with widgets.LiveView(trainer, self.note) as view:
             def after_epoch(trainer: Trainer) -> None:
                 view.update(trainer)
@@ -319,6 +325,9 @@ class CIFAR100Pipeline:
         if self.evaluation is None:
             self._need_weights()
             data = self.prepare_data()
+            if tuple(self.class_names) != tuple(data.class_names):
+                raise DataError(f"the data from {data.source} hold other classes than the weights know, or in another "
+                                "order; give the data that the weights were trained on")
             loader = self._loader(data.test_images, data.test_labels)
             self._test_features, logits = explain.features_and_logits(self.model, loader, self.precision,
                                                                       self.config.progress)
@@ -382,7 +391,8 @@ class CIFAR100Pipeline:
         nearest = [(data.train_images[place], data.class_names[data.train_labels[place]], similarity)
                    for place, similarity in zip(found[0].tolist(), similarities[0].tolist())]
         true = data.class_names[evaluation.labels[index]]
-        return self._keep("explained_image", self._explanation(pixels, true=true, neighbours=nearest))
+        return self._keep("explained_image", self._explanation(pixels, self.predict(pixels), true=true,
+                                                             neighbours=nearest))
 
     def try_your_own_image(self, path=None):
         """What the network makes of a picture of yours: a Figure for a `path`, else a widget to upload one.
@@ -463,7 +473,7 @@ class CIFAR100Pipeline:
                            for part in (slice(None), slice(0, None, 2), slice(1, None, 2))]
         names = data.superclass_names
         ranked = sorted(((matrix[a, b].item(), f"{names[a]} and {names[b]}") for a in range(len(names))
-                         for b in range(a)), reverse=True)
+                         for b in range(a) if matrix[a, b].isfinite()), reverse=True)
         for similarity, pair in [*ranked[:pairs], *ranked[-pairs:]]:
             print(f"{similarity:+.2f}  {pair}")
         print(f"Two halves of the images agree with a correlation of {explain.agreement(*halves):.2f}; at 0 all of "
@@ -492,7 +502,8 @@ class CIFAR100Pipeline:
             classes = torch.full_like(classes, self._class_index(class_name))
         heat = torch.cat([explain.grad_cam(self.model, batch, chosen) for (batch, _), chosen
                           in zip(loader.batches(), classes.split(loader.batch_size))])
-        titles = [self._attention_title(image, index, share[index].item())
+        what = "predicted" if class_name is None else "looks for"
+        titles = [self._attention_title(image, f"{what}: {self.class_names[index]}, {100 * share[index]:.0f} %")
                   for image, index, share in zip(images, classes.tolist(), probabilities)]
         return self._keep("attention", plots.grad_cam_overlay(pixels, heat, titles, note=self.note))
 
@@ -512,10 +523,13 @@ class CIFAR100Pipeline:
     def save(self) -> Path:
         """Write the final checkpoint: `model_state_dict`, `config`, `test_results`, `model_stats`."""
         self._need_weights()
+        if self.normalisation is None:      # weights alone were loaded
+            self.prepare_data()
         mean, std = self.normalisation
         state = {"model_state_dict": self.model.state_dict(), "config": self.config.to_dict(),
                  "test_results": self.results, "model_stats": model_stats(self.model), "mean": list(mean),
-                 "std": list(std), "classes": list(self.class_names), "note": self.note, "name": self.config.name}
+                 "std": list(std), "classes": list(self.class_names), "note": self.note, "name": self.config.name,
+                 "reliable_confidence": self._reliable_confidence()}
         path = checkpoint.save_atomically(state, self.checkpoint_dir / "final.pt")
         print(f"wrote {path} ({path.stat().st_size / 2**20:.1f} MB)")
         return path
@@ -536,10 +550,9 @@ class CIFAR100Pipeline:
         if "classes" in state:
             self.class_names, self.normalisation = tuple(state["classes"]), (state["mean"], state["std"])
             self.note = state["note"]
-        self.trainer = None
+        self.trainer, self.history = None, History()
         self._forget_results()
-        self._split_is_known = "name" in state and all(state["config"].get(name) == getattr(config, name)
-                                                       for name in ("val_size", "seed"))
+        self._reliable = state.get("reliable_confidence")
         return self.model
 
     def run(self) -> tuple[nn.Module, dict, dict]:
@@ -581,7 +594,7 @@ class CIFAR100Pipeline:
     # Inside ----------------------------------------------------------------------------------------------------
 
     def _need_weights(self) -> None:
-        if self.model is None or (self.trainer is not None and self.model.training and not len(self.history)):
+        if self.model is None or self.model.training:       # a network is set to evaluation when it is ready
             raise RuntimeError("there is no trained network yet; call pipeline.train() or "
                                "pipeline.load_weights(path) first")
 
@@ -632,12 +645,11 @@ class CIFAR100Pipeline:
                              + (f"; did you mean {near[0]!r}?" if near else ""))
         return self.class_names.index(name)
 
-    def _attention_title(self, image, index: int, share: float) -> str:
-        """What is looked for and how probable it is; the true class above it, where it is known."""
-        looked_for = f"{self.class_names[index]}, {100 * share:.0f} %"
+    def _attention_title(self, image, looked_for: str) -> str:
+        """`looked_for`, below the true class where that is known."""
         if isinstance(image, (int, np.integer)):
-            return f"true: {self.class_names[self.data.test_labels[int(image)]]}\nlooks for: {looked_for}"
-        return f"looks for: {looked_for}"
+            return f"true: {self.class_names[self.data.test_labels[int(image)]]}\n{looked_for}"
+        return looked_for
 
     def _answer(self, image, name: str = "") -> tuple[Figure, str]:
         """The figure about a picture of the user's, a path or a file, and its answer in words.
@@ -649,10 +661,10 @@ class CIFAR100Pipeline:
         pixels = self.as_input(picture)
         answers = self.predict(pixels)
         words = ", ".join(f"{answer.replace('_', ' ')} {100 * share:.0f} %" for answer, share in answers)
-        return self._explanation(pixels, original=original, remark=self._trust(answers[0][1])), words
+        return self._explanation(pixels, answers, original=original, remark=self._trust(answers[0][1])), words
 
-    def _explanation(self, pixels: Tensor, **more) -> Figure:
-        names, probabilities = zip(*self.predict(pixels))
+    def _explanation(self, pixels: Tensor, answers: list[tuple[str, float]], **more) -> Figure:
+        names, probabilities = zip(*answers)
         images, _ = self._loader(pixels[None], torch.zeros(1, dtype=torch.long)).batch(0, 0)
         attention = explain.grad_cam(self.model, images, torch.tensor([self.class_names.index(names[0])]))[0]
         return plots.explained_prediction(pixels, names, probabilities, attention, note=self.note, **more)
@@ -660,8 +672,8 @@ class CIFAR100Pipeline:
     def _trust(self, confidence: float) -> str:
         """What the validation split says about a prediction of this confidence."""
         reliable, share = self._reliable_confidence(), f"{100 * RELIABLE:.0f} %"
-        if isinstance(reliable, str):
-            verdict = reliable
+        if reliable is None:
+            verdict = "How sure is sure enough is not known: these weights come without a validation split."
         elif np.isnan(reliable):
             verdict = ("Take this with care: on the validation split not even the surest predictions were right "
                        f"{share} of the time.")
@@ -674,25 +686,18 @@ class CIFAR100Pipeline:
                        f"were right {share} of the time.")
         return f"{verdict} The network knows {len(self.class_names)} classes and gives one of them to any picture."
 
-    def _reliable_confidence(self) -> float | str:
+    def _reliable_confidence(self) -> float | None:
         """The least confidence from which on RELIABLE of the validation images are classified right.
 
-        NaN when no confidence is enough, and a sentence when there are no images to measure it on: never the test
-        split in their place.
+        NaN when no confidence is enough. Of loaded weights it is what their file says. None where it is not known: the
+        test split never takes the validation split's place.
         """
-        if self.config.val_size == 0:
-            return "How sure is sure enough was not measured: there is no validation split (val_size=0)."
-        if not self._split_is_known:
-            return "How sure is sure enough was not measured: the weights come from a training with another split."
-        if self.data is None:
-            return "How sure is sure enough was not measured: call pipeline.prepare_data() first."
-        if self._reliable is None:
-            data, config = self.data, self.config
-            chosen = stratified_split(data.train_labels, config.val_size, config.seed)[1]
-            bar = "validation images" if progress_style(config.progress) == "bar" else ""
-            logits = predict(self.model, self._loader(data.train_images[chosen], data.train_labels[chosen]),
-                             self.precision, bar=bar)
-            evaluation = Evaluation.from_logits(logits, data.train_labels[chosen], data.class_names)
+        trainer = self.trainer
+        trained_here = trainer is not None and trainer.model is self.model and trainer.val_loader is not None
+        if self._reliable is None and trained_here:
+            bar = "validation images" if progress_style(self.config.progress) == "bar" else ""
+            logits = predict(self.model, trainer.val_loader, self.precision, bar=bar)
+            evaluation = Evaluation.from_logits(logits, trainer.val_labels, self.class_names)
             threshold = evaluation.reliable_confidence(RELIABLE)
             self._reliable = float("nan") if threshold is None else threshold
         return self._reliable
@@ -731,5 +736,5 @@ def train_cifar100(**settings) -> tuple[nn.Module, dict, dict]:
 def describe_model(model: nn.Module) -> str:
     """Parameters, memory and FLOPs of a network in one line."""
     stats = model_stats(model)
-    return (f"{type(model).__name__}: {stats['total_parameters']:,} parameters, {stats['memory_mb']:.2f} MB in fp32, "
+    return (f"{type(model).__name__}: {stats['total_parameters']:,} parameters, {stats['memory_mb']:.2f} MiB in fp32, "
             f"{training_flops(model) / 1e9:.2f} GFLOP an image forward and backward")

@@ -15,6 +15,7 @@ import json
 import logging
 import re
 import sys
+import zlib
 from pathlib import Path
 from statistics import mean
 
@@ -47,7 +48,9 @@ def planned_runs(path, **overrides) -> list[tuple[str, TrainingConfig]]:
     runs = []
     for name, change in wanted:
         slug = re.sub(r"\W+", "-", name).strip("-").lower()
-        settings = base | change | {"run_name": f"{slug}-{change['seed']}"} | overrides
+        settings = base | change
+        version = zlib.crc32(_text_of(settings).encode())       # another recipe, another run
+        settings |= {"run_name": f"{slug}-{change['seed']}-{version:08x}"} | overrides
         config = TrainingConfig.from_settings(settings, f"{path}, {name}")
         if not config.val_size:
             raise ConfigError(["val_size=0: ablations are compared on a validation split; set it above 0"], str(path))
@@ -72,16 +75,25 @@ def train_one(name: str, config: TrainingConfig, data: ImageData) -> dict:
             "epochs": len(history), "precision": trainer.precision, "settings": config.training_settings()}
 
 
-def finished_rows(path: Path, note: str) -> list[dict]:
-    """The rows that `write_results` left in `path` for data with this note; none where there is no such file."""
+def finished_rows(path: Path, runs: list[tuple[str, TrainingConfig]], note: str) -> list[dict | None]:
+    """The row of each planned run in the file that `write_results` left; None for a run that is not there.
+
+    Raises ConfigError when the file also holds other runs, which would be lost, or is of other data.
+    """
     content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"note": note, "rows": []}
-    return content["rows"] if content["note"] == note else []
+    # A setting that is younger than a row stood, in effect, at its default.
+    known = {(row["change"], _text_of(TrainingConfig().training_settings() | row["settings"])): row
+             for row in content["rows"]}
+    rows = [known.get((name, _text_of(config.training_settings()))) for name, config in runs]
+    strangers = len(content["rows"]) - sum(row is not None for row in rows)
+    if strangers or content["note"] != note:
+        raise ConfigError([f"--out={path}: holds {strangers or 'all'} of its runs for another plan or other data; "
+                           "give another file, or delete this one to start anew"], str(path))
+    return rows
 
 
-def rows_of(runs: list[tuple[str, TrainingConfig]], rows: list[dict]) -> list[dict | None]:
-    """The row of each planned run; None for one that is not among `rows`, or was of other settings."""
-    known = {(row["change"], json.dumps(row["settings"], sort_keys=True)): row for row in rows}
-    return [known.get((name, json.dumps(config.training_settings(), sort_keys=True))) for name, config in runs]
+def _text_of(settings: dict) -> str:
+    return json.dumps(settings, sort_keys=True)
 
 
 def summary(rows: list[dict]) -> list[dict]:
@@ -111,7 +123,7 @@ def main(arguments: list[str] | None = None) -> int:
         runs = planned_runs(args.plan, data_dir=args.data_dir, runs_dir=args.runs_dir)
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
         data = load_cifar100(runs[0][1])
-        rows = rows_of(runs, finished_rows(args.out, data.note))
+        rows = finished_rows(args.out, runs, data.note)
         for place, (name, config) in enumerate(runs):
             log.info("%d of %d: %s, seed %d%s", place + 1, len(runs), name, config.seed,
                      ": is finished already" if rows[place] else "")

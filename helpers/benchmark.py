@@ -111,7 +111,7 @@ def profile_loader(loader: BatchLoader, batches: int = 20, step_milliseconds: fl
 
     Returns `batch_size`, `images_per_second`, `milliseconds` of a batch, and of it `gather_ms`, `augment_ms`
     (normalisation included) and `cast_ms`, each timed by itself, and `other_ms`: the rest (labels, seeds, mixing),
-    which noise may bring below 0. `percent_of_step` compares with `step_milliseconds`, of a training step on one
+    where noise has left one. `percent_of_step` compares with `step_milliseconds`, of a training step on one
     batch.
     """
     def gather(index: int) -> Tensor:
@@ -134,7 +134,7 @@ def profile_loader(loader: BatchLoader, batches: int = 20, step_milliseconds: fl
     stages = {"gather_ms": milliseconds(gather), "augment_ms": milliseconds(lambda _: normalised(raw)),
               "cast_ms": milliseconds(lambda _: images.to(loader.dtype, memory_format=loader.memory_format))}
     return {"batch_size": loader.batch_size, "images_per_second": 1000 * loader.batch_size / whole,
-            "milliseconds": whole, **stages, "other_ms": whole - sum(stages.values()),
+            "milliseconds": whole, **stages, "other_ms": max(0.0, whole - sum(stages.values())),
             "percent_of_step": 100 * whole / step_milliseconds if step_milliseconds else None}
 
 

@@ -91,6 +91,10 @@ class ImageData:
             deviations.append(round((share * (values - mean) ** 2).sum().sqrt().item(), 6))
         return tuple(means), tuple(deviations)
 
+    def fingerprint(self) -> str:
+        """CRC-32 of the training images in their order, on which the split rests: sources order them differently."""
+        return f"{zlib.crc32(np.ascontiguousarray(self.train_images)):08x}"
+
     def __str__(self) -> str:
         superclasses = f" in {len(self.superclass_names)} superclasses" if self.superclass_names else ""
         return (f"{self.note + ': ' if self.note else ''}{len(self.train_images):,} training and "

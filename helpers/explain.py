@@ -193,7 +193,8 @@ def agreement(one: Tensor, other: Tensor) -> float:
     Of the affinities of two halves of the images it says how much is more than chance: 0 for nothing. NaN when fewer
     than three entries are left.
     """
-    pairs = torch.stack([one, other])[:, *torch.triu_indices(len(one), len(one), 1)]
+    rows, columns = torch.triu_indices(len(one), len(one), 1)
+    pairs = torch.stack([one, other])[:, rows, columns]
     pairs = pairs[:, pairs.isfinite().all(0)]
     return torch.corrcoef(pairs)[0, 1].item() if pairs.shape[1] > 2 else math.nan
 

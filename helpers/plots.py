@@ -23,6 +23,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from .metrics import Evaluation, History
@@ -72,7 +73,7 @@ def training_curves(history: History, note: str = "", smoothed_labels: bool = Tr
     """
     figure = _new_figure(7, _ended("Training", history), note)
     (loss, top1), (top5, rate) = figure.subplots(2, 2, sharex=True)
-    training = "training (augmented images, smoothed labels)" if smoothed_labels else "training (augmented images)"
+    training = "training (augmented, smoothed labels)" if smoothed_labels else "training (augmented images)"
     _line(loss, history, "train_loss", training, BLUE)
     _line(loss, history, "val_loss", "validation", ORANGE)
     _line(top1, history, "train_accuracy", "training (augmented images)", BLUE)
@@ -81,7 +82,7 @@ def training_curves(history: History, note: str = "", smoothed_labels: bool = Tr
     _line(rate, history, "learning_rate", "learning rate", GREEN)
     _mark_best(top1, history)
     for axes, label in ((loss, "cross entropy (nats)"), (top1, "top-1 accuracy (%)"), (top5, "top-5 accuracy (%)"),
-                        (rate, "learning rate")):
+                        (rate, "learning rate at the end of the epoch")):
         axes.set(xlabel="epoch", ylabel=label)
         axes.xaxis.set_tick_params(labelbottom=True)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=(1, 2, 5, 10), min_n_ticks=1))
@@ -238,9 +239,10 @@ def record(recipes: Sequence[dict], reference: dict, published: Sequence[tuple] 
            note: str = "") -> Figure:
     """Test accuracy against training compute of this project's recipes and of the reference.
 
-    A recipe is a dict with preset, top1 (mean, %), top1_by_run (%), petaflops, minutes and runs; the reference has
-    name, top1, petaflops and minutes. published: (name, top1, top5) of results whose compute is not known, as lines.
-    ablations: dicts with petaflops and val_top1 (%, of a validation split), as small points.
+    A recipe is a dict with preset, top1 (mean, %), top1_by_run (%), petaflops, minutes, runs and machine (a
+    SystemInfo as a dict); the reference has name, top1, petaflops and minutes. published: (name, top1, top5) of
+    results whose compute is not known, as lines. ablations: dicts with petaflops and val_top1 (%, of a validation
+    split), as small points.
     """
     figure = _new_figure(5.2, "Accuracy against what it costs", note)
     axes = figure.subplots()
@@ -258,8 +260,8 @@ def record(recipes: Sequence[dict], reference: dict, published: Sequence[tuple] 
         axes.plot(recipe["petaflops"], recipe["top1"], "*", color=colour, markersize=17, markeredgecolor="0.15")
         runs = f"mean of {recipe['runs']} runs, " if recipe["runs"] > 1 else ""
         axes.annotate(f"{recipe['preset']}: {recipe['top1']:.2f} %\n{runs}{recipe['petaflops']:.3g} PFLOP, "
-                      f"{recipe['minutes']:.0f} min on two CPU cores", (recipe["petaflops"], recipe["top1"]),
-                      textcoords="offset points", xytext=(12, -8), va="top")
+                      f"{recipe['minutes']:.0f} min on {_machine(recipe['machine'])}",
+                      (recipe["petaflops"], recipe["top1"]), textcoords="offset points", xytext=(12, -8), va="top")
     axes.plot(reference["petaflops"], reference["top1"], "D", color="0.35", markersize=9)
     axes.annotate(f"{reference['name']}: {reference['top1']:.2f} %\n{reference['petaflops']:g} PFLOP, "
                   f"{reference['minutes']:.0f} min on a T4 (its own figures)",
@@ -272,6 +274,11 @@ def record(recipes: Sequence[dict], reference: dict, published: Sequence[tuple] 
     axes.set_xlabel("training compute (PFLOP, forward and backward, logarithmic)")
     axes.set_ylabel("test top-1 accuracy (%)")
     return figure
+
+
+def _machine(system: dict) -> str:
+    on_cpu = system["device"] == "cpu"
+    return f"{system['cpu_cores']} CPU cores" if on_cpu else f"one {system['device_name']}"
 
 
 @themed
@@ -531,7 +538,8 @@ def reliability_diagram(evaluation: Evaluation, note: str = "") -> Figure:
     upper.bar(left, accuracy[filled], width, align="edge", color=BLUE, edgecolor="white", label="accuracy")
     upper.bar(left, (confidence - accuracy)[filled], width, bottom=accuracy[filled], align="edge", color="none",
               edgecolor=ORANGE, hatch="///", label="gap to the mean confidence")
-    upper.plot([0, 1], [0, 1], "--", color="0.3", linewidth=1.4, label="perfect calibration")
+    outline = [withStroke(linewidth=4, foreground="white")]
+    upper.plot([0, 1], [0, 1], "--", color="0.1", linewidth=1.8, label="perfect calibration", path_effects=outline)
     upper.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="accuracy (fraction of the bin)")
     upper.legend(loc="upper left")
     lower.bar(edges[:-1], 100 * _array(bins.count) / len(evaluation), width, align="edge", color="0.7",
@@ -539,8 +547,9 @@ def reliability_diagram(evaluation: Evaluation, note: str = "") -> Figure:
     mean = evaluation.confidences.mean().item()
     lower.axvline(mean, color=ORANGE, label=f"mean confidence {100 * mean:.1f} %")
     lower.axvline(evaluation.top1 / 100, color=BLUE, linestyle="--", label=f"accuracy {evaluation.top1:.1f} %")
-    lower.set(xlabel="confidence (largest softmax probability)", ylabel="images (%)")
-    lower.legend(loc="upper left")
+    lower.set(xlabel="confidence (largest softmax probability)", ylabel="images (%)",
+              ylim=(0, 1.5 * lower.get_ylim()[1]))
+    lower.legend(loc="upper left", ncols=2)
     return figure
 
 
@@ -635,8 +644,8 @@ def first_layer_filters(weights, note: str = "") -> Figure:
         _picture(axes, picture, left, top, side, edge="0.7")
         axes.text(left + side / 2, top + side + 0.03, f"{np.linalg.norm(filters[place]):.2g}", fontsize=9,
                   ha="center", va="top")
-    axes.text(0.06, bottom, "Grey: weight 0. A colour: the filter answers to it there; its opposite: it answers to "
-              "the lack of it. Below: norm of the filter.", va="top", fontsize=10, color="0.3")
+    axes.text(0.06, bottom, "Each colour is what the filter answers to there; a weight of 0 would be grey. Below: the "
+              "norm of the filter, by which it amplifies.", va="top", fontsize=10, color="0.3")
     return figure
 
 
@@ -686,7 +695,6 @@ def class_map(points, class_names: Sequence[str], superclass_of=None, superclass
                   label=_readable(superclass_names[place]) if members is not None else None)
     axes.set(xlabel="first principal component (units of the features)",
              ylabel="second principal component (units of the features)")
-    axes.set_aspect("equal", adjustable="datalim")
     axes.margins(0.08)
     if members is not None:
         figure.legend(loc="outside lower center", ncols=4, fontsize=9)
@@ -801,8 +809,10 @@ def _speed(axes: Axes, rows: Sequence[dict]) -> None:
                   capsize=4, label="median, with smallest and largest")
     if not np.isnan(speeds).all():
         best = int(np.nanargmax(speeds))
-        axes.plot(best, speeds[best], "*", color=ORANGE, markersize=16, markeredgecolor="0.15", zorder=5,
-                  label=f"fastest: {speeds[best]:,.0f} images/s at {rows[best]['batch_size']}")
+        others = np.delete(speeds + np.nan_to_num(high), best)
+        if np.isnan(others).all() or speeds[best] - np.nan_to_num(low)[best] > np.nanmax(others):      # not by chance
+            axes.plot(best, speeds[best], "*", color=ORANGE, markersize=16, markeredgecolor="0.15", zorder=5,
+                      label=f"fastest: {speeds[best]:,.0f} images/s at {rows[best]['batch_size']}")
         axes.set_ylim(0, 1.3 * np.nanmax(speeds + np.nan_to_num(high)))
     axes.set_ylabel("images per second")
     axes.legend(loc="upper left")

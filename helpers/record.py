@@ -14,31 +14,40 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from . import plots, report
+from .config import SETTINGS
 from .report import FIGURES, PUBLISHED, REFERENCE
 
 
 def recipes(folder) -> list[dict]:
-    """The runs in `folder` by preset, cheapest first: `preset`, `runs`, `seeds`, `top1`, `top1_std`, `top1_by_run`,
-    `top5`, `tta_top1` (%, means), `petaflops`, `minutes` and `t4_minutes`, an estimate.
+    """The runs in `folder` by recipe, which is all settings but the seed, cheapest first.
+
+    A row: `preset`, `runs`, `seeds`, `top1`, `top1_std`, `top1_by_run`, `top5`, `tta_top1` (%, means), `petaflops`,
+    `minutes` and `t4_minutes`, an estimate.
 
     The estimate is the compute over the rate at which the reference ran on a T4 by its own figures. Raises
     FileNotFoundError when there is no finished run.
     """
-    by_preset = {}
+    by_recipe = {}
     for path in sorted(Path(folder).glob("*/metrics.json")):
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["results"]:
-            by_preset.setdefault(content["config"]["preset"], []).append(content)
-    if not by_preset:
+            by_recipe.setdefault(_recipe_of(content["config"]), []).append(content)
+    if not by_recipe:
         raise FileNotFoundError(f"no finished run in {folder}; copy a run's metrics.json into a folder of it")
-    rows = [_recipe(preset, runs) for preset, runs in by_preset.items()]
+    rows = [_row(runs) for runs in by_recipe.values()]
     return sorted(rows, key=lambda row: row["petaflops"])
 
 
-def _recipe(preset: str, runs: list[dict]) -> dict:
+def _recipe_of(config: dict) -> str:
+    return json.dumps({name: value for name, value in config.items()
+                       if name == "preset" or name != "seed" and SETTINGS[name].metadata["shapes_training"]},
+                      sort_keys=True)
+
+
+def _row(runs: list[dict]) -> dict:
     top1 = [run["results"]["top1"] for run in runs]
     petaflops = mean(run["training"]["petaflops"] for run in runs)
-    return {"preset": preset, "runs": len(runs), "seeds": [run["config"]["seed"] for run in runs],
+    return {"preset": runs[0]["config"]["preset"], "runs": len(runs), "seeds": [run["config"]["seed"] for run in runs],
             "training_images": _training_images(runs[0]), "epochs": runs[0]["config"]["epochs"],
             "parameters": runs[0]["model_stats"]["total_parameters"],
             "top1": mean(top1), "top1_std": stdev(top1) if len(top1) > 1 else None, "top1_by_run": top1,

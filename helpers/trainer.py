@@ -60,6 +60,7 @@ class Trainer:
         self.on_epoch, self.on_progress = on_epoch, on_progress
         self.device = pick_device(config.device)
         keep_freed_memory()
+        self._fingerprint = data.fingerprint()
         saved = self._find_checkpoint()
         self.precision = self._pick_precision(saved)
         self.mean, self.std = data.channel_statistics()
@@ -249,7 +250,8 @@ class Trainer:
                "petaflops": self.flops / 1e15}
         if self.val_loader is not None:
             logits = predict(self.averaged_model, self.val_loader, self.precision)
-            row |= {"val_loss": nn.functional.cross_entropy(logits, self.val_labels).item(),
+            loss = nn.functional.cross_entropy(logits, self.val_labels).item()
+            row |= {"val_loss": loss if math.isfinite(loss) else None,      # a logit may have overflowed in fp16
                     "val_top1": topk_accuracy(logits, self.val_labels, 1),
                     "val_top5": topk_accuracy(logits, self.val_labels, 5)}
         row |= {"seconds": self._seconds_so_far(), "peak_memory_mb": peak_memory_mb(self.device)}
@@ -327,14 +329,16 @@ class Trainer:
             raise checkpoint.CheckpointError(f"{path}: holds weights only and cannot be continued; use a step_*.pt "
                                              "file")
         # A setting that is younger than the checkpoint stood, in effect, at its default.
-        settings = TrainingConfig().training_settings() | state["training_settings"]
-        checkpoint.check_same_run(settings, self._training_settings(), path)
+        ours = self._training_settings()
+        settings = ours | TrainingConfig().training_settings() | state["training_settings"]
+        checkpoint.check_same_run(settings, ours, path)
         log.info("continuing from %s, step %d", path, state["step"])
         return state
 
     def _training_settings(self) -> dict:
-        return self.config.training_settings() | {"classes": list(self.data.class_names),
-                                                  "training images": len(self.data.train_labels)}
+        return self.config.training_settings() | {
+            "classes": list(self.data.class_names), "training images": len(self.data.train_labels),
+            "fingerprint of the training images": self._fingerprint}
 
     def _pick_precision(self, saved: dict | None) -> str:
         """The precision the run began with, so that it ends in the same weights; a fresh choice on other devices."""
@@ -543,8 +547,9 @@ def autocast(device: torch.device, precision: str):
 
 def epoch_line(row: dict, epochs: int) -> str:
     """A row of the History as one readable line."""
+    loss = "–" if row["val_loss"] is None else f"{row['val_loss']:.3f}"
     validation = ("" if row["val_top1"] is None else
-                  f"  val loss {row['val_loss']:.3f}  top-1 {row['val_top1']:5.2f} %  top-5 {row['val_top5']:5.2f} %")
+                  f"  val loss {loss}  top-1 {row['val_top1']:5.2f} %  top-5 {row['val_top5']:5.2f} %")
     return (f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  train loss {row['train_loss']:.3f}  "
             f"accuracy {row['train_accuracy']:5.2f} %{validation}  lr {row['learning_rate']:.4f}  "
             f"{row['images_per_second']:,.0f} images/s  {row['seconds']:,.0f} s")

@@ -35,9 +35,12 @@ def data():
 
 def test_a_plan_is_the_base_with_every_seed_and_each_change_with_the_first(plan):
     runs = ablation.planned_runs(plan(), runs_dir="here")
-    assert [(name, config.seed, config.run_name) for name, config in runs] == [
+    assert [(name, config.seed, config.run_name.rpartition("-")[0]) for name, config in runs] == [
         ("full recipe", 3, "full-recipe-3"), ("full recipe", 4, "full-recipe-4"),
         ("no whitening", 3, "no-whitening-3"), ("A/B test", 3, "a-b-test-3")]
+    changed = PLAN["changes"] | {"no whitening": {"whitening": False, "label_smoothing": 0.5}}
+    others = ablation.planned_runs(plan(changes=changed), runs_dir="here")
+    assert [one.run_name == other.run_name for (_, one), (_, other) in zip(runs, others)] == [True, True, False, True]
     assert [config.whitening for _, config in runs] == [True, True, False, True]
     assert all(config.widths == (4, 4, 8) and config.runs_dir == "here" for _, config in runs)
 
@@ -84,10 +87,10 @@ def test_command_trains_what_its_file_does_not_hold(plan, data, tmp_path, monkey
     monkeypatch.setattr(ablation, "load_cifar100", lambda config: data)
     out = tmp_path / "out.json"
     options = ["--plan", str(plan()), "--runs-dir", str(tmp_path / "runs"), "--out", str(out)]
-    trained, train_one = [], ablation.train_one
+    trained, train_one, limit = [], ablation.train_one, 2
 
     def counted(name, config, data):
-        if len(trained) == 2:
+        if len(trained) == limit:
             raise KeyboardInterrupt
         trained.append(name)
         return train_one(name, config, data)
@@ -96,6 +99,7 @@ def test_command_trains_what_its_file_does_not_hold(plan, data, tmp_path, monkey
     assert ablation.main(options) == 130
     assert len(json.loads(out.read_text())["rows"]) == 2
     trained.clear()
+    limit = 4
     assert ablation.main(options) == 0
     assert trained == ["no whitening", "A/B test"] and "no whitening" in capsys.readouterr().out
     rows = json.loads(out.read_text())["rows"]
@@ -103,9 +107,10 @@ def test_command_trains_what_its_file_does_not_hold(plan, data, tmp_path, monkey
     trained.clear()
     other = {"no whitening": {"whitening": False, "label_smoothing": 0.5}, "A/B test": {"flip": "alternating"}}
     plan(changes=other)         # writes the plan anew
-    assert ablation.main([*options[:-3], str(tmp_path / "other runs"), *options[-2:]]) == 0
-    assert trained == ["no whitening"]
-    assert ablation.finished_rows(out, "drawn demo data") == []
+    assert ablation.main(options) == 2 and "another plan" in capsys.readouterr().err
+    assert trained == [] and json.loads(out.read_text())["rows"] == rows     # nothing is lost
+    assert ablation.main([*options[:-1], str(tmp_path / "other.json")]) == 0
+    assert len(trained) == 4
 
 
 def test_command_says_what_is_wrong(tmp_path, capsys):

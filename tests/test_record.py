@@ -10,7 +10,8 @@ from helpers import record, report
 
 def write_run(folder, preset, seed, top1, petaflops, seconds):
     report.write_json({"config": {"preset": preset, "seed": seed, "val_size": 0, "epochs": 7},
-                       "model_stats": {"total_parameters": 10}, "system": {"device_name": "a CPU"},
+                       "model_stats": {"total_parameters": 10},
+                       "system": {"device": "cpu", "device_name": "a CPU", "cpu_cores": 2},
                        "training": {"petaflops": petaflops, "seconds": seconds},
                        "results": {"top1": top1, "top5": 90.0, "flip_tta": {"top1": top1 + 1, "top5": 91.0}}},
                       folder / f"{preset}-{seed}" / "metrics.json")

@@ -376,18 +376,22 @@ def test_the_verdict_names_the_threshold_or_says_that_there_is_none(pipeline, mo
     assert "care" not in pipeline._trust(0.7)
     monkeypatch.setattr(pipeline, "_reliable", float("nan"))
     assert "care" in pipeline._trust(0.99)
-    monkeypatch.setattr(pipeline, "config", pipeline.config.replace(val_size=0, resume="never"))
-    assert "val_size=0" in pipeline._trust(0.99)
+    monkeypatch.setattr(pipeline, "_reliable_confidence", lambda: None)
+    assert "not known" in pipeline._trust(0.99)
 
 
-def test_weights_from_elsewhere_do_not_borrow_our_split(pipeline, tmp_path):
-    loaded = CIFAR100Pipeline.from_checkpoint(pipeline.save(), runs_dir=str(tmp_path))
-    loaded.data = pipeline.data
-    assert isinstance(loaded._reliable_confidence(), float)
-    other = CIFAR100Pipeline(pipeline.config.replace(seed=7, runs_dir=str(tmp_path)))
-    other.data = pipeline.data
-    other.load_weights(pipeline.checkpoint_dir / "final.pt")
-    assert "another split" in other._reliable_confidence()
+def test_loaded_weights_bring_their_reliable_confidence_or_have_none(pipeline, tmp_path):
+    path = pipeline.save()
+    loaded = CIFAR100Pipeline.from_checkpoint(path, runs_dir=str(tmp_path))
+    assert loaded._reliable_confidence() == pytest.approx(pipeline._reliable_confidence(), nan_ok=True)
+    state = torch.load(path, weights_only=True)
+    del state["reliable_confidence"]
+    torch.save(state, tmp_path / "older.pt")
+    loaded.load_weights(tmp_path / "older.pt")
+    assert loaded._reliable_confidence() is None
+    loaded.prepare_data()
+    loaded.build_trainer()          # whose validation split these weights may have been trained on
+    assert loaded._reliable_confidence() is None
 
 
 def test_the_live_view_needs_a_kernel(pipeline, monkeypatch):
