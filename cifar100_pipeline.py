@@ -103,7 +103,7 @@ class CIFAR100Pipeline:
         return pipeline
 
     @classmethod
-    def from_pretrained(cls, name: str = "quick", **overrides) -> CIFAR100Pipeline:
+    def from_pretrained(cls, name: str = "fast", **overrides) -> CIFAR100Pipeline:
         """A pipeline with the trained weights that come with the project, ready to evaluate without training.
 
         Raises CheckpointError when there are no weights of that name.

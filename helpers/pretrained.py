@@ -3,7 +3,7 @@
     python -m helpers.pretrained export runs/fast       writes pretrained/fast.pt from a finished, saved run
     python -m helpers.pretrained check --data-dir data  evaluates it and compares with what the file states
 
-`CIFAR100Pipeline.from_pretrained("quick")` reads such a file: weights, configuration and results in one.
+`CIFAR100Pipeline.from_pretrained("fast")` reads such a file: weights, configuration and results in one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PATHS = ("data_dir", "runs_dir", "checkpoint_dir")      # of the machine that tr
 TOLERANCE = 0.05        # percentage points, five test images: what the order of sums may change on another machine
 
 
-def pretrained_path(name: str = "quick") -> Path:
+def pretrained_path(name: str = "fast") -> Path:
     """The file of the weights called `name`. Raises CheckpointError where there is none."""
     path = FOLDER / f"{name}.pt"
     if not path.is_file():
@@ -91,7 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
     command = commands.add_parser("export", help="write pretrained/<preset>.pt from a finished run")
     command.add_argument("run_dir", help="the run's folder, with metrics.json and checkpoints/final.pt")
     command = commands.add_parser("check", help="evaluate a file and compare with the accuracy it states")
-    command.add_argument("name", nargs="?", default="quick", help="which file in pretrained/")
+    command.add_argument("name", nargs="?", default="fast", help="which file in pretrained/")
     for command in commands.choices.values():
         command.add_argument("--data-dir", default="data", help="folder with CIFAR-100")
     args = parser.parse_args(arguments)

@@ -114,7 +114,7 @@ def test_every_combination_is_planned_and_named_by_what_differs():
 
 
 def test_without_a_preset_runs_start_from_the_default_one():
-    assert [run.config.name for run in plan("seed=1,2")] == ["quick-seed=1", "quick-seed=2"]
+    assert [run.config.name for run in plan("seed=1,2")] == ["fast-seed=1", "fast-seed=2"]
 
 
 def test_files_and_values_are_combined_and_values_go_first(tmp_path):

@@ -36,7 +36,7 @@ def test_the_command_of_the_requirement():
 
 
 def test_nothing_typed_means_the_default_file():
-    assert read("") == TrainingConfig.from_preset("quick")
+    assert read("") == TrainingConfig.from_preset("fast")
 
 
 def test_options_go_before_the_file_and_the_file_before_its_preset(tmp_path):

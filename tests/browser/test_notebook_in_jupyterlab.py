@@ -66,7 +66,7 @@ class Student:
         self.page.evaluate("void window.jupyterapp.commands.execute('notebook:run-all-cells')")
 
     def cells(self) -> list[dict]:
-        """The code cells: `source`, `count` (None before they have run), `outputs` (`text`, `kinds` of data, `error`)."""
+        """The code cells: `source`, `count` (None before they have run), `outputs` (`text`, `kinds`, `error`)."""
         return self.page.evaluate(CODE_CELLS)
 
     def cell(self, source: str) -> dict:
