@@ -351,7 +351,7 @@ def test_an_upload_widget_is_returned_where_one_can_be_clicked(pipeline, monkeyp
     assert pipeline.try_your_own_image() == "box"
     figure, words = kept[0](png(), "red.png")
     assert "predicted" in figure.get_suptitle()
-    assert [answer.split(" ")[-1] for answer in words.split(", ")] == ["%"] * 5
+    assert words.count(" %") == min(5, len(pipeline.class_names))
     with pytest.raises(DataError, match="^red.png: "):
         kept[0](b"", "red.png")
 
