@@ -266,7 +266,7 @@ def record(recipes: Sequence[dict], reference: dict, published: Sequence[tuple] 
     axes.annotate(f"{reference['name']}: {reference['top1']:.2f} %\n{reference['petaflops']:g} PFLOP, "
                   f"{reference['minutes']:.0f} min on a T4 (its own figures)",
                   (reference["petaflops"], reference["top1"]), textcoords="offset points", xytext=(0, 12),
-                  va="bottom", ha="right")
+                  va="bottom", ha="right", bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
     axes.axhline(reference["top1"], color="0.35", linestyle=":", linewidth=1.3)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
