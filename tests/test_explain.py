@@ -410,19 +410,21 @@ def test_test_images_go_through_the_network_once(loaded, trained, monkeypatch):
 
 
 def test_affinity_is_measured_on_the_validation_split(trained, monkeypatch, capsys):
-    seen = {}
+    seen = []
 
     def measured(model, loader, superclass_of, progress):
-        seen["images"], seen["labels"] = loader.source, loader.labels
+        seen.append((loader.source, loader.labels))
         return torch.eye(int(superclass_of.max()) + 1)
 
     monkeypatch.setattr(explain, "superclass_affinity", measured)
     trained.show_superclass_affinity(pairs=2)
     data, config = trained.data, trained.config
     chosen = stratified_split(data.train_labels, config.val_size, config.seed)[1]
-    assert sorted(seen["images"].sum((1, 2, 3)).tolist()) == sorted(data.train_images[chosen].sum((1, 2, 3)).tolist())
-    assert (data.superclass_of[seen["labels"]].diff() >= 0).all()
-    assert len(capsys.readouterr().out.splitlines()) == 4
+    (images, labels), *halves = seen
+    assert sorted(images.sum((1, 2, 3)).tolist()) == sorted(data.train_images[chosen].sum((1, 2, 3)).tolist())
+    assert (data.superclass_of[labels].diff() >= 0).all()
+    assert len(halves) == 2 and sum(len(part) for _, part in halves) == len(labels)
+    assert len(capsys.readouterr().out.splitlines()) == 5
 
 
 def test_a_range_test_before_training_does_not_change_its_weights(trained, tmp_path, capsys):

@@ -278,8 +278,8 @@ def test_throughput_shows_what_did_not_run():
 def test_compare_runs_marks_published_results():
     figure = FIGURES["compare_runs"]()
     written = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert written == ["long: top-1 61.0 %, top-5 85.0 %, 180 s, 0.6 PFLOP (one GPU)", "short: top-1 40.0 %, 2 s",
-                       "ResNet: top-1 75.0 %, top-5 93.0 % (published)", "other: top-5 90.0 % (published)"]
+    assert written == ["long: top-1 61.00 %, top-5 85.00 %, 180 s, 0.6 PFLOP (one GPU)", "short: top-1 40.00 %, 2 s",
+                       "ResNet: top-1 75.00 %, top-5 93.00 % (published)", "other: top-5 90.00 % (published)"]
     assert figure.axes[1].get_xscale() == "log"
 
 

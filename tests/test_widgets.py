@@ -389,7 +389,7 @@ def test_loaded_weights_bring_their_reliable_confidence_or_have_none(pipeline, t
     torch.save(state, tmp_path / "older.pt")
     loaded.load_weights(tmp_path / "older.pt")
     assert loaded._reliable_confidence() is None
-    loaded.prepare_data()
+    loaded.data = pipeline.data
     loaded.build_trainer()          # whose validation split these weights may have been trained on
     assert loaded._reliable_confidence() is None
 
