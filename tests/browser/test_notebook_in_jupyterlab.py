@@ -129,7 +129,7 @@ def student(browser, tmp_path, request):
         servers.append(server)
         page = browser.new_page(viewport={"width": 1300, "height": 1000})
         pages.append(page)
-        page.set_default_timeout(1000 * SECONDS)
+        page.set_default_timeout(60_000)
         page.goto(f"{address}/lab/tree/{NOTEBOOK}?reset")
         page.wait_for_function(READY)
         return Student(page, request.node.name.removeprefix("test_"))
@@ -204,9 +204,10 @@ def watch_training(student: Student) -> None:
     view, seen, numbers = student.scroll_to(training), set(), set()
 
     def look_on() -> bool:
-        seen.update(pictures(view))
+        found = set(pictures(view)) - seen
+        seen.update(found)
         numbers.update(text for text in view.locator(".widget-html").all_inner_texts() if "images/s" in text)
-        if len(seen) == 2:
+        if found and len(seen) == 3:
             student.look("live-view")
         return student.cell(training)["count"]
 
@@ -222,6 +223,9 @@ def use_explorer(student: Student) -> None:
     explorer = student.scroll_to("pipeline.explore_errors()")
     where = explorer.locator(".widget-label", has_text="page")
     where.wait_for()
+    first_page = where.inner_text()
+    choose(explorer, "outcome", "right")        # of which there are many, even after a short training
+    student.wait_for(lambda: where.inner_text() != first_page, "another outcome")
     student.look("explorer")
     first_page, first_pictures = where.inner_text(), pictures(explorer)
     explorer.locator("button[title='next page']").click()
@@ -230,8 +234,6 @@ def use_explorer(student: Student) -> None:
     explorer.locator("button[title='page before']").click()
     student.wait_for(lambda: where.inner_text() == first_page, "the page before")
 
-    choose(explorer, "outcome", "right")
-    student.wait_for(lambda: where.inner_text() != first_page, "another outcome")
     right = explorer.locator("button:visible", has_text="✓")
     name = right.first.inner_text().removeprefix("✓").strip()
     choose(explorer, "true class", name)
@@ -250,15 +252,21 @@ def choose(explorer, description: str, label: str) -> None:
     explorer.locator(".widget-dropdown", has_text=description).locator("select").select_option(label=label)
 
 
+def choose_file(student: Student, cell, path: Path) -> None:
+    with student.page.expect_file_chooser() as chooser:
+        cell.locator("button", has_text="Choose a picture").click()
+    chooser.value.set_files(path)
+
+
 def upload(student: Student, folder: Path) -> None:
     cell = student.scroll_to("pipeline.try_your_own_image()")
     Image.new("RGBA", (300, 200), (200, 30, 30, 128)).save(folder / "red.png")
     (folder / "broken.png").write_bytes(b"no picture")
     answer = cell.locator(".widget-html")
-    cell.locator("input[type=file]").set_input_files(folder / "broken.png")
+    choose_file(student, cell, folder / "broken.png")
     student.wait_for(lambda: "cannot be read" in answer.inner_text(), "the line about a broken file")
     assert not pictures(cell)
-    cell.locator("input[type=file]").set_input_files(folder / "red.png")
+    choose_file(student, cell, folder / "red.png")
     student.wait_for(lambda: answer.inner_text().startswith("red.png: ") and pictures(cell), "an answer")
     assert answer.inner_text().count("%") == 5
     cell.locator("img").scroll_into_view_if_needed()
