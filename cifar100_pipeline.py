@@ -182,9 +182,9 @@ class CIFAR100Pipeline:
         flops_a_minute = 60 * speed["steps_per_second"] * speed["batch_size"] * training_flops(trainer.model)
         speed["minutes"] = trainer.total_flops() / flops_a_minute
         self.speeds["training"] = speed
-        growing = ", small images first" if self.config.start_image_size < IMAGE_SIZE else ""
+        growing = ", small images first," if self.config.start_image_size < IMAGE_SIZE else ""
         print(f"{speed['steps_per_second']:.2f} training steps/s of {speed['batch_size']} images, "
-              f"{speed['images_per_second']:,.0f} images/s at full size; {self.config.epochs} epochs{growing}, take "
+              f"{speed['images_per_second']:,.0f} images/s at full size; {self.config.epochs} epochs{growing} take "
               f"about {report.duration(60 * speed['minutes'])} on this machine")
         if speed["minutes"] > LONG_MINUTES:
             print(self._shorter_presets(flops_a_minute))
@@ -503,7 +503,7 @@ class CIFAR100Pipeline:
         heat = torch.cat([explain.grad_cam(self.model, batch, chosen) for (batch, _), chosen
                           in zip(loader.batches(), classes.split(loader.batch_size))])
         what = "predicted" if class_name is None else "looks for"
-        titles = [self._attention_title(image, f"{what}: {self.class_names[index]}, {100 * share[index]:.0f} %")
+        titles = [self._attention_title(image, f"{what}: {plots.readable(self.class_names[index])}, {100 * share[index]:.0f} %")
                   for image, index, share in zip(images, classes.tolist(), probabilities)]
         return self._keep("attention", plots.grad_cam_overlay(pixels, heat, titles, note=self.note))
 
@@ -648,7 +648,8 @@ class CIFAR100Pipeline:
     def _attention_title(self, image, looked_for: str) -> str:
         """`looked_for`, below the true class where that is known."""
         if isinstance(image, (int, np.integer)):
-            return f"true: {self.class_names[self.data.test_labels[int(image)]]}\n{looked_for}"
+            true = self.class_names[self.data.test_labels[int(image)]]
+            return f"true: {plots.readable(true)}\n{looked_for}"
         return looked_for
 
     def _answer(self, image, name: str = "") -> tuple[Figure, str]:
@@ -660,7 +661,7 @@ class CIFAR100Pipeline:
         original = np.array(square(picture, 256))
         pixels = self.as_input(picture)
         answers = self.predict(pixels)
-        words = ", ".join(f"{answer.replace('_', ' ')} {100 * share:.0f} %" for answer, share in answers)
+        words = ", ".join(f"{plots.readable(answer)} {100 * share:.0f} %" for answer, share in answers)
         return self._explanation(pixels, answers, original=original, remark=self._trust(answers[0][1])), words
 
     def _explanation(self, pixels: Tensor, answers: list[tuple[str, float]], **more) -> Figure:

@@ -185,8 +185,7 @@ def compare_runs(runs: Sequence[dict], published: Sequence[tuple] = (), note: st
     """Accuracy against epochs, seconds and PFLOP of several runs, with published results as reference lines.
 
     A run is a dict: name, history (a History, or None), top1 and top5 (% on the test split, or None), seconds,
-    petaflops (of the whole training, or None) and optionally measured (where and how, free text). Lines are
-    validation accuracy, stars the test accuracy at the end. published: (name, top1, top5), either may be None.
+    petaflops (of the whole training, or None). Lines are validation accuracy, stars the test accuracy at the end. published: (name, top1, top5), either may be None.
     """
     figure = _new_figure(5.4 + 0.22 * (len(runs) + len(published)), "Accuracy against what it costs", note)
     panels = figure.subplots(1, 3, sharey=True)
@@ -336,8 +335,7 @@ def _runs_legend(figure: Figure, runs: Sequence[dict], published: Sequence[tuple
 def _run_label(run: dict) -> str:
     scores = _listed(("top-1 {:.2f} %", run.get("top1")), ("top-5 {:.2f} %", run.get("top5")),
                      ("{:,.0f} s", run.get("seconds")), ("{:.3g} PFLOP", run.get("petaflops")))
-    where = f" ({run['measured']})" if run.get("measured") else ""
-    return textwrap.fill(f"{run['name']}: {scores}{where}", 115)
+    return textwrap.fill(f"{run['name']}: {scores}", 115)
 
 
 # Data ------------------------------------------------------------------------------------------------------
@@ -366,12 +364,12 @@ def sample_grid(images, labels, class_names: Sequence[str], superclass_of=None,
     for place, (name, classes) in enumerate(lines):
         block, line = divmod(place, lines_a_block)
         left, bottom = block * (WIDTH + 0.2) / blocks, (line + 1) * line_height - 0.2
-        axes.text(left, bottom - 0.83, _readable(name), fontsize=10.5, weight="bold", va="bottom")
+        axes.text(left, bottom - 0.83, readable(name), fontsize=10.5, weight="bold", va="bottom")
         for column, label in enumerate(classes):
             x = left + column * 0.98
             found = np.flatnonzero(labels == label)
             _picture(axes, images[found[0]] if len(found) else None, x, bottom - 0.78, 0.78)
-            axes.text(x + 0.39, bottom + 0.13, _readable(class_names[label]), fontsize=9, ha="center")
+            axes.text(x + 0.39, bottom + 0.13, readable(class_names[label]), fontsize=9, ha="center")
     return figure
 
 
@@ -398,7 +396,7 @@ def augmentation_preview(original, augmented, titles: Sequence[str] = (), note: 
     for line in range(count):
         top = 0.25 + line * step
         if len(titles):
-            axes.text(left - 0.1, top + side / 2, _readable(titles[line]), ha="right", va="center")
+            axes.text(left - 0.1, top + side / 2, readable(titles[line]), ha="right", va="center")
         _picture(axes, original[line], left, top, side)
         for draw in range(repeats):
             _picture(axes, draws[line, draw], left + 0.1 + (draw + 1) * step, top, side)
@@ -426,7 +424,7 @@ def class_accuracy_bars(evaluation: Evaluation, note: str = "") -> Figure:
         for line, value in enumerate(values):
             _bar_label(axes, line, value)
         axes.axvline(evaluation.class_mean, color=RED, linestyle="--", linewidth=1.4, label="mean over classes")
-        axes.set_yticks(range(len(classes)), [_readable(evaluation.class_names[label]) for label in classes],
+        axes.set_yticks(range(len(classes)), [readable(evaluation.class_names[label]) for label in classes],
                         fontsize=9.5)
         axes.set(xlim=(0, 100), ylim=(rows - 0.4, -0.6), xlabel="accuracy (%)")
         axes.grid(axis="y", visible=False)
@@ -469,12 +467,12 @@ def _class_groups(evaluation: Evaluation) -> tuple[np.ndarray, np.ndarray, np.nd
     if evaluation.superclass_of is None:
         named = np.arange(0, classes, math.ceil(classes / 40))      # more names than that do not fit
         return (np.arange(classes), np.array([]), named + 0.5,
-                [_readable(evaluation.class_names[label]) for label in named])
+                [readable(evaluation.class_names[label]) for label in named])
     members = _array(evaluation.superclass_of)
     order = np.argsort(members, kind="stable")
     present, starts = np.unique(members[order], return_index=True)
     edges = np.append(starts, classes)
-    return order, edges, (edges[:-1] + edges[1:]) / 2, [_readable(evaluation.superclass_names[place])
+    return order, edges, (edges[:-1] + edges[1:]) / 2, [readable(evaluation.superclass_names[place])
                                                         for place in present]
 
 
@@ -492,7 +490,7 @@ def confused_pairs(evaluation: Evaluation, images, n: int = 8, note: str = "") -
     figure, axes = _canvas(1.45 * math.ceil(len(pairs) / 2), "The most frequent mistakes", note)
     for place, (true, predicted, count, share) in enumerate(pairs):
         left, top = (place % 2) * 5.15, (place // 2) * 1.45
-        true_name, predicted_name = (_readable(evaluation.class_names[label]) for label in (true, predicted))
+        true_name, predicted_name = (readable(evaluation.class_names[label]) for label in (true, predicted))
         axes.text(left, top + 0.3, f"{true_name} taken for {predicted_name}: {share:.0f} % ({count} of "
                   f"{round(100 * count / share)})", va="bottom", weight="bold")
         mistaken = np.flatnonzero((labels == true) & (predictions == predicted))[:4]
@@ -518,7 +516,7 @@ def confident_errors(evaluation: Evaluation, images, n: int = 12, note: str = ""
     for place, index in enumerate(errors):
         left, top = (place % columns) * width, (place // columns) * height
         _picture(axes, images[index], left + 0.16, top, 1.35)
-        true, predicted = (_readable(evaluation.class_names[labels[index]])
+        true, predicted = (readable(evaluation.class_names[labels[index]])
                            for labels in (evaluation.labels, evaluation.predictions))
         axes.text(left + 0.83, top + 1.4, f"true: {true}\npredicted: {predicted}\n"
                   f"confidence {100 * evaluation.confidences[index]:.1f} %", fontsize=9.5, ha="center", va="top")
@@ -558,7 +556,7 @@ def prediction(image, names: Sequence[str], probabilities, note: str = "") -> Fi
     """A picture, uint8 [H, W, 3], and its five most probable classes; probabilities: float, one a name."""
     values = _array(probabilities)
     best = np.argsort(-values, kind="stable")[:5]
-    figure = _new_figure(3.4, f"{_readable(names[best[0]])}: {100 * values[best[0]]:.1f} %", note)
+    figure = _new_figure(3.4, f"{readable(names[best[0]])}: {100 * values[best[0]]:.1f} %", note)
     picture, bars = figure.subplots(1, 2, width_ratios=(1, 2))
     picture.imshow(_array(image), interpolation="nearest")
     picture.axis("off")
@@ -577,8 +575,8 @@ def explained_prediction(image, names: Sequence[str], probabilities, attention=N
     similarity) of the nearest training images; remark: a sentence to stand below.
     """
     values = _array(probabilities)
-    known = f"; true class: {_readable(true)}" if true else ""
-    title = f"predicted: {_readable(names[0])}, {100 * values[0]:.1f} %{known}"
+    known = f"; true class: {readable(true)}" if true else ""
+    title = f"predicted: {readable(names[0])}, {100 * values[0]:.1f} %{known}"
     remark = textwrap.fill(remark, 125)
     figure = _new_figure(3.3 + 1.75 * bool(neighbours) + 0.2 * bool(remark) * (1 + remark.count("\n")), title, note)
     pictures = [(original, "your picture, cropped"), (image, f"what the network sees, {len(image)}×{len(image)}")]
@@ -589,7 +587,7 @@ def explained_prediction(image, names: Sequence[str], probabilities, attention=N
     for axes, (pixels, caption) in zip(panels, pictures):
         _captioned(axes, pixels, caption)
     if attention is not None:
-        _captioned(panels[-1], image, f"where it looks for\n{_readable(names[0])} (Grad-CAM)")
+        _captioned(panels[-1], image, f"where it looks for\n{readable(names[0])} (Grad-CAM)")
         panels[-1].imshow(_array(attention), cmap="inferno", alpha=0.6, vmin=0, vmax=1,
                           extent=panels[-1].images[0].get_extent(), interpolation="bilinear")
     _probability_bars(bars, names, values)
@@ -598,7 +596,7 @@ def explained_prediction(image, names: Sequence[str], probabilities, attention=N
                          fontsize=11.5)
         for axes, (pixels, name, similarity) in zip(np.atleast_1d(rows[1].subplots(1, len(neighbours))), neighbours):
             _captioned(axes, pixels, "")
-            axes.set_xlabel(f"{_readable(name)}\n{similarity:.2f}", fontsize=9.5)
+            axes.set_xlabel(f"{readable(name)}\n{similarity:.2f}", fontsize=9.5)
     if remark:
         figure.supxlabel(remark, fontsize=10.5)
     return figure
@@ -616,7 +614,7 @@ def _probability_bars(axes: Axes, names: Sequence[str], values: np.ndarray) -> N
     axes.barh(range(len(values)), 100 * values, color=[ORANGE] + [BLUE] * (len(values) - 1), height=0.7)
     for line, value in enumerate(100 * values):
         axes.text(value + 1, line, f"{value:.1f}", va="center")
-    axes.set_yticks(range(len(values)), [_readable(name) for name in names], fontsize=11)
+    axes.set_yticks(range(len(values)), [readable(name) for name in names], fontsize=11)
     axes.set(xlim=(0, 118), ylim=(len(values) - 0.4, -0.6), xlabel="probability (%)", ylabel="class")
     axes.set_xticks(range(0, 101, 20))
     axes.grid(axis="y", visible=False)
@@ -692,7 +690,7 @@ def class_map(points, class_names: Sequence[str], superclass_of=None, superclass
     for place, (marker, colour) in zip(range(max(len(superclass_names), 1)), itertools.cycle(kinds)):
         chosen = points if members is None else points[members == place]
         axes.plot(*chosen.T, marker, color=colour, markersize=8, markeredgecolor="white", linestyle="",
-                  label=_readable(superclass_names[place]) if members is not None else None)
+                  label=readable(superclass_names[place]) if members is not None else None)
     axes.set(xlabel="first principal component (units of the features)",
              ylabel="second principal component (units of the features)")
     axes.margins(0.08)
@@ -700,7 +698,7 @@ def class_map(points, class_names: Sequence[str], superclass_of=None, superclass
         figure.legend(loc="outside lower center", ncols=4, fontsize=9)
     figure.draw_without_rendering()         # where the points lie on the page is known only now
     there = np.isfinite(points).all(axis=1)
-    _name_points(axes, points[there], [_readable(name) for name, drawn in zip(class_names, there) if drawn])
+    _name_points(axes, points[there], [readable(name) for name, drawn in zip(class_names, there) if drawn])
     return figure
 
 
@@ -765,7 +763,7 @@ def superclass_affinity(matrix, names: Sequence[str], note: str = "") -> Figure:
     sns.heatmap(values, ax=axes, mask=hidden, cmap="vlag_r", vmin=-limit, vmax=limit, square=True, linewidths=0.5,
                 annot=len(values) <= 25, fmt=".0f", annot_kws={"fontsize": 9},
                 cbar_kws={"label": "cosine similarity of the gradients × 100", "shrink": 0.7})
-    readable = [_readable(names[place]) for place in order]
+    readable = [readable(names[place]) for place in order]
     axes.set_xticks(np.arange(len(order)) + 0.5, readable, rotation=90, fontsize=9.5)
     axes.set_yticks(np.arange(len(order)) + 0.5, readable, rotation=0, fontsize=9.5)
     axes.grid(False)
@@ -970,5 +968,6 @@ def _evaluated(images, evaluation: Evaluation) -> np.ndarray:
     return images
 
 
-def _readable(name: str) -> str:
+def readable(name: str) -> str:
+    """The name of a class as one writes it."""
     return str(name).replace("_", " ")

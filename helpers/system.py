@@ -183,10 +183,9 @@ def progress_style(setting: str = "auto") -> str:
 def _started_headless() -> bool:
     """Did papermill, nbconvert or pytest start this kernel? It inherits the variables of a front end they run in."""
     command = Path(f"/proc/{os.getppid()}/cmdline")
-    # `python -m pytest …` shows up as python .../pytest/__main__.py; later words may be anybody's paths.
-    words = command.read_bytes().split(b"\0")[:4] if command.exists() else []
-    started = {part.decode(errors="replace") for word in words for part in word.split(b"/")[-2:]}
-    return not started.isdisjoint({"papermill", "nbconvert", "jupyter-nbconvert", "pytest", "py.test"})
+    # Such as `python -m pytest` or `python /usr/bin/papermill`; what comes later may be anybody's paths.
+    words = command.read_text(errors="replace").split("\0")[:4] if command.exists() else []
+    return not {Path(word).name for word in words}.isdisjoint({"papermill", "nbconvert", "jupyter-nbconvert", "pytest"})
 
 
 def mount_drive() -> Path:

@@ -45,8 +45,7 @@ ROWS = [{"batch_size": 64, "images_per_second": 900.0, "images_per_second_min": 
          "images_per_second_max": 950.0, "memory_mb": 300.0, "error": None},
         {"batch_size": 128, "images_per_second": None, "images_per_second_min": None,
          "images_per_second_max": None, "memory_mb": None, "error": "CUDA out of memory. Tried to allocate 2 GiB"}]
-RUNS = [{"name": "long", "history": history(), "top1": 61.0, "top5": 85.0, "seconds": 180.0, "petaflops": 0.6,
-         "measured": "one GPU"},
+RUNS = [{"name": "long", "history": history(), "top1": 61.0, "top5": 85.0, "seconds": 180.0, "petaflops": 0.6},
         {"name": "short", "history": None, "top1": 40.0, "top5": None, "seconds": 2.0, "petaflops": None}]
 LAYERS = [{"layer": "conv1", "parameters": 432, "mflops": 0.9}, {"layer": "head", "parameters": 1000, "mflops": 0.0}]
 
@@ -278,7 +277,7 @@ def test_throughput_shows_what_did_not_run():
 def test_compare_runs_marks_published_results():
     figure = FIGURES["compare_runs"]()
     written = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert written == ["long: top-1 61.00 %, top-5 85.00 %, 180 s, 0.6 PFLOP (one GPU)", "short: top-1 40.00 %, 2 s",
+    assert written == ["long: top-1 61.00 %, top-5 85.00 %, 180 s, 0.6 PFLOP", "short: top-1 40.00 %, 2 s",
                        "ResNet: top-1 75.00 %, top-5 93.00 % (published)", "other: top-5 90.00 % (published)"]
     assert figure.axes[1].get_xscale() == "log"
 

@@ -152,7 +152,7 @@ def test_a_bar_is_drawn_where_somebody_watches(variables, in_kernel, in_terminal
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 @pytest.mark.parametrize("parent, expected", [
-    ("papermill", "lines"), ("/usr/bin/jupyter-nbconvert", "lines"), ("/lib/pytest/__main__.py", "lines"),
+    ("papermill", "lines"), ("/usr/bin/jupyter-nbconvert", "lines"), ("/usr/bin/pytest", "lines"),
     ("jupyter-lab", "bar"), ("--root_dir=/home/me/pytest-of-me/papermill-course", "bar")])
 def test_a_kernel_that_papermill_started_from_within_jupyter_prints_lines(parent, expected, environment, monkeypatch):
     """It inherits Jupyter's variables; its parent process tells."""

@@ -33,7 +33,7 @@ SCREENSHOTS = Path(__file__).resolve().parent / "screenshots"
 NOTEBOOK = "CIFAR_100_CNN_Training.ipynb"
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]
-SECONDS = 1200      # for any one thing to happen; the machine may be busy
+SECONDS = 300       # for any one thing to happen
 
 READY = """() => {
     const panel = window.jupyterapp?.shell.currentWidget
