@@ -503,8 +503,9 @@ class CIFAR100Pipeline:
         heat = torch.cat([explain.grad_cam(self.model, batch, chosen) for (batch, _), chosen
                           in zip(loader.batches(), classes.split(loader.batch_size))])
         what = "predicted" if class_name is None else "looks for"
-        titles = [self._attention_title(image, f"{what}: {plots.readable(self.class_names[index])}, {100 * share[index]:.0f} %")
-                  for image, index, share in zip(images, classes.tolist(), probabilities)]
+        answers = [f"{what}: {plots.readable(self.class_names[index])}, {100 * share[index]:.0f} %"
+                   for index, share in zip(classes.tolist(), probabilities)]
+        titles = [self._attention_title(image, answer) for image, answer in zip(images, answers)]
         return self._keep("attention", plots.grad_cam_overlay(pixels, heat, titles, note=self.note))
 
     # Compare and save ------------------------------------------------------------------------------------------

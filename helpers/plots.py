@@ -185,7 +185,8 @@ def compare_runs(runs: Sequence[dict], published: Sequence[tuple] = (), note: st
     """Accuracy against epochs, seconds and PFLOP of several runs, with published results as reference lines.
 
     A run is a dict: name, history (a History, or None), top1 and top5 (% on the test split, or None), seconds,
-    petaflops (of the whole training, or None). Lines are validation accuracy, stars the test accuracy at the end. published: (name, top1, top5), either may be None.
+    petaflops (of the whole training, or None). Lines are validation accuracy, stars the test accuracy at the end.
+    published: (name, top1, top5), either may be None.
     """
     figure = _new_figure(5.4 + 0.22 * (len(runs) + len(published)), "Accuracy against what it costs", note)
     panels = figure.subplots(1, 3, sharey=True)
