@@ -764,9 +764,9 @@ def superclass_affinity(matrix, names: Sequence[str], note: str = "") -> Figure:
     sns.heatmap(values, ax=axes, mask=hidden, cmap="vlag_r", vmin=-limit, vmax=limit, square=True, linewidths=0.5,
                 annot=len(values) <= 25, fmt=".0f", annot_kws={"fontsize": 9},
                 cbar_kws={"label": "cosine similarity of the gradients × 100", "shrink": 0.7})
-    readable = [readable(names[place]) for place in order]
-    axes.set_xticks(np.arange(len(order)) + 0.5, readable, rotation=90, fontsize=9.5)
-    axes.set_yticks(np.arange(len(order)) + 0.5, readable, rotation=0, fontsize=9.5)
+    labels = [readable(names[place]) for place in order]
+    axes.set_xticks(np.arange(len(order)) + 0.5, labels, rotation=90, fontsize=9.5)
+    axes.set_yticks(np.arange(len(order)) + 0.5, labels, rotation=0, fontsize=9.5)
     axes.grid(False)
     axes.set(xlabel="superclass", ylabel="superclass")
     axes.set_title("blue: a small step for one also helps the other; red: it is in the other's way")
