@@ -503,7 +503,7 @@ class CIFAR100Pipeline:
         heat = torch.cat([explain.grad_cam(self.model, batch, chosen) for (batch, _), chosen
                           in zip(loader.batches(), classes.split(loader.batch_size))])
         what = "predicted" if class_name is None else "looks for"
-        answers = [f"{what}: {plots.readable(self.class_names[index])}, {100 * share[index]:.0f} %"
+        answers = [f"{what}: {report.readable(self.class_names[index])}, {100 * share[index]:.0f} %"
                    for index, share in zip(classes.tolist(), probabilities)]
         titles = [self._attention_title(image, answer) for image, answer in zip(images, answers)]
         return self._keep("attention", plots.grad_cam_overlay(pixels, heat, titles, note=self.note))
@@ -650,7 +650,7 @@ class CIFAR100Pipeline:
         """`looked_for`, below the true class where that is known."""
         if isinstance(image, (int, np.integer)):
             true = self.class_names[self.data.test_labels[int(image)]]
-            return f"true: {plots.readable(true)}\n{looked_for}"
+            return f"true: {report.readable(true)}\n{looked_for}"
         return looked_for
 
     def _answer(self, image, name: str = "") -> tuple[Figure, str]:
@@ -662,7 +662,7 @@ class CIFAR100Pipeline:
         original = np.array(square(picture, 256))
         pixels = self.as_input(picture)
         answers = self.predict(pixels)
-        words = ", ".join(f"{plots.readable(answer)} {100 * share:.0f} %" for answer, share in answers)
+        words = ", ".join(f"{report.readable(answer)} {100 * share:.0f} %" for answer, share in answers)
         return self._explanation(pixels, answers, original=original, remark=self._trust(answers[0][1])), words
 
     def _explanation(self, pixels: Tensor, answers: list[tuple[str, float]], **more) -> Figure:

@@ -27,6 +27,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from .metrics import Evaluation, History
+from .report import readable
 
 PALETTE = sns.color_palette("colorblind").as_hex()
 BLUE, ORANGE, GREEN, RED = PALETTE[:4]
@@ -967,8 +968,3 @@ def _evaluated(images, evaluation: Evaluation) -> np.ndarray:
         raise ValueError(f"images holds {len(images)} pictures, but {len(evaluation)} were evaluated; give the same "
                          "split in the same order")
     return images
-
-
-def readable(name: str) -> str:
-    """The name of a class as one writes it."""
-    return str(name).replace("_", " ")

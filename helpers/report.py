@@ -153,6 +153,11 @@ def results_text(results: dict) -> str:
     return "\n".join(lines)
 
 
+def readable(name: str) -> str:
+    """The name of a class or a superclass as one writes it."""
+    return str(name).replace("_", " ")
+
+
 def duration(seconds: float) -> str:
     """How long, as one says it: "45 s", "17 min", "1 h 50 min"."""
     if seconds < 90:

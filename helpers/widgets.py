@@ -287,7 +287,7 @@ class ErrorExplorer:
     def __init__(self, evaluation: Evaluation, images, explain, note: str = ""):
         import ipywidgets
         self.evaluation, self.images, self.explain = evaluation, images, explain
-        names = [plots.readable(name) for name in evaluation.class_names]
+        names = [report.readable(name) for name in evaluation.class_names]
         classes = sorted(zip(names, range(len(names))))
         self.true = _dropdown("true class", [("any", ANY), *classes])
         self.predicted = _dropdown("predicted", [("any", ANY), *classes])
@@ -337,7 +337,7 @@ class ErrorExplorer:
         """(is it right?, predicted class, everything in words)."""
         evaluation = self.evaluation
         label, prediction = int(evaluation.labels[index]), int(evaluation.predictions[index])
-        name, true = (plots.readable(evaluation.class_names[place]) for place in (prediction, label))
+        name, true = (report.readable(evaluation.class_names[place]) for place in (prediction, label))
         return label == prediction, name, (f"test image {index}: {true}, predicted {name} with "
                                            f"{100 * evaluation.confidences[index]:.0f} %")
 
