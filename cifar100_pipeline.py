@@ -450,9 +450,9 @@ class CIFAR100Pipeline:
     def show_class_map(self) -> Figure:
         """The classes in a plane: near each other where the network sees the test images of both alike."""
         evaluation, data = self._evaluated(), self.data
-        points, share = explain.class_map(self._test_features, evaluation.labels, data.num_classes)
+        points, kept = explain.class_map(self._test_features, evaluation.labels, data.num_classes)
         return self._keep("class_map", plots.class_map(points, data.class_names, data.superclass_of,
-                                                       data.superclass_names, share, note=self.note))
+                                                       data.superclass_names, kept, note=self.note))
 
     def show_superclass_affinity(self, pairs: int = 3) -> Figure:
         """Which superclasses help each other: how far the gradients of their losses point the same way.

@@ -65,25 +65,80 @@ def nearest(features: Tensor, queries: Tensor, k: int = 8) -> tuple[Tensor, Tens
 
 
 def class_map(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, float]:
-    """The mean feature of each class, projected on the plane in which these means spread most (PCA, by an SVD).
+    """The classes laid out in a plane so that those the network sees alike are near each other.
+
+    t-SNE (van der Maaten & Hinton 2008) of the mean feature of each class, by the cosine between the means (their
+    common mean subtracted). Unlike a projection it gives up the distances to keep the neighbours: the directions,
+    the unit, and how far apart two far points lie mean nothing. It starts from the principal plane, so the map of
+    the same features stays the same.
 
     features: float [N, C], C at least 2; labels: int64 [N]. Returns points float32 [num_classes, 2], NaN for a class
-    without images, and the share of the means' variance that the plane shows, in [0, 1]. Classes that lie far apart
-    in the plane are far apart; those that lie close may still differ in the directions that it leaves out.
+    without images, and the share, in [0, 1], of the four nearest classes in the plane that are also among a class's four nearest by
+    their features; NaN with fewer than six classes.
     """
     counts = torch.bincount(labels, minlength=num_classes)
     sums = torch.zeros(num_classes, features.shape[1], dtype=torch.float64).index_add_(0, labels, features.double())
     present = counts > 0
-    centred = sums[present] / counts[present, None]
-    centred -= centred.mean(0)
-    _, lengths, axes = torch.linalg.svd(centred)
-    plane = axes[:2]
-    # The SVD leaves signs open: with the largest entry positive, the map of the same network stays the same.
-    plane = plane * plane.gather(1, plane.abs().argmax(1, keepdim=True)).sign()
+    means = sums[present] / counts[present, None]
+    centred = means - means.mean(0)
+    directions = F.normalize(centred, dim=1)
+    distances = 1 - directions @ directions.T
     points = torch.full((num_classes, 2), math.nan)
-    points[present] = (centred @ plane.T).float()
-    variances = lengths ** 2
-    return points, (variances[:2].sum() / variances.sum().clamp(min=1e-30)).item()
+    points[present] = _tsne(distances, _principal_plane(centred)).float()
+    if present.sum() < 6:
+        return points, math.nan
+    near_here = _neighbours(torch.cdist(points[present], points[present]), 4)
+    return points, (near_here & _neighbours(distances, 4)).sum().item() / near_here.sum().item()
+
+
+def _principal_plane(centred: Tensor) -> Tensor:
+    """Rows float64 [M, C], of mean zero, on the plane in which they spread most: float64 [M, 2]."""
+    axes = torch.linalg.svd(centred).Vh[:2]
+    # The SVD leaves signs open.
+    axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
+    return centred @ axes.T
+
+
+def _neighbours(distances: Tensor, k: int) -> Tensor:
+    """Bool [M, M]: is the column one of the `k` nearest to the row, itself left out?"""
+    others = distances.clone().fill_diagonal_(math.inf)
+    return torch.zeros_like(others, dtype=torch.bool).scatter_(1, others.topk(k, largest=False).indices, True)
+
+
+def _tsne(distances: Tensor, start: Tensor, perplexity: float = 6.0, steps: int = 1000) -> Tensor:
+    """t-SNE (van der Maaten & Hinton 2008) of a few points by their distances, float64 [M, M]: float64 [M, 2].
+
+    A class has four others in its superclass, hence the small perplexity. Exact, since 100 points are few.
+    """
+    count = len(distances)
+    if count < 3:
+        return start
+    nearness = _nearness(distances, min(perplexity, (count - 1) / 2))
+    nearness = ((nearness + nearness.T) / (2 * count)).clamp(min=1e-12)
+    points = 1e-2 * start / start.std().clamp(min=1e-12)
+    velocity = torch.zeros_like(points)
+    for step in range(steps):
+        early = step < steps // 4       # groups form while nearness counts four times
+        closeness = 1 / (1 + torch.cdist(points, points) ** 2)
+        closeness.fill_diagonal_(0)
+        pull = ((4 if early else 1) * nearness - closeness / closeness.sum()) * closeness
+        gradient = 4 * (pull.sum(1, keepdim=True) * points - pull @ points)
+        velocity = (0.5 if early else 0.8) * velocity - count / 4 * gradient
+        points = points + velocity
+        points = points - points.mean(0)
+    return points
+
+
+def _nearness(distances: Tensor, perplexity: float) -> Tensor:
+    """Each row's distances as probabilities of the given perplexity, by bisection of the rows' widths; [M, M]."""
+    low, high = torch.zeros(len(distances), 1).double(), torch.full((len(distances), 1), 1e6).double()
+    for _ in range(60):
+        sharpness = torch.where(low > 0, (low * high).sqrt(), high / 1e3)
+        shares = (-sharpness * distances).fill_diagonal_(-math.inf).softmax(1)
+        entropy = -torch.xlogy(shares, shares).sum(1, keepdim=True)
+        too_wide = entropy > math.log(perplexity)
+        low, high = torch.where(too_wide, sharpness, low), torch.where(too_wide, high, sharpness)
+    return shares
 
 
 # Heat maps -------------------------------------------------------------------------------------------------

@@ -676,26 +676,27 @@ def grad_cam_overlay(images, heat_maps, titles: Sequence[str], note: str = "") -
 
 @themed
 def class_map(points, class_names: Sequence[str], superclass_of=None, superclass_names: Sequence[str] = (),
-              share: float | None = None, note: str = "") -> Figure:
+              kept: float | None = None, note: str = "") -> Figure:
     """Classes as named points in a plane, the superclasses told apart by colour and marker together.
 
-    points: float [C, 2], NaN for a class to leave out; superclass_of: int64 [C] or None; share: of the variance
-    between classes that the plane shows, in [0, 1].
+    points: float [C, 2], NaN for a class to leave out; superclass_of: int64 [C] or None; kept: the share of
+    neighbours that the plane keeps, as `explain.class_map` returns it, in [0, 1]. There are no scales: only who is near
+    whom means something.
     """
     points = _array(points)
     members = None if superclass_of is None else _array(superclass_of)
-    shown = "" if share is None else f": the plane shows {100 * share:.0f} % of the variance between them"
+    shown = "" if kept is None or math.isnan(kept) else (
+        f"\nof the four nearest to a class, {100 * kept:.0f} % are among its four nearest by their features")
     rows = math.ceil(len(superclass_names) / 4)
-    figure = _new_figure(9.6 + 0.24 * rows, f"Mean features of the classes{shown}", note)
+    figure = _new_figure(9.6 + 0.24 * rows, f"Who is near whom: t-SNE of the classes' mean features{shown}", note)
     axes = figure.subplots()
     kinds = itertools.product(MARKERS, (BLUE, ORANGE, GREEN, PALETTE[4], "0.25"))
     for place, (marker, colour) in zip(range(max(len(superclass_names), 1)), itertools.cycle(kinds)):
         chosen = points if members is None else points[members == place]
         axes.plot(*chosen.T, marker, color=colour, markersize=8, markeredgecolor="white", linestyle="",
                   label=readable(superclass_names[place]) if members is not None else None)
-    axes.set(xlabel="first principal component (units of the features)",
-             ylabel="second principal component (units of the features)")
-    axes.margins(0.08)
+    axes.set(xticks=[], yticks=[], xlabel="t-SNE, first axis (no unit)", ylabel="t-SNE, second axis (no unit)")
+    axes.margins(0.06)
     if members is not None:
         figure.legend(loc="outside lower center", ncols=4, fontsize=9)
     figure.draw_without_rendering()         # where the points lie on the page is known only now

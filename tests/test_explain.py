@@ -117,26 +117,41 @@ def test_nearest_agrees_with_a_plain_loop(monkeypatch):
         explain.nearest(features, queries, 31)
 
 
-def test_class_map_is_the_principal_plane_of_the_class_means():
-    random = np.random.default_rng(0)
-    labels = random.integers(0, 8, 200)
-    labels[labels == 5] = 4                 # a class without images
-    features = random.normal(size=(200, 12)) + 3 * random.normal(size=(8, 12))[labels]
-    points, share = explain.class_map(torch.from_numpy(features).float(), torch.from_numpy(labels), 8)
-    assert points.shape == (8, 2) and points.dtype == torch.float32 and points[5].isnan().all()
-    present = [label for label in range(8) if label != 5]
-    means = np.array([features[labels == label].mean(0) for label in present])
-    values, vectors = np.linalg.eigh(np.cov(means.T))
-    assert share == pytest.approx(values[-2:].sum() / values.sum(), rel=1e-5)
-    plane = (means - means.mean(0)) @ vectors[:, [-1, -2]]
-    np.testing.assert_allclose(points[present].abs().numpy(), np.abs(plane), rtol=1e-3, atol=1e-4)   # signs are open
-    again, _ = explain.class_map(torch.from_numpy(features.copy()).float(), torch.from_numpy(labels), 8)
+def test_class_map_lays_classes_that_are_alike_side_by_side():
+    generator = torch.Generator().manual_seed(0)
+    groups = torch.arange(40) // 5              # eight groups of five classes, mixed up below
+    order = torch.randperm(40, generator=generator)
+    means = (5 * torch.randn(8, 24, generator=generator)[groups] + torch.randn(40, 24, generator=generator))[order]
+    labels = torch.arange(40).repeat(3)
+    labels[labels == 7] = 8                     # a class without images
+    features = means[labels] + 0.1 * torch.randn(120, 24, generator=generator)
+    points, kept = explain.class_map(features, labels, 40)
+    assert points.shape == (40, 2) and points.dtype == torch.float32 and points[7].isnan().all()
+    present = [label for label in range(40) if label != 7]
+    distances = torch.cdist(points[present], points[present]).fill_diagonal_(torch.inf)
+    assert torch.equal(groups[order][present][distances.argmin(1)], groups[order][present])
+    assert 0.7 < kept <= 1
+    again, _ = explain.class_map(features.clone(), labels, 40)
     assert torch.equal(points.nan_to_num(), again.nan_to_num())
 
 
+@pytest.mark.parametrize("classes", [2, 3, 5])
+def test_class_map_of_a_few_classes(classes):
+    features = torch.randn(classes, 8, generator=torch.Generator().manual_seed(0))
+    points, kept = explain.class_map(features, torch.arange(classes), classes)
+    assert points.isfinite().all() and len(points.unique(dim=0)) == classes and math.isnan(kept)
+
+
+def test_nearness_has_the_perplexity_asked_for():
+    distances = torch.rand(30, 30, generator=torch.Generator().manual_seed(0)).double()
+    shares = explain._nearness((distances + distances.T).fill_diagonal_(0), 6.0)
+    assert torch.allclose(shares.sum(1), torch.ones(30).double()) and not shares.diagonal().any()
+    assert torch.allclose((-torch.xlogy(shares, shares).sum(1)).exp(), torch.full((30,), 6.0).double(), atol=1e-3)
+
+
 def test_class_map_of_one_class_is_a_point():
-    points, share = explain.class_map(torch.ones(3, 4), torch.zeros(3, dtype=torch.long), 1)
-    assert points.tolist() == [[0.0, 0.0]] and share == 0
+    points, kept = explain.class_map(torch.ones(3, 4), torch.zeros(3, dtype=torch.long), 1)
+    assert points.tolist() == [[0.0, 0.0]] and math.isnan(kept)
 
 
 # Heat maps -------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """plots: every figure says what it shows, stands apart from pyplot, and survives odd data."""
 
 import inspect
+import math
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -346,6 +347,7 @@ def test_class_map_tells_twenty_superclasses_apart():
              for point in line.get_xydata()}
     assert all(drawn[tuple(point)] == groups[label % 20] for label, point in enumerate(points))
     assert any("25 %" in text for text in texts(figure))
+    assert not any("%" in text for text in texts(plots.class_map(points, names, kept=math.nan)))
 
 
 def test_names_on_the_class_map_are_near_their_points_and_do_not_cover_each_other():
