@@ -10,6 +10,7 @@ import base64
 import contextlib
 import html
 import io
+import logging
 import math
 import os
 import sys
@@ -25,6 +26,8 @@ from .data import DataError
 from .metrics import Evaluation
 from .system import peak_memory_mb, progress_style
 from .trainer import READ_SECONDS, Trainer
+
+log = logging.getLogger("cifar100")
 
 PAGE_SIZE = 24
 ANY = -1        # not None, which means to a dropdown that nothing is chosen
@@ -75,7 +78,7 @@ class LiveView:
         self._draw_if_due, self._write_if_due = _seldom(self._draw), _seldom(self._write)
 
     def __enter__(self) -> LiveView:
-        self._start, self._first_flops = time.perf_counter(), self.trainer.flops
+        self._start, self._first_flops, self._seconds = time.perf_counter(), self.trainer.flops, 0.0
         self._all_flops = self.trainer.total_flops()
         self._open = True
         # By hand, since ipywidgets 7 shows a widget past `display`, which then could not replace it in the end.
@@ -90,6 +93,9 @@ class LiveView:
         self._watching.close()
         self._open = False
         self._running = []
+        trained = time.perf_counter() - self._start
+        log.info("the live view took %.1f of %.0f seconds, %.2f %%", self._seconds, trained,
+                 100 * self._seconds / trained)
         figure = self._drawn(self.summary())
         self._handle.update({"image/png": base64.b64encode(plots.png_of(figure)).decode(),
                              "text/plain": self.summary()}, raw=True)
@@ -97,6 +103,7 @@ class LiveView:
 
     def update(self, trainer: Trainer) -> None:
         """Look for a click, and show where `trainer` stands if it is time to; a hook of the Trainer."""
+        start = time.perf_counter()
         if self._stream:
             self._stream.flush()
         point = trainer.progress()
@@ -106,6 +113,7 @@ class LiveView:
             self._running.append(point)
         self._write_if_due()
         self._draw_if_due()
+        self._seconds += time.perf_counter() - start
 
     def summary(self) -> str:
         """How far training has come, and how good it was at best."""

@@ -2,6 +2,7 @@
 
 import io
 import queue
+import re
 import subprocess
 import sys
 import time
@@ -285,7 +286,8 @@ def test_the_live_view_shows_numbers_and_leaves_a_plain_picture(clicked):
     assert set(last["data"]) == {"image/png", "text/plain"} and "interrupted" in last["data"]["text/plain"]
     streams = "".join(message["content"]["text"] for message in messages if message["msg_type"] == "stream")
     assert "step/s" not in streams and "epoch 1" not in streams         # neither a bar nor the lines
-    assert "epoch      1/" in (runs / "live" / "train.log").read_text()
+    log = (runs / "live" / "train.log").read_text()
+    assert "epoch      1/" in log and re.search(r"the live view took \d+\.\d of \d+ seconds, \d+\.\d\d %", log)
 
 
 # The pipeline ----------------------------------------------------------------------------------------------
