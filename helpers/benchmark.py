@@ -1,9 +1,10 @@
-"""Throughput and memory by batch size, where the time of a batch goes, and two comparisons with the usual way.
+"""Throughput and memory by batch size, where the time goes, and two comparisons with the usual way.
 
     python -m helpers.benchmark inference --preset quick
     python -m helpers.benchmark augmentation --data-dir data
     python -m helpers.benchmark training --data-dir data
     python -m helpers.benchmark step --preset fast --data-dir data
+    python -m helpers.benchmark live-view --data-dir data
 
 Each command writes figures/benchmark_<command>.json with every single timing, and prints the gist.
 """
@@ -13,9 +14,11 @@ from __future__ import annotations
 import argparse
 import copy
 import logging
+import re
 import tempfile
 import time
 from importlib import metadata
+from pathlib import Path
 from statistics import median
 
 import torch
@@ -295,7 +298,7 @@ def _readable(value):
 # Commands --------------------------------------------------------------------------------------------------
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command line: `augmentation`, `training`, `step` or `inference`."""
+    """The command line: a command of COMMANDS with its options."""
     parser = argparse.ArgumentParser(prog="python -m helpers.benchmark", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     for name, (_, options) in COMMANDS.items():
@@ -303,7 +306,7 @@ def main(arguments: list[str] | None = None) -> None:
         for option in options.split():
             command.add_argument("--" + option, **OPTIONS[option])
     args = parser.parse_args(arguments)
-    for name in ("repeats", "images", "steps"):
+    for name in ("repeats", "images", "steps", "epochs"):
         if getattr(args, name, 1) < 1:
             parser.error(f"--{name} {getattr(args, name)}: must be at least 1")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -321,13 +324,16 @@ def main(arguments: list[str] | None = None) -> None:
     device = pick_device(config.device)
     precision = pick_precision(device, config.mixed_precision, config.precision)
     content = {"benchmark": args.command, "machine": SystemInfo.of(device, precision).to_dict(),
-               "pillow": metadata.version("pillow"), "seed": args.seed, "repeats": args.repeats}
+               "pillow": metadata.version("pillow"), "seed": args.seed}
+    if "repeats" in args:
+        content["repeats"] = args.repeats
     if data is not None:        # no path: the file is for others to read
         content["data"] = "drawn demo data" if data.note else f"{len(data.train_images):,} images of --data-dir"
     torch.manual_seed(args.seed)
     result = COMMANDS[args.command][0](args, config, data)
     print(format_rows(result["rows"]) if "rows" in result else f"{args.command}: {result['summary']}")
-    print("written to", report.write_json(content | result, args.out or FIGURES / f"benchmark_{args.command}.json"))
+    print("written to", report.write_json(
+        content | result, args.out or FIGURES / f"benchmark_{args.command.replace('-', '_')}.json"))
 
 
 def _augmentation(args, config: TrainingConfig, data: ImageData) -> dict:
@@ -400,6 +406,32 @@ def _step(args, config: TrainingConfig, data: ImageData) -> dict:
     return {"preset": args.preset, "batch_size": config.effective_batch_size, "rows": rows}
 
 
+def _live_view(args, config: TrainingConfig, data: ImageData) -> dict:
+    """The time of a training in a notebook's kernel that the live view takes, from the line in the run's log.
+
+    The kernel sends the view to nobody; what a browser does with it is not this machine's time on Colab or Kaggle.
+    """
+    from jupyter_client.manager import start_new_kernel
+    with tempfile.TemporaryDirectory() as folder:
+        data_dir = str(Path(config.data_dir).expanduser().resolve())
+        settings = config.replace(runs_dir=folder, run_name="live", data_dir=data_dir).to_dict()
+        manager, client = start_new_kernel(kernel_name="python3", cwd=str(FIGURES.parent))
+        try:
+            reply = client.execute_interactive(
+                "from cifar100_pipeline import CIFAR100Pipeline, TrainingConfig\n"
+                f"CIFAR100Pipeline(TrainingConfig(**{settings!r})).train()", output_hook=lambda message: None)
+        finally:
+            client.stop_channels()
+            manager.shutdown_kernel(now=True)
+        if reply["content"]["status"] != "ok":
+            raise RuntimeError(f"the training failed: {reply['content']['evalue']}")
+        text = (Path(folder) / "live" / "train.log").read_text(encoding="utf-8")
+    view, training = map(float, re.search(r"the live view took ([\d.]+) of ([\d.]+) seconds", text).groups())
+    return {"preset": args.preset, "epochs": args.epochs, "live_view_seconds": view, "training_seconds": training,
+            "percent": 100 * view / training,
+            "summary": f"{view:.1f} of {training:.0f} seconds of training, {100 * view / training:.2f} %"}
+
+
 def _alternate(unit: str, count: int, baseline, ours, repeats: int) -> dict:
     """Call both (each returns the seconds for `count` of `unit`) in turn: a slow spell of the machine hits both."""
     seconds = {"baseline": [], "ours": []}
@@ -424,11 +456,13 @@ OPTIONS = {
     "widths": {"type": int, "nargs": "+", "help": "channels of the stages, else the network's own"},
     "steps": {"type": int, "default": 2, "help": "steps in a timing"},
     "preset": {"default": "quick", "help": "whose network: a file name in configs/experiments"},
+    "epochs": {"type": int, "default": 1, "help": "epochs of the training"},
     "image-sizes": {"type": int, "nargs": "+", "default": [20, 24, 28, 32], "help": "sides in pixels"},
     "batch-sizes": {"type": int, "nargs": "+", "default": [32, 64, 128, 256], "help": "images in a batch"}}
 COMMANDS = {"augmentation": (_augmentation, "data-dir images repeats seed out"),
             "training": (_training, "data-dir batch-size widths steps device repeats seed out"),
             "step": (_step, "preset data-dir image-sizes device repeats seed out"),
+            "live-view": (_live_view, "preset data-dir epochs device seed out"),
             "inference": (_inference, "preset batch-sizes device repeats seed out")}
 
 

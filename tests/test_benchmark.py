@@ -261,3 +261,12 @@ def test_step_command_gives_the_share_of_the_bare_convolutions(images, tmp_path,
     for row in rows:
         assert row["percent"] == pytest.approx(100 * row["seconds"]["convolutions"][0] / row["seconds"]["step"][0])
         assert row["convolution_s"] > 0
+
+
+def test_live_view_command(tmp_path, capsys):
+    out = tmp_path / "live.json"
+    benchmark.main(["live-view", "--preset", "demo", "--device", "cpu", "--out", str(out)])
+    content = json.loads(out.read_text())
+    assert content["epochs"] == 1 and 0 < content["live_view_seconds"] < content["training_seconds"]
+    assert content["percent"] == pytest.approx(100 * content["live_view_seconds"] / content["training_seconds"])
+    assert "seconds of training" in capsys.readouterr().out

@@ -416,7 +416,7 @@ def test_published_results_stand_below_and_are_marked(tmp_path):
     page = Page.of(html_report("g", finished_grid(tmp_path, 60.0), "command", "n.ipynb"))
     table, = page.tables
     assert table[0]["run"] == "demo-seed=0" and len(table) == 1 + len(report.PUBLISHED)
-    assert [row["run"] for row in table[1:]] == [f"{name} (published, not measured here)"
+    assert [row["run"] for row in table[1:]] == [f"{name} (published)"
                                                  for name, _, _ in report.PUBLISHED]
     assert [float(row["top-1 %"]) for row in table[1:]] == [top1 for _, top1, _ in report.PUBLISHED]
     assert page.links == []         # there is no executed notebook
