@@ -1,8 +1,8 @@
 """Tables and figures of the runs whose metrics come with the project: `python -m helpers.record`.
 
 Reads figures/record/<run>/metrics.json, and figures/ablation.json where there is one; writes figures/record.json
-(the table, means over seeds included) and figures/record.png (accuracy against compute). Nothing is trained and no
-image is read.
+(the table, means over seeds included), figures/record.png (accuracy against compute) and beside each run's metrics
+the curves of its training. Nothing is trained and no image is read.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from statistics import mean, stdev
 
 from . import plots, report
 from .config import SETTINGS
+from .metrics import History
 from .report import FIGURES, PUBLISHED, REFERENCE
 
 
@@ -81,6 +82,10 @@ def main(arguments: list[str] | None = None) -> int:
     published = [result for result in PUBLISHED if result[0] != REFERENCE["name"]]
     plots.record(rows, REFERENCE, published, _ablations(args.out.with_name("ablation.json"))).savefig(
         args.out.with_suffix(".png"))
+    for path in args.runs.glob("*/metrics.json"):
+        run = json.loads(path.read_text(encoding="utf-8"))
+        plots.training_curves(History.from_list(run["history"]), run["note"],
+                              run["config"]["label_smoothing"] > 0).savefig(path.with_name("training.png"))
     print(report.table([{"preset": row["preset"], "runs": row["runs"], "top-1 %": f"{row['top1']:.2f}",
                          "top-5 %": f"{row['top5']:.2f}", "PFLOP": f"{row['petaflops']:.3f}",
                          "minutes": f"{row['minutes']:.1f}", "T4 minutes (estimate)": f"{row['t4_minutes']:.1f}"}

@@ -7,9 +7,14 @@ import pytest
 
 from helpers import record, report
 
+EPOCH = {"epoch": 1, "train_loss": 3.0, "train_accuracy": 30.0, "val_loss": None, "val_top1": None, "val_top5": None,
+         "learning_rate": 0.1, "image_size": 32, "images_per_second": 100.0, "petaflops": 0.1, "seconds": 9.0,
+         "peak_memory_mb": None}
+
 
 def write_run(folder, preset, seed, top1, petaflops, seconds):
-    report.write_json({"config": {"preset": preset, "seed": seed, "val_size": 0, "epochs": 7},
+    report.write_json({"config": {"preset": preset, "seed": seed, "val_size": 0, "epochs": 1,
+                                  "label_smoothing": 0.2}, "note": "", "history": [EPOCH],
                        "model_stats": {"total_parameters": 10},
                        "system": {"device": "cpu", "device_name": "a CPU", "cpu_cores": 2},
                        "training": {"petaflops": petaflops, "seconds": seconds},
@@ -45,6 +50,7 @@ def test_command_writes_table_and_figure(runs, tmp_path, capsys):
     assert "78.00" in capsys.readouterr().out
     assert len(json.loads((tmp_path / "record.json").read_text())["recipes"]) == 2
     assert (tmp_path / "record.png").stat().st_size > 1000
+    assert len(list(runs.glob("*/training.png"))) == 4
 
 
 def test_ablations_beside_the_table_go_into_the_figure(runs, tmp_path, monkeypatch):
