@@ -6,7 +6,7 @@
     python -m helpers.benchmark step --preset fast --data-dir data
     python -m helpers.benchmark live-view --data-dir data
 
-Each command writes figures/benchmark_<command>.json with every single timing, and prints the gist.
+Each command writes its timings to a file, figures/benchmark_<command>.json, and prints the gist.
 """
 
 from __future__ import annotations
@@ -311,7 +311,9 @@ def main(arguments: list[str] | None = None) -> None:
             parser.error(f"--{name} {getattr(args, name)}: must be at least 1")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     # The reference recipe, or the preset where there is `--preset`, with what else is given.
-    settings = {name: value for name, value in vars(args).items() if name in SETTINGS} | {"val_size": 0}
+    settings = {name: value for name, value in vars(args).items() if name in SETTINGS}
+    if args.command != "live-view":     # the only one that trains for long enough to validate
+        settings["val_size"] = 0
     if args.command == "augmentation":
         settings |= {"device": "cpu", "mixed_precision": False}
     if args.command != "inference" and not args.data_dir:
@@ -407,26 +409,21 @@ def _step(args, config: TrainingConfig, data: ImageData) -> dict:
 
 
 def _live_view(args, config: TrainingConfig, data: ImageData) -> dict:
-    """The time of a training in a notebook's kernel that the live view takes, from the line in the run's log.
+    """What the updates of the live view take of a training in a notebook's kernel, from the line in the run's log.
 
     The kernel sends the view to nobody; what a browser does with it is not this machine's time on Colab or Kaggle.
     """
-    from jupyter_client.manager import start_new_kernel
+    import nbformat
+    from nbclient import NotebookClient
     with tempfile.TemporaryDirectory() as folder:
         data_dir = str(Path(config.data_dir).expanduser().resolve())
         settings = config.replace(runs_dir=folder, run_name="live", data_dir=data_dir).to_dict()
-        manager, client = start_new_kernel(kernel_name="python3", cwd=str(FIGURES.parent))
-        try:
-            reply = client.execute_interactive(
-                "from cifar100_pipeline import CIFAR100Pipeline, TrainingConfig\n"
-                f"CIFAR100Pipeline(TrainingConfig(**{settings!r})).train()", output_hook=lambda message: None)
-        finally:
-            client.stop_channels()
-            manager.shutdown_kernel(now=True)
-        if reply["content"]["status"] != "ok":
-            raise RuntimeError(f"the training failed: {reply['content']['evalue']}")
+        cell = nbformat.v4.new_code_cell("from cifar100_pipeline import CIFAR100Pipeline, TrainingConfig\n"
+                                         f"CIFAR100Pipeline(TrainingConfig(**{settings!r})).train(live=True)")
+        NotebookClient(nbformat.v4.new_notebook(cells=[cell]), kernel_name="python3", timeout=None,
+                       resources={"metadata": {"path": str(FIGURES.parent)}}).execute()
         text = (Path(folder) / "live" / "train.log").read_text(encoding="utf-8")
-    view, training = map(float, re.search(r"the live view took ([\d.]+) of ([\d.]+) seconds", text).groups())
+    view, training = map(float, re.search(r"live view took ([\d.]+) of ([\d.]+) seconds", text).groups())
     return {"preset": args.preset, "epochs": args.epochs, "live_view_seconds": view, "training_seconds": training,
             "percent": 100 * view / training,
             "summary": f"{view:.1f} of {training:.0f} seconds of training, {100 * view / training:.2f} %"}

@@ -73,8 +73,8 @@ def class_map(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tenso
     the same features stays the same.
 
     features: float [N, C], C at least 2; labels: int64 [N]. Returns points float32 [num_classes, 2], NaN for a class
-    without images, and the share, in [0, 1], of the four nearest classes in the plane that are also among a class's four nearest by
-    their features; NaN with fewer than six classes.
+    without images, and the share, in [0, 1], of a class's four nearest in the plane that are also among its four
+    nearest by that cosine; NaN below 20 classes, where chance does much of it, and where all means are the same.
     """
     counts = torch.bincount(labels, minlength=num_classes)
     sums = torch.zeros(num_classes, features.shape[1], dtype=torch.float64).index_add_(0, labels, features.double())
@@ -85,7 +85,7 @@ def class_map(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tenso
     distances = 1 - directions @ directions.T
     points = torch.full((num_classes, 2), math.nan)
     points[present] = _tsne(distances, _principal_plane(centred)).float()
-    if present.sum() < 6:
+    if present.sum() < 20 or not centred.any():
         return points, math.nan
     near_here = _neighbours(torch.cdist(points[present], points[present]), 4)
     return points, (near_here & _neighbours(distances, 4)).sum().item() / near_here.sum().item()
@@ -119,14 +119,19 @@ def _tsne(distances: Tensor, start: Tensor, perplexity: float = 6.0, steps: int 
     velocity = torch.zeros_like(points)
     for step in range(steps):
         early = step < steps // 4       # groups form while nearness counts four times
-        closeness = 1 / (1 + torch.cdist(points, points) ** 2)
-        closeness.fill_diagonal_(0)
-        pull = ((4 if early else 1) * nearness - closeness / closeness.sum()) * closeness
-        gradient = 4 * (pull.sum(1, keepdim=True) * points - pull @ points)
+        gradient = _tsne_gradient(points, (4 if early else 1) * nearness)
         velocity = (0.5 if early else 0.8) * velocity - count / 4 * gradient
         points = points + velocity
         points = points - points.mean(0)
     return points
+
+
+def _tsne_gradient(points: Tensor, nearness: Tensor) -> Tensor:
+    """Of the KL divergence from the closeness in the plane to `nearness`, by the points, [M, 2]."""
+    closeness = 1 / (1 + torch.cdist(points, points) ** 2)
+    closeness.fill_diagonal_(0)
+    pull = (nearness - closeness / closeness.sum()) * closeness
+    return 4 * (pull.sum(1, keepdim=True) * points - pull @ points)
 
 
 def _nearness(distances: Tensor, perplexity: float) -> Tensor:

@@ -346,6 +346,8 @@ def html_report(name: str, runs: list[Run], command: str, notebook: str) -> str:
         rows = [_finished_row(run, differing) for run in finished] + [_published_row(*one) for one in published]
         classes = ["best", *["plain"] * (len(finished) - 1), *["published"] * len(published)]
         parts += ["<h2>Finished</h2>", f"<p>{order}</p>", _table(rows, classes)]
+        if published:
+            parts.append("<p class='faint'>Published: figures of others, not measured here.</p>")
     if others:
         parts += ["<h2>Not finished</h2>", _table([_other_row(run, differing, notebook) for run in others])]
     if finished:

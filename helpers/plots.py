@@ -686,7 +686,7 @@ def class_map(points, class_names: Sequence[str], superclass_of=None, superclass
     points = _array(points)
     members = None if superclass_of is None else _array(superclass_of)
     shown = "" if kept is None or math.isnan(kept) else (
-        f"\nof the four nearest to a class, {100 * kept:.0f} % are among its four nearest by their features")
+        f"\nof the four nearest to a class in the plane, {100 * kept:.0f} % are among its four nearest by the features")
     rows = math.ceil(len(superclass_names) / 4)
     figure = _new_figure(9.6 + 0.24 * rows, f"Who is near whom: t-SNE of the classes' mean features{shown}", note)
     axes = figure.subplots()

@@ -10,6 +10,7 @@ from helpers import ablation
 from helpers.config import CONFIG_DIR, ConfigError
 from helpers.data import ImageData
 from helpers.system import SystemInfo
+from helpers.trainer import planned_flops
 
 PLAN = {"base": {"model": "FastCNN", "optimizer": "muon", "widths": [4, 4, 8], "epochs": 1, "batch_size": 8,
                  "val_size": 8, "num_classes": 4, "patience": 0, "mixed_precision": False, "progress": "none"},
@@ -50,6 +51,9 @@ def test_the_committed_plan_is_valid_and_each_change_changes_something():
     base = runs[0][1].training_settings()
     changed = [config.training_settings() for name, config in runs if name != ablation.FULL_RECIPE]
     assert changed and all(settings != base for settings in changed)
+    cost = planned_flops(runs[0][1], 40_000)
+    longer_or_shorter = [config for _, config in runs if config.epochs != runs[0][1].epochs]
+    assert longer_or_shorter and all(0.89 < planned_flops(config, 40_000) / cost < 1.03 for config in longer_or_shorter)
 
 
 @pytest.mark.parametrize("changes, names", [({"seeds": []}, "seeds"), ({"changes": None}, "changes"),

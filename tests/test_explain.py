@@ -121,7 +121,8 @@ def test_class_map_lays_classes_that_are_alike_side_by_side():
     generator = torch.Generator().manual_seed(0)
     groups = torch.arange(40) // 5              # eight groups of five classes, mixed up below
     order = torch.randperm(40, generator=generator)
-    means = (5 * torch.randn(8, 24, generator=generator)[groups] + torch.randn(40, 24, generator=generator))[order]
+    # Their centres are orthogonal and equally long: no plane holds them apart.
+    means = (3 * torch.eye(8, 24)[groups] + 0.5 * torch.randn(40, 24, generator=generator))[order]
     labels = torch.arange(40).repeat(3)
     labels[labels == 7] = 8                     # a class without images
     features = means[labels] + 0.1 * torch.randn(120, 24, generator=generator)
@@ -130,6 +131,9 @@ def test_class_map_lays_classes_that_are_alike_side_by_side():
     present = [label for label in range(40) if label != 7]
     distances = torch.cdist(points[present], points[present]).fill_diagonal_(torch.inf)
     assert torch.equal(groups[order][present][distances.argmin(1)], groups[order][present])
+    plane = explain._principal_plane(means[present] - means[present].mean(0))
+    near = torch.cdist(plane, plane).fill_diagonal_(torch.inf).argmin(1)
+    assert (groups[order][present][near] == groups[order][present]).float().mean() < 0.9
     assert 0.7 < kept <= 1
     again, _ = explain.class_map(features.clone(), labels, 40)
     assert torch.equal(points.nan_to_num(), again.nan_to_num())
@@ -140,6 +144,23 @@ def test_class_map_of_a_few_classes(classes):
     features = torch.randn(classes, 8, generator=torch.Generator().manual_seed(0))
     points, kept = explain.class_map(features, torch.arange(classes), classes)
     assert points.isfinite().all() and len(points.unique(dim=0)) == classes and math.isnan(kept)
+
+
+def test_tsne_gradient_is_that_of_the_divergence():
+    generator = torch.Generator().manual_seed(0)
+    points = torch.randn(9, 2, generator=generator).double().requires_grad_()
+    nearness = torch.rand(9, 9, generator=generator).double().fill_diagonal_(0)
+    nearness = (nearness + nearness.T) / (2 * nearness.sum())
+    apart = ~torch.eye(9, dtype=torch.bool)
+    closeness = 1 / (1 + (points[:, None] - points[None]).square().sum(2)[apart])
+    divergence = (nearness[apart] * (nearness[apart] / (closeness / closeness.sum())).log()).sum()
+    expected, = torch.autograd.grad(divergence, points)
+    assert torch.allclose(explain._tsne_gradient(points.detach(), nearness), expected)
+
+
+def test_classes_without_difference_make_no_claim():
+    points, kept = explain.class_map(torch.ones(30, 4), torch.arange(30), 30)
+    assert points.isfinite().all() and math.isnan(kept)
 
 
 def test_nearness_has_the_perplexity_asked_for():
