@@ -10,7 +10,6 @@ import base64
 import contextlib
 import html
 import io
-import logging
 import math
 import os
 import sys
@@ -25,9 +24,7 @@ from . import plots, report
 from .data import DataError
 from .metrics import Evaluation
 from .system import peak_memory_mb, progress_style
-from .trainer import READ_SECONDS, Trainer
-
-epoch_log = logging.getLogger("cifar100.epoch")      # to the run's file; the screen has the view
+from .trainer import READ_SECONDS, Trainer, epoch_log
 
 PAGE_SIZE = 24
 ANY = -1        # not None, which means to a dropdown that nothing is chosen
