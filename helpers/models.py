@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from .winograd import Conv3x3
+
 
 class ResidualBlock(nn.Module):
     """conv-norm-relu-dropout-conv-norm with a shortcut (He et al. 2015, arXiv 1512.03385, basic block).
@@ -17,10 +19,10 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1, dropout_rate: float = 0.0):
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
+        self.conv1 = Conv3x3(in_channels, out_channels, stride)
         self.bn1 = nn.BatchNorm2d(out_channels)
         self.dropout = nn.Dropout2d(dropout_rate)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.conv2 = Conv3x3(out_channels, out_channels)
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.shortcut = nn.Sequential()
         if stride != 1 or in_channels != out_channels:
@@ -44,7 +46,7 @@ class CIFAR100CNN(nn.Module):
     def __init__(self, num_classes: int = 100, dropout_rate: float = 0.3, widths=(64, 128, 256, 512)):
         super().__init__()
         stem, *stages = widths
-        self.conv1 = nn.Conv2d(3, stem, 3, padding=1, bias=False)
+        self.conv1 = Conv3x3(3, stem)
         self.bn1 = nn.BatchNorm2d(stem)
         channels = stem
         for index, (width, stride) in enumerate(zip(stages, (1, 2, 2), strict=True), start=1):
@@ -76,9 +78,9 @@ class ConvGroup(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, pool_first: bool = False, skip: bool = True,
                  norm_scale: bool = False):
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
-        self.conv3 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.conv1 = Conv3x3(in_channels, out_channels)
+        self.conv2 = Conv3x3(out_channels, out_channels)
+        self.conv3 = Conv3x3(out_channels, out_channels)
         self.norm1, self.norm2, self.norm3 = (_norm(out_channels, norm_scale) for _ in range(3))
         self.pool_first, self.skip = pool_first, skip
 

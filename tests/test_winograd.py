@@ -1,0 +1,74 @@
+"""helpers.winograd: equal to PyTorch's convolution, and taken where it is faster."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from helpers import winograd
+from helpers.models import FastCNN, training_flops
+from helpers.winograd import Conv3x3, winograd_conv
+
+
+@pytest.mark.parametrize("height, width", [(15, 15), (7, 9), (4, 4), (3, 3), (1, 2)])
+def test_equals_the_direct_convolution(height, width, monkeypatch):
+    monkeypatch.setattr(winograd, "TILES_AT_ONCE", 40)      # several parts, the last one smaller
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(25, 6, height, width, dtype=torch.float64, generator=generator, requires_grad=True)
+    weight = torch.randn(5, 6, 3, 3, dtype=torch.float64, generator=generator, requires_grad=True)
+    gradient = torch.randn(25, 5, height, width, dtype=torch.float64, generator=generator)
+    results = []
+    for convolution in (winograd_conv, lambda *tensors: F.conv2d(*tensors, padding=1)):
+        out = convolution(images, weight)
+        results.append((out, *torch.autograd.grad(out, (images, weight), gradient)))
+    for ours, theirs in zip(*results):
+        assert ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_numerical_gradient():
+    images = torch.randn(2, 3, 5, 6, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(2, 3, 3, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(winograd_conv, (images, weight))
+
+
+def test_the_frozen_input_gets_no_gradient():
+    weight = torch.randn(4, 3, 3, 3, requires_grad=True)
+    winograd_conv(torch.randn(2, 3, 8, 8), weight).sum().backward()
+    assert weight.grad.shape == weight.shape
+
+
+def test_single_precision_is_as_good_as_the_direct_convolution():
+    generator = torch.Generator().manual_seed(0)
+    images, weight = (torch.randn(shape, generator=generator) for shape in ((8, 128, 16, 16), (128, 128, 3, 3)))
+    exact = F.conv2d(images.double(), weight.double(), padding=1)
+    assert (winograd_conv(images, weight) - exact).norm() < 1e-5 * exact.norm()
+
+
+@pytest.fixture
+def winograd_calls(monkeypatch):
+    calls = []
+    monkeypatch.setattr(winograd, "winograd_conv", lambda images, weight: calls.append(images.shape) or
+                        F.conv2d(images, weight, padding=1))
+    return calls
+
+
+@pytest.mark.parametrize("channels, number, side, taken", [
+    (64, 16, 16, True), (64, 100, 3, True),
+    (24, 16, 16, False),        # few channels
+    (64, 1, 16, False),         # few images
+    (64, 100, 2, False),        # most of a tile would be border
+])
+def test_taken_where_it_is_faster(winograd_calls, channels, number, side, taken):
+    layer = Conv3x3(channels, 64)
+    assert layer(torch.zeros(number, channels, side, side)).shape == (number, 64, side, side)
+    assert bool(winograd_calls) == taken
+
+
+def test_not_taken_in_16_bits(winograd_calls):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        Conv3x3(64, 64)(torch.zeros(16, 64, 16, 16))
+    assert not winograd_calls
+
+
+def test_compute_is_counted_as_of_the_direct_convolution(winograd_calls):
+    training_flops(FastCNN(), 32)
+    assert not winograd_calls
