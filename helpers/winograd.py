@@ -1,7 +1,7 @@
 """3×3 convolutions on a CPU with a third of the multiplications: Winograd's F(4×4, 3×3).
 
 Winograd 1980, "Arithmetic Complexity of Computations"; Lavin & Gray 2015, arXiv 1509.09308. A tile of 4×4 outputs is
-made from 6×6 inputs as A [(G w Gᵀ) ⊙ (B x Bᵀ)] Aᵀ, summed over the input channels: 36 multiplications in place of 144.
+made from 6×6 inputs as A [(G w Gᵀ) ⊙ (B x Bᵀ)] Aᵀ, summed over the input channels: 36 multiplications, not 144.
 For a whole batch the sums are 36 matrix products. The backward pass is the same algorithm transposed.
 """
 
@@ -87,7 +87,8 @@ class _WinogradConv(torch.autograd.Function):
         border = (0, 0, 0, 4 * columns - width, 0, 4 * rows - height)
         kernel_grad = torch.zeros_like(kernel)
         images_grad = grad.new_empty(number, height, width, channels)
-        for (part, grad_part), inputs_part in zip(_parts(rows * columns, grad.permute(0, 2, 3, 1), images_grad), inputs):
+        parts = _parts(rows * columns, grad.permute(0, 2, 3, 1), images_grad)
+        for (part, grad_part), inputs_part in zip(parts, inputs):
             padded = F.pad(part, border).view(-1, rows, 4, columns, 4, filters)
             tiles = (a.T @ padded.permute(2, 4, 0, 1, 3, 5).reshape(16, -1)).view(36, -1, filters)
             kernel_grad.baddbmm_(inputs_part.transpose(1, 2), tiles)
