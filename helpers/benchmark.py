@@ -144,7 +144,8 @@ def profile_loader(loader: BatchLoader, batches: int = 20, step_milliseconds: fl
 def bare_convolutions(model: nn.Module, batch_size: int, image_size: int, device: torch.device, precision: str):
     """A function that does the convolutions of one training step of `model`, forward and backward, and nothing else.
 
-    Each has the shapes, layout and gradients that it has in the network, on random numbers in `precision`.
+    Each has the shapes, layout and gradients that it has in the network, on random numbers in `precision`, and is
+    PyTorch's own also where the network takes Winograd's (helpers.winograd).
     """
     layers = {module: None for module in model.modules() if isinstance(module, nn.Conv2d)}
     hooks = [module.register_forward_hook(lambda module, inputs, _: layers.update({module: inputs[0].shape[1:]}))
@@ -196,7 +197,8 @@ def step_profile(trainer: Trainer, steps: int = 2) -> dict[str, float]:
     return seconds
 
 
-# Parts of the profiler's operation names, by what they are for; the first that fits counts.
+# Parts of the profiler's operation names, by what they are for; the first that fits counts. Winograd's convolutions are
+# matrix products and copies.
 KINDS = {"convolution": ("convolution", "conv2d"), "norm": ("batch_norm",),
          "activation": ("gelu", "relu", "threshold"),
          "pooling": ("pool", "amax", "mean"), "matrix product": ("mm", "matmul", "linear"),
@@ -385,7 +387,10 @@ def _inference(args, config: TrainingConfig, data: None) -> dict:
 
 
 def _step(args, config: TrainingConfig, data: ImageData) -> dict:
-    """Achieved GFLOP/s of training steps by image size, and of nothing but their convolutions, in turn."""
+    """Achieved GFLOP/s of training steps by image size, and of nothing but their convolutions, in turn.
+
+    Both count what the direct convolution takes; a step may be faster than PyTorch's convolutions alone.
+    """
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for size in _announced(args.image_sizes, "training step at image side"):

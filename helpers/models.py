@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .winograd import Conv3x3
+from .winograd import Conv3x3, direct_convolutions
 
 
 class ResidualBlock(nn.Module):
@@ -196,11 +196,14 @@ def training_flops(model: nn.Module, image_size: int = 32) -> int:
 
 
 def _forward_once(model: nn.Module, image_size: int, backward: bool = False) -> None:
-    """One blank image through the network in evaluation mode, so that no running statistic changes."""
+    """One blank image through the network in evaluation mode, so that no running statistic changes.
+
+    By direct convolutions, whose arithmetic is what is counted whatever algorithm trains.
+    """
     weight = next(model.parameters())
     training = model.training
     model.eval()
-    with torch.set_grad_enabled(backward):
+    with direct_convolutions(), torch.set_grad_enabled(backward):
         logits = model(torch.zeros(1, 3, image_size, image_size, device=weight.device, dtype=weight.dtype))
         if backward:
             logits.sum().backward()

@@ -1,13 +1,14 @@
 """3×3 convolutions on a CPU with a quarter of the multiplications: Winograd's F(m×m, 3×3).
 
 Winograd 1980, "Arithmetic Complexity of Computations"; Lavin & Gray 2015, arXiv 1509.09308. A tile of m×m outputs is
-made from (m+2)×(m+2) inputs as A [(G w Gᵀ) ⊙ (B x Bᵀ)] Aᵀ, summed over the input channels: 81 multiplications, not 441,
-for m = 7. For a whole batch the sums are matrix products, (m+2)² of them. The backward pass is the same transposed.
+made from n×n inputs, n = m + 2, as Aᵀ [(G w Gᵀ) ⊙ (Bᵀ x B)] A, summed over the input channels: 81 multiplications in
+place of 441 for m = 7. For many tiles the sums are n² matrix products. The backward pass is the same transposed.
 """
 
 from __future__ import annotations
 
 import functools
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -16,13 +17,26 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 # Where the polynomials of the Cook-Toom construction are evaluated; the first m + 1 serve tiles of m.
-POINTS = (0, 1, -1, 2, -2, 1 / 2, -1 / 2, 4)
+POINTS = (0, 1, -1, 2, -2, 1 / 2, -1 / 2, -4 / 3)
 TILE_SIDES = (2, 3, 4, 5, 6, 7)
-TILES_AT_ONCE = 200         # so that what is between two steps stays in the cache
+TILES_AT_ONCE = 200         # so few that much of what is between two steps stays in the cache
+
+_allowed = True
+
+
+@contextmanager
+def direct_convolutions():
+    """Within it every Conv3x3 is PyTorch's own convolution: to count FLOPs by, or to compare with."""
+    global _allowed
+    before, _allowed = _allowed, False
+    try:
+        yield
+    finally:
+        _allowed = before
 
 
 class Conv3x3(nn.Conv2d):
-    """A 3×3 convolution with padding 1 and no bias: float [N, C_in, H, W] to [N, C_out, H/stride, W/stride].
+    """A 3×3 convolution with padding 1 and no bias: float [N, C_in, H, W] to [N, C_out, ⌈H/stride⌉, ⌈W/stride⌉].
 
     In fp32 on a CPU it takes Winograd's algorithm where that is faster, else PyTorch's own convolution. The two differ
     by rounding, at most 1e-4 of the result's norm, a thirtieth of what bf16 loses.
@@ -35,116 +49,134 @@ class Conv3x3(nn.Conv2d):
         return winograd_conv(images, self.weight) if self._winograd_is_faster(images) else super().forward(images)
 
     def _winograd_is_faster(self, images: Tensor) -> bool:
-        number, channels, height, width = images.shape
-        if not (images.device.type == "cpu" and images.dtype == self.weight.dtype == torch.float32
+        if not (_allowed and images.device.type == "cpu" and images.dtype == self.weight.dtype == torch.float32
                 and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
-                and self.stride == (1, 1)
-                and min(channels, self.out_channels) >= 64):    # else the transforms take longer than they save
+                and self.stride == (1, 1) and images.ndim == 4 and images.shape[1] == self.in_channels
+                and min(self.in_channels, self.out_channels) >= 64):    # else the transforms take longer than they save
             return False
+        height, width = images.shape[2:]
         rows, columns = _Tiling.of(height), _Tiling.of(width)
-        return (number * rows.count * columns.count >= 64       # else transforming the filters takes longer
-                and rows.inputs * columns.inputs < 0.6 * 9 * height * width)
+        return (len(images) * rows.count * columns.count >= 64          # else transforming the filters takes longer
+                and rows.multiplications * columns.multiplications < 0.6 * 9 * height * width)
 
 
 def winograd_conv(images: Tensor, weight: Tensor) -> Tensor:
     """`F.conv2d(images, weight, padding=1)` by F(m×m, 3×3), differentiable once.
 
-    `images` is float [N, C_in, H, W], `weight` [C_out, C_in, 3, 3] of the same dtype; the result is [N, C_out, H, W] in
-    channels_last order. m is, for each axis, the one of TILE_SIDES that takes the fewest multiplications.
+    `images` is float32 or float64 [N, C_in, H, W], `weight` [C_out, C_in, 3, 3] of the same dtype (16 bits are too few
+    for the transforms); the result is [N, C_out, H, W] in channels_last order. m is, for each axis, the one of
+    TILE_SIDES that takes the fewest multiplications.
     """
-    return _WinogradConv.apply(images, weight)
+    return _WinogradConv.apply(images, weight, torch.is_grad_enabled())
 
 
 class _Tiling:
     """One axis of `side` outputs, cut into `count` tiles of `m`, each made from `n` = m + 2 inputs."""
 
     def __init__(self, side: int, m: int):
-        self.side, self.m, self.n, self.count = side, m, m + 2, -(-side // m)
+        self.m, self.n, self.count = m, m + 2, -(-side // m)
         self.padded = self.count * m
-        self.inputs = self.count * self.n       # multiplications of the axis
+        self.multiplications = self.count * self.n
 
     @classmethod
     @functools.lru_cache
     def of(cls, side: int) -> _Tiling:
-        return min((cls(side, m) for m in TILE_SIDES), key=lambda tiling: tiling.inputs)
+        return min((cls(side, m) for m in TILE_SIDES), key=lambda tiling: tiling.multiplications)
 
 
 class _WinogradConv(torch.autograd.Function):
+    # Several tiles at a time are [n, n, N, rows, columns, C] on the side of the inputs, [m, m, N, rows, columns, C]
+    # on that of the outputs, and images [N, H, W, C].
+
     @staticmethod
-    def forward(ctx, images, weight):
+    def forward(ctx, images, weight, with_grad):
         number, channels, height, width = images.shape
         filters, rows, columns = len(weight), _Tiling.of(height), _Tiling.of(width)
         a, b, g = _transforms(rows.m, columns.m, images.dtype)
         border = (0, 0, 1, columns.padded + 1 - width, 1, rows.padded + 1 - height)
-        kernel = (g @ weight.permute(2, 3, 1, 0).reshape(9, -1)).view(-1, channels, filters)
-        out = images.new_empty(number, height, width, filters)
-        inputs = []
-        for part, out_part in _parts(rows, columns, images.permute(0, 2, 3, 1), out):
+        kernel = _transform_filters(g, weight)
+        out = torch.empty((number, filters, height, width), dtype=images.dtype, memory_format=torch.channels_last)
+        kept = []
+        for part, out_part in _parts(rows, columns, images, out):
             padded = F.pad(part, border)
             s_n, s_h, s_w, s_c = padded.stride()
             patches = padded.as_strided((rows.n, columns.n, len(part), rows.count, columns.count, channels),
                                         (s_h, s_w, s_n, rows.m * s_h, columns.m * s_w, s_c))
-            inputs.append((b @ patches.reshape(len(b), -1)).view(len(b), -1, channels))
-            tiles = a @ torch.bmm(inputs[-1], kernel).view(len(b), -1)
+            inputs = (b @ patches.reshape(len(b), -1)).view(len(b), -1, channels)
+            tiles = a @ torch.bmm(inputs, kernel).view(len(b), -1)
             tiles = tiles.view(rows.m, columns.m, -1, rows.count, columns.count, filters).permute(2, 3, 0, 4, 1, 5)
             out_part.copy_(tiles.reshape(-1, rows.padded, columns.padded, filters)[:, :height, :width])
-        ctx.save_for_backward(kernel, *inputs)
-        return out.permute(0, 3, 1, 2)
+            if with_grad and weight.requires_grad:
+                kept.append(inputs)
+        ctx.save_for_backward(weight, *kept)
+        ctx.images_shape = images.shape
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        kernel, *inputs = ctx.saved_tensors
-        number, filters, height, width = grad.shape
-        channels, rows, columns = kernel.shape[1], _Tiling.of(height), _Tiling.of(width)
+        weight, *kept = ctx.saved_tensors
+        (number, channels, height, width), filters = ctx.images_shape, len(weight)
+        rows, columns = _Tiling.of(height), _Tiling.of(width)
         a, b, g = _transforms(rows.m, columns.m, grad.dtype)
         border = (0, 0, 0, columns.padded - width, 0, rows.padded - height)
+        kernel = _transform_filters(g, weight)
         kernel_grad = torch.zeros_like(kernel)
-        images_grad = grad.new_empty(number, height, width, channels)
-        parts = _parts(rows, columns, grad.permute(0, 2, 3, 1), images_grad)
-        for (part, grad_part), inputs_part in zip(parts, inputs):
+        images_grad = grad.new_empty(ctx.images_shape).to(memory_format=torch.channels_last)
+        for place, (part, grad_part) in enumerate(_parts(rows, columns, grad, images_grad)):
             tiles = F.pad(part, border).view(-1, rows.count, rows.m, columns.count, columns.m, filters)
             tiles = (a.T @ tiles.permute(2, 4, 0, 1, 3, 5).reshape(len(a), -1)).view(len(b), -1, filters)
-            kernel_grad.baddbmm_(inputs_part.transpose(1, 2), tiles)
+            if ctx.needs_input_grad[1]:
+                kernel_grad.baddbmm_(kept[place].transpose(1, 2), tiles)
             if ctx.needs_input_grad[0]:
                 patches = b.T @ torch.bmm(tiles, kernel.transpose(1, 2)).view(len(b), -1)
                 patches = patches.view(rows.n, columns.n, -1, rows.count, columns.count, channels)
                 grad_part.copy_(_overlap_add(patches)[:, :height, :width])
         weight_grad = (g.T @ kernel_grad.view(len(b), -1)).view(3, 3, channels, filters).permute(3, 2, 0, 1)
-        return images_grad.permute(0, 3, 1, 2) if ctx.needs_input_grad[0] else None, weight_grad
+        return (*[tensor if wanted else None
+                  for tensor, wanted in zip((images_grad, weight_grad), ctx.needs_input_grad)], None)
+
+
+def _transform_filters(g: Tensor, weight: Tensor) -> Tensor:
+    """G w Gᵀ: [C_out, C_in, 3, 3] to [n·n, C_in, C_out]."""
+    filters, channels = weight.shape[:2]
+    return (g @ weight.permute(2, 3, 1, 0).reshape(9, -1)).view(-1, channels, filters)
 
 
 def _overlap_add(patches: Tensor) -> Tensor:
-    """Sum of n×n patches that overlap by 2, without the border: [n, n, N, rows, columns, C] to [N, H, W, C]."""
+    """Sum of n×n patches that overlap by 2, without the first row and column: [n, n, N, rows, columns, C] to
+    [N, H, W, C]."""
     patches = patches.permute(2, 3, 0, 4, 1, 5)
-    number, rows, n, columns, k, channels = patches.shape
-    total = patches.new_empty(number, rows + 1, n - 2, columns + 1, k - 2, channels)
+    number, rows, height, columns, width, channels = patches.shape
+    total = patches.new_empty(number, rows + 1, height - 2, columns + 1, width - 2, channels)
     total[:, -1] = 0
     total[:, :, :, -1] = 0
     total[:, :-1, :, :-1] = patches[:, :, :-2, :, :-2]
     total[:, 1:, :2, :-1] += patches[:, :, -2:, :, :-2]
     total[:, :-1, :, 1:, :2] += patches[:, :, :-2, :, -2:]
     total[:, 1:, :2, 1:, :2] += patches[:, :, -2:, :, -2:]
-    return total.view(number, (rows + 1) * (n - 2), (columns + 1) * (k - 2), channels)[:, 1:, 1:]
+    return total.view(number, (rows + 1) * (height - 2), (columns + 1) * (width - 2), channels)[:, 1:, 1:]
 
 
 def _parts(rows: _Tiling, columns: _Tiling, *batches: Tensor):
-    """The batches, a few images at a time."""
-    return zip(*[batch.split(max(1, TILES_AT_ONCE // (rows.count * columns.count))) for batch in batches])
+    """The batches [N, C, H, W] as [N, H, W, C], a few images at a time."""
+    images_at_once = max(1, TILES_AT_ONCE // (rows.count * columns.count))
+    return zip(*[batch.permute(0, 2, 3, 1).split(images_at_once) for batch in batches])
 
 
 @functools.lru_cache
-def _transforms(m: int, k: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Aᵀ [m·k, n·l], Bᵀ [n·l, n·l] and G [n·l, 9] for flattened tiles of m×k outputs and n×l inputs."""
-    return tuple(torch.kron(*map(torch.from_numpy, pair)).to(dtype) for pair in zip(_cook_toom(m), _cook_toom(k)))
+def _transforms(row_m: int, column_m: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Aᵀ [m·m, n·n], Bᵀ [n·n, n·n] and G [n·n, 9] for flattened tiles; m and n may differ between rows and columns."""
+    return tuple(torch.kron(*map(torch.from_numpy, pair)).to(dtype)
+                 for pair in zip(_cook_toom(row_m), _cook_toom(column_m)))
 
 
 def _cook_toom(m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Aᵀ [m, m+2], Bᵀ [m+2, m+2] and G [m+2, 3] of F(m, 3), float64: polynomials at m + 1 points and at infinity."""
     points = np.array(POINTS[:m + 1])
     others = [np.delete(points, place) for place in range(m + 1)]
-    scale = [np.prod(point - rest) for point, rest in zip(points, others)]
+    scale = np.array([np.prod(point - rest) for point, rest in zip(points, others)])
     a = np.column_stack([np.vander(points, m, increasing=True).T, np.eye(m)[:, -1]])
     b = np.vstack([*[np.append(np.poly(rest)[::-1], 0) for rest in others], np.poly(points)[::-1]])
-    g = np.vstack([np.vander(points, 3, increasing=True) / np.array(scale)[:, None], [0, 0, 1]])
+    g = np.vstack([np.vander(points, 3, increasing=True) / scale[:, None], [0, 0, 1]])
     return a, b, g

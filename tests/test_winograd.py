@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from helpers import winograd
-from helpers.models import FastCNN, training_flops
+from helpers.models import CIFAR100CNN, training_flops
 from helpers.winograd import Conv3x3, winograd_conv
 
 
@@ -30,10 +30,25 @@ def test_numerical_gradient():
     assert torch.autograd.gradcheck(winograd_conv, (images, weight))
 
 
-def test_the_frozen_input_gets_no_gradient():
-    weight = torch.randn(4, 3, 3, 3, requires_grad=True)
-    winograd_conv(torch.randn(2, 3, 8, 8), weight).sum().backward()
-    assert weight.grad.shape == weight.shape
+@pytest.mark.parametrize("wanted", [(True, False), (False, True)])
+def test_only_the_gradients_that_are_wanted(wanted):
+    images, weight = torch.randn(70, 64, 4, 4), torch.randn(64, 64, 3, 3)
+    images.requires_grad_(wanted[0]), weight.requires_grad_(wanted[1])
+    winograd_conv(images, weight).sum().backward()
+    assert (images.grad is not None, weight.grad is not None) == wanted
+
+
+def test_the_result_may_be_changed_in_place():
+    F.relu_(winograd_conv(torch.randn(2, 3, 8, 8, requires_grad=True), torch.randn(4, 3, 3, 3))).sum().backward()
+
+
+def test_training_after_a_first_use_in_inference_mode():
+    winograd._transforms.cache_clear()
+    images, weight = torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3, requires_grad=True)
+    with torch.inference_mode():
+        winograd_conv(images, weight)
+    winograd_conv(images, weight).sum().backward()
+    assert weight.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("side, tolerance", [(2, 1e-6), (12, 1e-5), (15, 1e-5), (7, 1e-4)])
@@ -71,5 +86,6 @@ def test_not_taken_in_16_bits(winograd_calls):
 
 
 def test_compute_is_counted_as_of_the_direct_convolution(winograd_calls):
-    training_flops(FastCNN(), 32)
+    model = CIFAR100CNN(widths=(64, 64, 64, 64))
+    assert training_flops(model, 128) > 3.9 * training_flops(model, 64)
     assert not winograd_calls
