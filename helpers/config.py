@@ -134,7 +134,7 @@ class TrainingConfig:
     start_image_size: int = setting(32, "image side at the start; grows to 32 during the first "
                                     "image_growth_fraction of training (progressive resizing)", low=12, high=32)
     image_growth_fraction: float = setting(0.6, "share of training in which the image side grows", low=0, high=1)
-    ema_decay: float = setting(0.0, "decay a step of the averaged weights used for evaluation, 0 for none",
+    ema_decay: float = setting(0.0, "decay a step of the averaged weights used for evaluation, 0 for none; less at first",
                                low=0, below=1)
 
     # Machine

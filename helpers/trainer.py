@@ -179,7 +179,8 @@ class Trainer:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
-            update_average(self.ema, self.model, self.config.ema_decay if self.step else 0.0)
+            # A short memory at first (as TensorFlow's), so that the first weights do not weigh on a short training.
+            update_average(self.ema, self.model, min(self.config.ema_decay, self.step / (self.step + 10)))
         self._running.add(*result, count)
         self.flops += count * self._flops_of_image(size)
         self._epoch_images += count

@@ -36,7 +36,7 @@ def make_loader(images, **settings):
 def make_trainer(images, folder, **settings):
     labels = torch.arange(len(images)) % 4
     data = ImageData(images, labels, images[:4], labels[:4], ("a", "b", "c", "d"))
-    config = TrainingConfig(**{"num_classes": 4, "val_size": 0, "batch_size": 8, "widths": (4, 4, 4, 4), "epochs": 2,
+    config = TrainingConfig(**{"num_classes": 4, "val_size": 0, "batch_size": 8, "widths": (8, 16, 16, 16), "epochs": 2,
                                "warmup_epochs": 0, "device": "cpu", "progress": "none"} | settings)
     return Trainer(config, data, folder)
 
@@ -215,10 +215,10 @@ def test_augmentation_command(tmp_path, capsys):
 
 
 def test_training_command(tmp_path, capsys):
-    content = run(tmp_path, "training", "--batch-size", "4", "--widths", "4", "4", "4", "4", "--steps", "1",
+    content = run(tmp_path, "training", "--batch-size", "4", "--widths", "8", "16", "16", "16", "--steps", "1",
                   "--repeats", "2", "--device", "cpu")
     check_comparison(content, 1)
-    assert content["widths"] == [4, 4, 4, 4] and content["batch_size"] == 4
+    assert content["widths"] == [8, 16, 16, 16] and content["batch_size"] == 4
     assert f"{content['ratio']:.2f} times" in capsys.readouterr().out
 
 

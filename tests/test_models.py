@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from helpers.models import CIFAR100CNN, FastCNN, ResidualBlock, build_model, layer_table, model_stats, training_flops
 
-NARROW = (4, 8, 12, 16)
+NARROW = (8, 16, 20, 24)      # oneDNN may crash below 16 channels at a stride
 
 
 @pytest.fixture(scope="module")
@@ -92,8 +92,8 @@ def test_stages_have_strides_1_2_2(side):
     model = CIFAR100CNN(10, widths=NARROW).eval()
     images = torch.randn(2, 3, side, side)
     x = F.relu(model.bn1(model.conv1(images)))
-    assert x.shape == (2, 4, side, side)
-    for stage, channels, stride in ((model.layer1, 8, 1), (model.layer2, 12, 2), (model.layer3, 16, 4)):
+    assert x.shape == (2, 8, side, side)
+    for stage, channels, stride in ((model.layer1, 16, 1), (model.layer2, 20, 2), (model.layer3, 24, 4)):
         x = stage(x)
         assert x.shape == (2, channels, side // stride, side // stride)
     assert model(images).shape == (2, 10)

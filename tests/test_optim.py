@@ -16,7 +16,7 @@ from helpers.optim import (Muon, build_optimizer, learning_rate_factor, orthogon
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    return CIFAR100CNN(5, dropout_rate=0.0, widths=(4, 4, 6, 8))
+    return CIFAR100CNN(5, dropout_rate=0.0, widths=(8, 16, 16, 16))
 
 
 def random_gradients(model, seed, scale=1.0):
