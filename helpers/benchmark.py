@@ -287,9 +287,9 @@ def _announced(items, title: str, progress: str = "auto"):
 
 
 def format_rows(rows: list[dict]) -> str:
-    """Rows as a table with aligned columns; lists, and columns that are None throughout, are left out."""
+    """Rows as a table with aligned columns; lists, mappings, and columns that are None throughout, are left out."""
     shown = [name for name in dict.fromkeys(name for row in rows for name in row)
-             if any(row.get(name) is not None and not isinstance(row[name], list) for row in rows)]
+             if any(row.get(name) is not None and not isinstance(row[name], (list, dict)) for row in rows)]
     return report.table([{name.replace("_", " "): _readable(row.get(name)) for name in shown} for row in rows])
 
 
