@@ -82,7 +82,7 @@ class TrainingConfig:
     dropout_rate: float = setting(0.3, "dropout of CIFAR100CNN: of channels in each block, of features before "
                                   "the classifier", low=0, below=1)
     whitening: bool = setting(True, "FastCNN: fix the first layer to whitening filters of the training images")
-    pool_first: bool = setting(True, "FastCNN: groups after the first pool before their first convolution, not after")
+    pool_first: bool = setting(False, "FastCNN: groups after the first pool before their first convolution, not after")
     skip: bool = setting(True, "FastCNN: a skip over the last two convolutions of each group")
     norm_scale: bool = setting(False, "FastCNN: train the scales of the batch norms")
 

@@ -96,17 +96,17 @@ class FastCNN(nn.Module):
     """A network for short trainings, after airbench (Jordan 2024, arXiv 2404.00498).
 
     A frozen 2×2 whitening layer of 24 filters (see `whiten`), three groups of three convolutions, global max
-    pooling, and a linear head whose logits are divided by 9. The first group pools what its first convolution gives,
-    the others pool before it. The norms have no scale, the convolutions no bias. Maps float [N, 3, H, W], H and W
+    pooling, and a linear head whose logits are divided by 9. Each group pools what its first convolution gives. The
+    norms have no scale, the convolutions no bias. Maps float [N, 3, H, W], H and W
     from 9 up, to logits float [N, num_classes].
 
-    `whitening=False` trains the first layer instead, `pool_first=False` lets all groups pool after their first
-    convolution, `skip=False` leaves out the skips, `norm_scale=True` trains the norms' scales: `python -m
+    `whitening=False` trains the first layer instead, `pool_first=True` lets all groups but the first pool before
+    their first convolution, `skip=False` leaves out the skips, `norm_scale=True` trains the norms' scales: `python -m
     helpers.ablation` measures what each is worth.
     """
 
     def __init__(self, num_classes: int = 100, widths=(128, 384, 512), logit_divisor: float = 9.0,
-                 whitening: bool = True, pool_first: bool = True, skip: bool = True, norm_scale: bool = False):
+                 whitening: bool = True, pool_first: bool = False, skip: bool = True, norm_scale: bool = False):
         super().__init__()
         self.whitening = nn.Conv2d(3, 24, 2)
         self.whitening.weight.requires_grad_(not whitening)
@@ -143,7 +143,7 @@ def _norm(channels: int, scale: bool) -> nn.BatchNorm2d:
 
 
 def build_model(name: str = "CIFAR100CNN", num_classes: int = 100, widths=None, dropout_rate: float = 0.3,
-                whitening: bool = True, pool_first: bool = True, skip: bool = True,
+                whitening: bool = True, pool_first: bool = False, skip: bool = True,
                 norm_scale: bool = False) -> nn.Module:
     """The network called `name`; `widths=None` takes its own. Dropout is CIFAR100CNN's, the last four FastCNN's."""
     sizes = {} if widths is None else {"widths": tuple(widths)}
