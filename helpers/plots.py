@@ -247,6 +247,7 @@ def record(recipes: Sequence[dict], reference: dict, published: Sequence[tuple] 
     """
     figure = _new_figure(5.2, "Accuracy against what it costs", note)
     axes = figure.subplots()
+    over_lines = {"facecolor": "white", "edgecolor": "none", "pad": 1}
     for (name, top1, _), dashes in zip(published, itertools.cycle(DASHES)):
         axes.axhline(top1, color="0.6", linestyle=(0, dashes), linewidth=1, zorder=0)
         axes.annotate(f"{name}: {top1:.2f} % (published)", (0.005, top1), xycoords=("axes fraction", "data"),
@@ -262,12 +263,13 @@ def record(recipes: Sequence[dict], reference: dict, published: Sequence[tuple] 
         runs = f"mean of {recipe['runs']} runs, " if recipe["runs"] > 1 else ""
         axes.annotate(f"{recipe['preset']}: {recipe['top1']:.2f} %\n{runs}{recipe['petaflops']:.3g} PFLOP, "
                       f"{recipe['minutes']:.0f} min on {_machine(recipe['machine'])}",
-                      (recipe["petaflops"], recipe["top1"]), textcoords="offset points", xytext=(12, -8), va="top")
+                      (recipe["petaflops"], recipe["top1"]), textcoords="offset points", xytext=(12, -8), va="top",
+                      bbox=over_lines)
     axes.plot(reference["petaflops"], reference["top1"], "D", color="0.35", markersize=9)
     axes.annotate(f"{reference['name']}: {reference['top1']:.2f} %\n{reference['petaflops']:g} PFLOP, "
                   f"{reference['minutes']:.0f} min on a T4 (its own figures)",
                   (reference["petaflops"], reference["top1"]), textcoords="offset points", xytext=(0, 12),
-                  va="bottom", ha="right", bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
+                  va="bottom", ha="right", bbox=over_lines)
     axes.axhline(reference["top1"], color="0.35", linestyle=":", linewidth=1.3)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
