@@ -121,6 +121,8 @@ class TrainingConfig:
                                          choices=("none", "basic", "light", "moderate", "strong"))
     crop_mode: str = setting("constant", "what surrounds an image before the random crop: black or its mirror",
                              choices=("constant", "reflect"))
+    crop_padding: int | None = setting(None, "pixels that surround a 32-pixel image before the random crop, 0 for no "
+                                       "crop; None: as augmentation_strength says", low=0, high=16)
     flip: str = setting("random", "horizontal flip: drawn each time, or alternating between epochs (Jordan 2024)",
                         choices=("random", "alternating"))
     cutout_size: int | None = setting(None, "side of the cutout square in pixels of a 32-pixel image, 0 for none; "

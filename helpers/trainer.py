@@ -390,9 +390,10 @@ class Trainer:
 
     def _training_loader(self, images: Tensor, labels: Tensor) -> BatchLoader:
         config = self.config
-        cutout = {} if config.cutout_size is None else {"cutout_size": config.cutout_size}
+        sizes = {name: getattr(config, name) for name in ("crop_padding", "cutout_size")
+                 if getattr(config, name) is not None}
         augmentation = Augmentation.of_strength(config.augmentation_strength, crop_mode=config.crop_mode,
-                                                fill=self.mean, **cutout)
+                                                fill=self.mean, **sizes)
         return BatchLoader(images, labels, config.batch_size, augmentation=augmentation, seed=config.seed,
                            alternating_flip=config.flip == "alternating" and augmentation.flip,
                            mixup_alpha=config.mixup_alpha, cutmix_alpha=config.cutmix_alpha,

@@ -1,6 +1,7 @@
 """trainer: against plain loops; accumulation, precision, memory, divergence, early stopping, signals and resume."""
 
 import contextlib
+import dataclasses
 import functools
 import json
 import logging
@@ -324,6 +325,15 @@ def test_image_size_grows_in_even_steps_to_32(tmp_path):
     # 20 steps, the first 10 of which grow by 1.6 pixels each; to the nearest even number, halves to the even half.
     assert sizes == [16, 18, 20, 20, 22, 24, 26, 28, 28, 30] + [32] * 10
     assert history["image_size"] == [22, 30, 32, 32]
+
+
+@pytest.mark.parametrize("setting, value", [("crop_padding", 2), ("crop_padding", 0), ("cutout_size", 6)])
+def test_sizes_of_the_augmentation_are_the_strengths_unless_given(tmp_path, setting, value):
+    strong = {"settings": PLAIN | {"augmentation_strength": "strong"}}
+    usual, changed = (make_trainer(tmp_path / name, **strong, **change).loader.augmentation
+                      for name, change in (("usual", {}), ("changed", {setting: value})))
+    assert (usual.crop_padding, usual.cutout_size) == (4, 8)
+    assert changed == dataclasses.replace(usual, **{setting: value})
 
 
 def test_image_size_is_32_throughout_by_default(tmp_path):
