@@ -85,7 +85,10 @@ class ConvGroup(nn.Module):
         self.pool_first, self.skip = pool_first, skip
 
     def forward(self, images: Tensor) -> Tensor:
-        halved = self.conv1(F.max_pool2d(images, 2)) if self.pool_first else F.max_pool2d(self.conv1(images), 2)
+        if self.pool_first:
+            halved = self.conv1(F.max_pool2d(images, 2))
+        else:
+            halved = F.max_pool2d(self.conv1(images, for_pooling=True), 2)
         first = F.gelu(self.norm1(halved))
         out = F.gelu(self.norm2(self.conv2(first)))
         out = self.norm3(self.conv3(out))

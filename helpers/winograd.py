@@ -40,13 +40,20 @@ class Conv3x3(nn.Conv2d):
 
     In fp32 on a CPU it takes Winograd's algorithm where that is faster, else PyTorch's own convolution. The two differ
     by rounding, at most 1e-4 of the result's norm, a thirtieth of what bf16 loses.
+
+    `for_pooling=True` may leave out the last row and column of a result with odd sides, at which 2×2 pooling does not
+    look: 36 places are computed in place of 7×7.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1):
         super().__init__(in_channels, out_channels, 3, stride, padding=1, bias=False)
 
-    def forward(self, images: Tensor) -> Tensor:
-        return winograd_conv(images, self.weight) if self._winograd_is_faster(images) else super().forward(images)
+    def forward(self, images: Tensor, for_pooling: bool = False) -> Tensor:
+        if self._winograd_is_faster(images):
+            return winograd_conv(images, self.weight)
+        if for_pooling and images.shape[2] % 2 and images.shape[3] % 2:
+            return F.conv2d(F.pad(images, (1, 0, 1, 0)), self.weight)
+        return super().forward(images)
 
     def _winograd_is_faster(self, images: Tensor) -> bool:
         if not (_allowed and images.device.type == "cpu" and images.dtype == self.weight.dtype == torch.float32

@@ -89,3 +89,17 @@ def test_compute_is_counted_as_of_the_direct_convolution(winograd_calls):
     model = CIFAR100CNN(widths=(64, 64, 64, 64))
     assert training_flops(model, 128) > 3.9 * training_flops(model, 64)
     assert not winograd_calls
+
+
+@pytest.mark.parametrize("height, width", [(7, 7), (9, 5), (8, 8), (7, 8)])
+def test_pooling_sees_no_difference_where_the_convolution_leaves_out_what_it_drops(height, width):
+    torch.manual_seed(0)
+    conv, images = Conv3x3(4, 5), torch.randn(2, 4, height, width, requires_grad=True)
+    left_out = conv(images, for_pooling=True)
+    assert left_out.shape[2:] == ((height - 1, width - 1) if height % 2 and width % 2 else (height, width))
+    results = []
+    for out in (left_out, conv(images)):
+        pooled = F.max_pool2d(out, 2)
+        results.append((pooled, *torch.autograd.grad(pooled.square().sum(), (images, conv.weight))))
+    for ours, theirs in zip(*results):
+        torch.testing.assert_close(ours, theirs)
