@@ -331,26 +331,46 @@ def _superclasses(classes: tuple[str, ...]) -> tuple[tuple[str, ...], Tensor | N
 
 # Split -----------------------------------------------------------------------------------------------------
 
-def stratified_split(labels: Tensor, val_size: int, seed: int) -> tuple[Tensor, Tensor]:
+def stratified_split(labels: Tensor, val_size: int, seed: int,
+                     train_size: int | None = None) -> tuple[Tensor, Tensor]:
     """Indices (train, validation), int64, ascending; each class gives the same share of its images.
 
     Shares that are not whole numbers are rounded so that exactly `val_size` images are taken (largest
-    remainders first). Raises ValueError when that leaves a class without a training image.
+    remainders first), and of the others `train_size`, or all of them. Raises ValueError when there are not so many, or
+    when a class is left without a training image.
     """
     if not 0 <= val_size < len(labels):
         raise ValueError(f"val_size={val_size}: must be below the {len(labels)} training images")
     counts = torch.bincount(labels)
-    shares = counts.double() * val_size / len(labels)
-    take = shares.long()
-    take[torch.argsort(shares - take, descending=True, stable=True)[:val_size - int(take.sum())]] += 1
-    if (take >= counts).logical_and(counts > 0).any():
+    val_counts = _shares(counts, val_size)
+    left = counts - val_counts
+    if ((left == 0) & (counts > 0)).any():
         raise ValueError(f"val_size={val_size}: leaves a class without a training image; choose a smaller one")
+    if train_size is None:
+        train_counts = left
+    elif train_size > left.sum():
+        raise ValueError(f"train_size={train_size}: must be at most the {left.sum()} training images that "
+                         f"val_size={val_size} leaves")
+    else:
+        train_counts = _shares(left, train_size)
+        if ((train_counts == 0) & (counts > 0)).any():
+            raise ValueError(f"train_size={train_size}: leaves a class without a training image; choose a larger one")
     generator = torch.Generator().manual_seed(seed)
-    chosen = torch.zeros(len(labels), dtype=torch.bool)
-    for label, number in enumerate(take.tolist()):
+    train, val = [], []
+    for label, (val_count, train_count) in enumerate(zip(val_counts.tolist(), train_counts.tolist())):
         members = (labels == label).nonzero().flatten()
-        chosen[members[torch.randperm(len(members), generator=generator)[:number]]] = True
-    return (~chosen).nonzero().flatten(), chosen.nonzero().flatten()
+        members = members[torch.randperm(len(members), generator=generator)]
+        val.append(members[:val_count])
+        train.append(members[val_count:val_count + train_count])
+    return torch.cat(train).sort().values, torch.cat(val).sort().values
+
+
+def _shares(counts: Tensor, size: int) -> Tensor:
+    """Of each class the same share of its `counts`, int64 [num_classes], in whole numbers of sum `size`."""
+    shares = counts.double() * size / counts.sum()
+    numbers = shares.long()
+    numbers[torch.argsort(shares - numbers, descending=True, stable=True)[:size - int(numbers.sum())]] += 1
+    return numbers
 
 
 # Batches ---------------------------------------------------------------------------------------------------

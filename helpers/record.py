@@ -60,7 +60,7 @@ def _row(runs: list[dict]) -> dict:
 
 
 def _training_images(run: dict) -> int:
-    return 50_000 - run["config"]["val_size"]
+    return run["config"].get("train_size") or 50_000 - run["config"]["val_size"]
 
 
 def _ablations(path: Path) -> list[dict]:

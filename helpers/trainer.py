@@ -64,7 +64,7 @@ class Trainer:
         saved = self._find_checkpoint()
         self.precision = self._pick_precision(saved)
         self.mean, self.std = data.channel_statistics()
-        train, val = stratified_split(data.train_labels, config.val_size, config.seed)
+        train, val = stratified_split(data.train_labels, config.val_size, config.seed, config.train_size)
         self.loader = self._training_loader(data.train_images[train], data.train_labels[train])
         self.val_labels = data.train_labels[val]
         self.val_loader = BatchLoader(data.train_images[val], self.val_labels, config.eval_batch_size,

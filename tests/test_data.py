@@ -426,6 +426,23 @@ def test_split_that_leaves_a_class_nothing_to_train_on_is_refused(val_size):
         stratified_split(torch.arange(300) % 3, val_size, 0)
 
 
+@pytest.mark.parametrize("counts", [[200] * 5, [500, 300, 150, 41, 9]])
+def test_train_size_takes_each_class_its_share_and_leaves_the_validation_split_alone(counts):
+    labels = torch.repeat_interleave(torch.arange(5), torch.tensor(counts))
+    everything, val = stratified_split(labels, 200, seed=1)
+    train, same_val = stratified_split(labels, 200, seed=1, train_size=400)
+    assert torch.equal(val, same_val) and len(train) == 400 and set(train.tolist()) < set(everything.tolist())
+    for number, left in zip(labels[train].bincount().tolist(), labels[everything].bincount().tolist()):
+        assert abs(number - left / 2) < 1
+    assert torch.equal(stratified_split(labels, 200, 1, train_size=800)[0], everything)
+
+
+@pytest.mark.parametrize("train_size, remedy", [(241, "at most the 240 .* val_size=60"), (2, "choose a larger one")])
+def test_train_size_beyond_what_is_there_or_below_one_a_class_is_refused(train_size, remedy):
+    with pytest.raises(ValueError, match=f"train_size={train_size}: .*{remedy}"):
+        stratified_split(torch.arange(300) % 3, 60, 0, train_size)
+
+
 # Batches ---------------------------------------------------------------------------------------------------
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)

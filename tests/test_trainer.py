@@ -336,6 +336,10 @@ def test_sizes_of_the_augmentation_are_the_strengths_unless_given(tmp_path, sett
     assert changed == dataclasses.replace(usual, **{setting: value})
 
 
+def test_train_size_is_what_is_trained_on(tmp_path):
+    assert make_trainer(tmp_path, train_size=40, val_size=16).loader.count == 40
+
+
 def test_image_size_is_32_throughout_by_default(tmp_path):
     trainer = make_trainer(tmp_path)
     assert {trainer.image_size(step) for step in range(trainer.total_steps)} == {32}
