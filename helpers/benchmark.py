@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import logging
 import re
 import tempfile
@@ -22,6 +23,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
@@ -37,6 +39,7 @@ from .report import FIGURES
 from .system import (DTYPES, SystemInfo, cpu_cores, is_out_of_memory, peak_memory_mb, pick_device, pick_precision,
                      progress_style, synchronize)
 from .trainer import Trainer, autocast
+from .winograd import Conv3x3, direct_convolutions
 
 log = logging.getLogger("cifar100")
 
@@ -148,9 +151,9 @@ def bare_convolutions(model: nn.Module, batch_size: int, image_size: int, device
     PyTorch's own also where the network takes Winograd's (helpers.winograd).
     """
     layers = {module: None for module in model.modules() if isinstance(module, nn.Conv2d)}
-    hooks = [module.register_forward_hook(lambda module, inputs, _: layers.update({module: inputs[0].shape[1:]}))
-             for module in layers]
-    with torch.no_grad():
+    hooks = [module.register_forward_hook(lambda module, inputs, output: layers.update(
+        {module: _input_and_padding(module, inputs[0].shape[1:], output.shape[1:])})) for module in layers]
+    with torch.no_grad(), direct_convolutions():
         model.eval()(torch.zeros(1, 3, image_size, image_size, device=device))
     for hook in hooks:
         hook.remove()
@@ -160,21 +163,33 @@ def bare_convolutions(model: nn.Module, batch_size: int, image_size: int, device
         return tensor.requires_grad_(requires_grad)
 
     work, input_has_gradient = [], False        # the images need none, nor does what a frozen layer makes of them
-    for layer, shape in layers.items():
+    for layer, (shape, padding) in layers.items():
+        convolution = functools.partial(F.conv2d, stride=layer.stride, padding=padding)
         inputs = random((batch_size, *shape), input_has_gradient)
         weight = random(layer.weight.shape, layer.weight.requires_grad)
         wanted = [tensor for tensor in (inputs, weight) if tensor.requires_grad]
         with torch.no_grad():
-            gradient = torch.randn_like(layer._conv_forward(inputs, weight, None))
-        work.append((layer, inputs, weight, wanted, gradient))
+            gradient = torch.randn_like(convolution(inputs, weight))
+        work.append((convolution, inputs, weight, wanted, gradient))
         input_has_gradient = input_has_gradient or any(p.requires_grad for p in layer.parameters())
 
     def step() -> None:
-        for layer, inputs, weight, wanted, gradient in work:
-            output = layer._conv_forward(inputs, weight, None)
+        for convolution, inputs, weight, wanted, gradient in work:
+            output = convolution(inputs, weight)
             if wanted:
                 torch.autograd.grad(output, wanted, gradient)
     return step
+
+
+def _input_and_padding(layer: nn.Conv2d, inputs: torch.Size, output: torch.Size) -> tuple[tuple[int, ...], tuple]:
+    """Shape and padding with which PyTorch's convolution does what `layer` did: [C, H, W] to [C, H, W].
+
+    A Conv3x3 that leaves out the last row and column has its inputs padded above and on the left, by itself.
+    """
+    channels, height, width = inputs
+    if isinstance(layer, Conv3x3) and layer.stride == (1, 1) and output[1:] != inputs[1:]:
+        return (channels, height + 1, width + 1), (0, 0)
+    return (channels, height, width), layer.padding
 
 
 def step_profile(trainer: Trainer, steps: int = 2) -> dict[str, float]:
