@@ -193,10 +193,13 @@ class CIFAR100Pipeline:
     def _shorter_presets(self, flops_a_minute: float) -> str:
         """What else could be trained at this speed, for someone who does not want to wait."""
         minutes = {}
+        all_images = len(self.data.train_labels) - self.config.val_size
+        train_size = self.config.changed_settings().get("train_size")      # stays when another preset is named
         for name in preset_names():
             config = TrainingConfig.from_preset(name)
             if config.data_source != "drawn":
-                minutes[name] = planned_flops(config, self.trainer.loader.count) / flops_a_minute
+                images = train_size or config.train_size or all_images
+                minutes[name] = planned_flops(config, images) / flops_a_minute
         fitting = [f"preset = {name!r} takes about {report.duration(60 * value)}"
                    for name, value in sorted(minutes.items(), key=lambda item: item[1])
                    if value < min(self.speeds["training"]["minutes"], LONG_MINUTES)]
@@ -264,8 +267,8 @@ class CIFAR100Pipeline:
             log.info("run %r%s is complete after %d epochs; give another run_name or resume='never' to train anew",
                      self.config.name, note, len(trainer.history))
         else:
-            log.info("run %r%s: training %s on %s in %s", self.config.name, note, self.config.model, self.device,
-                     self.precision)
+            log.info("run %r%s: training %s on %s in %s, on %s images", self.config.name, note, self.config.model,
+                     self.device, self.precision, f"{trainer.loader.count:,}")
         try:
             self.history = self._fit(on_epoch, live and not was_finished)
         except TrainingDiverged as error:

@@ -135,7 +135,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (ConfigError, OSError, yaml.YAMLError) as error:
         print(f"ablation: {error}", file=sys.stderr)
         return 2
-    except (DataError, CheckpointError, TrainingDiverged) as error:
+    except (DataError, CheckpointError, TrainingDiverged, ValueError) as error:
         print(f"ablation: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

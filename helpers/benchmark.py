@@ -182,7 +182,7 @@ def bare_convolutions(model: nn.Module, batch_size: int, image_size: int, device
 
 
 def _input_and_padding(layer: nn.Conv2d, inputs: torch.Size, output: torch.Size) -> tuple[tuple[int, ...], tuple]:
-    """Shape and padding with which PyTorch's convolution does what `layer` did: [C, H, W] to [C, H, W].
+    """Shape and padding with which PyTorch's convolution makes `output` [C, H, W] of `inputs` [C, H, W] as `layer` did.
 
     A Conv3x3 that leaves out the last row and column has its inputs padded above and on the left, by itself.
     """

@@ -71,7 +71,7 @@ class TrainingConfig:
     download: bool = setting(True, "may CIFAR-100 be downloaded when it is not in data_dir?", shapes_training=False)
     num_classes: int = setting(100, "number of classes; must equal what the data hold", low=2)
     val_size: int = setting(5000, "training images set aside, the same share of each class, to choose the best "
-                            "epoch by; 0 trains on all", low=0)
+                            "epoch by; 0 sets none aside", low=0)
     train_size: int | None = setting(None, "training images used of those that val_size leaves, the same share of each "
                                      "class; None uses all", low=1)
     data_placement: str = setting("auto", "where the images lie in training: on the device, or in host memory "

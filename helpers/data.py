@@ -350,7 +350,7 @@ def stratified_split(labels: Tensor, val_size: int, seed: int,
         train_counts = left
     elif train_size > left.sum():
         raise ValueError(f"train_size={train_size}: must be at most the {left.sum()} training images that "
-                         f"val_size={val_size} leaves")
+                         f"val_size={val_size} leaves; leave it out to train on them all")
     else:
         train_counts = _shares(left, train_size)
         if ((train_counts == 0) & (counts > 0)).any():

@@ -92,7 +92,7 @@ def training_curves(history: History, note: str = "", smoothed_labels: bool = Tr
     rate.set_ylim(bottom=0)
     if not top5.lines:
         top5.set_yticks([])
-        _say(top5, "no validation split:\nall training images are trained on")
+        _say(top5, "no validation split")
     if len(history) == 1:
         rate.set_xlim(0.5, 1.5)
     return figure

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from . import plots, report
-from .config import SETTINGS
+from .config import SETTINGS, TrainingConfig
 from .metrics import History
 from .report import FIGURES, PUBLISHED, REFERENCE
 
@@ -40,7 +40,9 @@ def recipes(folder) -> list[dict]:
 
 
 def _recipe_of(config: dict) -> str:
-    return json.dumps({name: value for name, value in config.items()
+    # A setting that is younger than the run stood, in effect, at its default.
+    settings = TrainingConfig().to_dict() | config
+    return json.dumps({name: value for name, value in settings.items()
                        if name == "preset" or name != "seed" and SETTINGS[name].metadata["shapes_training"]},
                       sort_keys=True)
 

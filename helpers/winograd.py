@@ -51,7 +51,7 @@ class Conv3x3(nn.Conv2d):
     def forward(self, images: Tensor, for_pooling: bool = False) -> Tensor:
         if self._winograd_is_faster(images):
             return winograd_conv(images, self.weight)
-        if for_pooling and images.shape[2] % 2 and images.shape[3] % 2:
+        if for_pooling and self.stride == (1, 1) and images.shape[2] % 2 and images.shape[3] % 2:
             return F.conv2d(F.pad(images, (1, 0, 1, 0)), self.weight)
         return super().forward(images)
 

@@ -429,12 +429,15 @@ def test_split_that_leaves_a_class_nothing_to_train_on_is_refused(val_size):
 @pytest.mark.parametrize("counts", [[200] * 5, [500, 300, 150, 41, 9]])
 def test_train_size_takes_each_class_its_share_and_leaves_the_validation_split_alone(counts):
     labels = torch.repeat_interleave(torch.arange(5), torch.tensor(counts))
+    labels = labels[torch.randperm(1000, generator=torch.Generator().manual_seed(0))]
     everything, val = stratified_split(labels, 200, seed=1)
     train, same_val = stratified_split(labels, 200, seed=1, train_size=400)
     assert torch.equal(val, same_val) and len(train) == 400 and set(train.tolist()) < set(everything.tolist())
     for number, left in zip(labels[train].bincount().tolist(), labels[everything].bincount().tolist()):
         assert abs(number - left / 2) < 1
+    assert train.dtype == torch.int64 and torch.equal(train, train.sort().values)
     assert torch.equal(stratified_split(labels, 200, 1, train_size=800)[0], everything)
+    assert len(stratified_split(labels, 0, 1, train_size=400)[0]) == 400
 
 
 @pytest.mark.parametrize("train_size, remedy", [(241, "at most the 240 .* val_size=60"), (2, "choose a larger one")])

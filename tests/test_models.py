@@ -253,6 +253,12 @@ def test_unknown_model_is_refused_by_name():
         build_model("ResNet99")
 
 
+def test_fastcnn_computes_what_its_pooling_looks_at():
+    sides = {row["layer"]: row["output"][1] for row in layer_table(FastCNN(10, widths=(4, 4, 8)), 32)
+             if row["layer"].endswith("conv1")}
+    assert sides == {"groups.0.conv1": 30, "groups.1.conv1": 14, "groups.2.conv1": 6}
+
+
 # FastCNN without an ingredient -----------------------------------------------------------------------------
 
 def test_without_skip_a_group_is_its_three_convolutions():

@@ -39,6 +39,16 @@ def test_recipes_are_means_over_their_runs(runs):
     assert fast["top1_std"] is None and fast["top1_by_run"] == [78.0]
 
 
+@pytest.mark.parametrize("younger, recipes, images", [({"train_size": None}, 2, 50_000), ({"train_size": 9}, 3, 9)])
+def test_a_run_older_than_a_setting_had_its_default(runs, younger, recipes, images):
+    path = runs / "quick-3" / "metrics.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"config": content["config"] | younger}))
+    found = record.recipes(runs)
+    assert len(found) == recipes
+    assert [row["training_images"] for row in found if 3 in row["seeds"]] == [images]
+
+
 def test_t4_estimate_is_the_compute_at_the_rate_of_the_reference(runs):
     fast = record.recipes(runs)[1]
     petaflops_a_minute = 9.68e9 * 50_000 * 150 / 1e15 / 150.2

@@ -337,7 +337,10 @@ def test_sizes_of_the_augmentation_are_the_strengths_unless_given(tmp_path, sett
 
 
 def test_train_size_is_what_is_trained_on(tmp_path):
-    assert make_trainer(tmp_path, train_size=40, val_size=16).loader.count == 40
+    all_images, some = make_trainer(tmp_path, val_size=16), make_trainer(tmp_path, val_size=16, train_size=40)
+    assert some.loader.count == 40 < all_images.loader.count
+    assert torch.equal(some.val_loader.batch(0, 0)[0], all_images.val_loader.batch(0, 0)[0])
+    assert some.total_flops() < all_images.total_flops()
 
 
 def test_image_size_is_32_throughout_by_default(tmp_path):

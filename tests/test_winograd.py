@@ -103,3 +103,8 @@ def test_pooling_sees_no_difference_where_the_convolution_leaves_out_what_it_dro
         results.append((pooled, *torch.autograd.grad(pooled.square().sum(), (images, conv.weight))))
     for ours, theirs in zip(*results):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_only_convolutions_of_stride_1_leave_something_out():
+    conv, images = Conv3x3(4, 5, stride=2), torch.randn(2, 4, 7, 7)
+    assert torch.equal(conv(images, for_pooling=True), conv(images))
