@@ -87,6 +87,7 @@ class TrainingConfig:
     pool_first: bool = setting(False, "FastCNN: groups after the first pool before their first convolution, not after")
     skip: bool = setting(True, "FastCNN: a skip over the last two convolutions of each group")
     norm_scale: bool = setting(False, "FastCNN: train the scales of the batch norms")
+    input_skip: bool = setting(False, "FastCNN: a skip over the first convolution of groups after the first, too")
 
     # Optimiser
     optimizer: str = setting("sgd", "sgd: SGD with Nesterov momentum; muon: Muon for convolution filters, SGD "
@@ -241,7 +242,7 @@ class TrainingConfig:
 
     def model_arguments(self) -> dict:
         """The settings that `models.build_model` takes, by its names."""
-        names = ("num_classes", "widths", "dropout_rate", "whitening", "pool_first", "skip", "norm_scale")
+        names = ("num_classes", "widths", "dropout_rate", "whitening", "pool_first", "skip", "norm_scale", "input_skip")
         return {"name": self.model, **{name: getattr(self, name) for name in names}}
 
     @property

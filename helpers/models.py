@@ -73,16 +73,18 @@ class ConvGroup(nn.Module):
     """conv-pool-norm-gelu, then two conv-norm-gelu with a skip over them. Halves height and width.
 
     With `pool_first` the pooling comes before the first convolution, which then takes a quarter of the arithmetic.
+    With `input_skip` the first convolution has a skip as well: the input, average-pooled 2×2, with zeros for the
+    channels that it lacks (He et al. 2015, arXiv 1512.03385, option A). It costs no multiplication.
     """
 
     def __init__(self, in_channels: int, out_channels: int, pool_first: bool = False, skip: bool = True,
-                 norm_scale: bool = False):
+                 norm_scale: bool = False, input_skip: bool = False):
         super().__init__()
         self.conv1 = Conv3x3(in_channels, out_channels)
         self.conv2 = Conv3x3(out_channels, out_channels)
         self.conv3 = Conv3x3(out_channels, out_channels)
         self.norm1, self.norm2, self.norm3 = (_norm(out_channels, norm_scale) for _ in range(3))
-        self.pool_first, self.skip = pool_first, skip
+        self.pool_first, self.skip, self.input_skip = pool_first, skip, input_skip
 
     def forward(self, images: Tensor) -> Tensor:
         if self.pool_first:
@@ -90,6 +92,9 @@ class ConvGroup(nn.Module):
         else:
             halved = F.max_pool2d(self.conv1(images, for_pooling=True), 2)
         first = F.gelu(self.norm1(halved))
+        if self.input_skip:
+            lacking = first.shape[1] - images.shape[1]      # negative where the group narrows: then the rest is dropped
+            first = first + F.pad(F.avg_pool2d(images, 2), (0, 0, 0, 0, 0, lacking))
         out = F.gelu(self.norm2(self.conv2(first)))
         out = self.norm3(self.conv3(out))
         return F.gelu(out + first if self.skip else out)
@@ -104,16 +109,19 @@ class FastCNN(nn.Module):
     [N, num_classes].
 
     `whitening=False` trains the first layer instead, `pool_first=True` lets all groups but the first pool before
-    their first convolution, `skip=False` leaves out the skips, `norm_scale=True` trains the norms' scales: `python -m
+    their first convolution, `skip=False` leaves out the skips, `norm_scale=True` trains the norms' scales,
+    `input_skip=True` lets all groups but the first have a skip over their first convolution too: `python -m
     helpers.ablation` measures what each is worth.
     """
 
     def __init__(self, num_classes: int = 100, widths=(128, 384, 512), logit_divisor: float = 9.0,
-                 whitening: bool = True, pool_first: bool = False, skip: bool = True, norm_scale: bool = False):
+                 whitening: bool = True, pool_first: bool = False, skip: bool = True, norm_scale: bool = False,
+                 input_skip: bool = False):
         super().__init__()
         self.whitening = nn.Conv2d(3, 24, 2)
         self.whitening.weight.requires_grad_(not whitening)
-        self.groups = nn.Sequential(*[ConvGroup(i, o, pool_first and place > 0, skip, norm_scale)
+        self.groups = nn.Sequential(*[ConvGroup(i, o, pool_first and place > 0, skip, norm_scale,
+                                                input_skip and place > 0)
                                       for place, (i, o) in enumerate(zip((24, *widths[:-1]), widths))])
         self.head = nn.Linear(widths[-1], num_classes, bias=False)
         self.logit_divisor = logit_divisor
@@ -147,14 +155,14 @@ def _norm(channels: int, scale: bool) -> nn.BatchNorm2d:
 
 def build_model(name: str = "CIFAR100CNN", num_classes: int = 100, widths=None, dropout_rate: float = 0.3,
                 whitening: bool = True, pool_first: bool = False, skip: bool = True,
-                norm_scale: bool = False) -> nn.Module:
-    """The network called `name`; `widths=None` takes its own. Dropout is CIFAR100CNN's, the last four FastCNN's."""
+                norm_scale: bool = False, input_skip: bool = False) -> nn.Module:
+    """The network called `name`; `widths=None` takes its own. Dropout is CIFAR100CNN's, the last five FastCNN's."""
     sizes = {} if widths is None else {"widths": tuple(widths)}
     if name == "CIFAR100CNN":
         return CIFAR100CNN(num_classes, dropout_rate, **sizes)
     if name == "FastCNN":
         return FastCNN(num_classes, **sizes, whitening=whitening, pool_first=pool_first, skip=skip,
-                       norm_scale=norm_scale)
+                       norm_scale=norm_scale, input_skip=input_skip)
     raise ValueError(f"model={name!r}: must be CIFAR100CNN or FastCNN")
 
 

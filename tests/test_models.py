@@ -274,6 +274,30 @@ def test_without_skip_a_group_is_its_three_convolutions():
     torch.testing.assert_close(model(images), model.head(out.amax((2, 3))) / 9)
 
 
+@pytest.mark.parametrize("widths", [(4, 6, 8), (8, 6, 4)])
+@pytest.mark.parametrize("pool_first", [False, True])
+def test_input_skip_adds_the_halved_input_of_all_groups_but_the_first(widths, pool_first):
+    torch.manual_seed(0)
+    model = build_model("FastCNN", 10, widths, pool_first=pool_first, input_skip=True).eval()
+    plain = build_model("FastCNN", 10, widths, pool_first=pool_first).eval()
+    plain.load_state_dict(model.state_dict())
+    images = smooth_images(2, 30)
+    out = model.groups[0](F.gelu(model.whitening(images)))
+    torch.testing.assert_close(out, plain.groups[0](F.gelu(plain.whitening(images))))
+    group = model.groups[1]
+    halved = group.conv1(F.max_pool2d(out, 2)) if pool_first else F.max_pool2d(group.conv1(out), 2)
+    first = F.gelu(group.norm1(halved))
+    shared = min(widths[:2])
+    first[:, :shared] += F.avg_pool2d(out, 2)[:, :shared]
+    expected = F.gelu(first + group.norm3(group.conv3(F.gelu(group.norm2(group.conv2(first))))))
+    torch.testing.assert_close(group(out), expected)
+
+
+def test_input_skip_costs_no_multiplication():
+    assert training_flops(build_model("FastCNN", 10, (4, 6, 8), input_skip=True)) == \
+        training_flops(build_model("FastCNN", 10, (4, 6, 8)))
+
+
 def test_what_is_trained_follows_the_switches():
     def trained(**switches):
         model = build_model("FastCNN", 10, (4, 4, 8), **switches)
