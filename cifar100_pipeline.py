@@ -193,12 +193,11 @@ class CIFAR100Pipeline:
     def _shorter_presets(self, flops_a_minute: float) -> str:
         """What else could be trained at this speed, for someone who does not want to wait."""
         minutes = {}
-        all_images = len(self.data.train_labels) - self.config.val_size
         train_size = self.config.changed_settings().get("train_size")      # stays when another preset is named
         for name in preset_names():
-            config = TrainingConfig.from_preset(name)
+            config = TrainingConfig.from_preset(name, val_size=self.config.val_size, train_size=train_size)
             if config.data_source != "drawn":
-                images = train_size or config.train_size or all_images
+                images = config.training_images(len(self.data.train_labels))
                 minutes[name] = planned_flops(config, images) / flops_a_minute
         fitting = [f"preset = {name!r} takes about {report.duration(60 * value)}"
                    for name, value in sorted(minutes.items(), key=lambda item: item[1])

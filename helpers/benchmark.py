@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision import transforms
 from tqdm.auto import tqdm
@@ -39,7 +40,7 @@ from .report import FIGURES
 from .system import (DTYPES, SystemInfo, cpu_cores, is_out_of_memory, peak_memory_mb, pick_device, pick_precision,
                      progress_style, synchronize)
 from .trainer import Trainer, autocast
-from .winograd import Conv3x3, direct_convolutions
+from .winograd import direct_convolutions
 
 log = logging.getLogger("cifar100")
 
@@ -150,28 +151,22 @@ def bare_convolutions(model: nn.Module, batch_size: int, image_size: int, device
     Each has the shapes, layout and gradients that it has in the network, on random numbers in `precision`, and is
     PyTorch's own also where the network takes Winograd's (helpers.winograd).
     """
-    layers = {module: None for module in model.modules() if isinstance(module, nn.Conv2d)}
-    hooks = [module.register_forward_hook(lambda module, inputs, output: layers.update(
-        {module: _input_and_padding(module, inputs[0].shape[1:], output.shape[1:])})) for module in layers]
-    with torch.no_grad(), direct_convolutions():
+    with direct_convolutions(), _Convolutions() as convolutions:
         model.eval()(torch.zeros(1, 3, image_size, image_size, device=device))
-    for hook in hooks:
-        hook.remove()
 
     def random(shape, requires_grad: bool) -> Tensor:
         tensor = torch.randn(shape, device=device).to(DTYPES[precision], memory_format=torch.channels_last)
         return tensor.requires_grad_(requires_grad)
 
-    work, input_has_gradient = [], False        # the images need none, nor does what a frozen layer makes of them
-    for layer, (shape, padding) in layers.items():
-        convolution = functools.partial(F.conv2d, stride=layer.stride, padding=padding)
-        inputs = random((batch_size, *shape), input_has_gradient)
-        weight = random(layer.weight.shape, layer.weight.requires_grad)
+    work = []
+    for call in convolutions.calls:
+        convolution = functools.partial(F.conv2d, stride=call["stride"], padding=call["padding"])
+        inputs = random((batch_size, *call["shape"]), call["input_has_gradient"])
+        weight = random(call["weight_shape"], call["weight_has_gradient"])
         wanted = [tensor for tensor in (inputs, weight) if tensor.requires_grad]
         with torch.no_grad():
             gradient = torch.randn_like(convolution(inputs, weight))
         work.append((convolution, inputs, weight, wanted, gradient))
-        input_has_gradient = input_has_gradient or any(p.requires_grad for p in layer.parameters())
 
     def step() -> None:
         for convolution, inputs, weight, wanted, gradient in work:
@@ -181,15 +176,20 @@ def bare_convolutions(model: nn.Module, batch_size: int, image_size: int, device
     return step
 
 
-def _input_and_padding(layer: nn.Conv2d, inputs: torch.Size, output: torch.Size) -> tuple[tuple[int, ...], tuple]:
-    """Shape and padding with which PyTorch's convolution makes `output` [C, H, W] of `inputs` [C, H, W] as `layer` did.
+class _Convolutions(TorchDispatchMode):
+    """Keeps the shapes and arguments of each convolution within it, as `calls`."""
 
-    A Conv3x3 that leaves out the last row and column has its inputs padded above and on the left, by itself.
-    """
-    channels, height, width = inputs
-    if isinstance(layer, Conv3x3) and layer.stride == (1, 1) and output[1:] != inputs[1:]:
-        return (channels, height + 1, width + 1), (0, 0)
-    return (channels, height, width), layer.padding
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.convolution.default:
+            inputs, weight, _, stride, padding = args[:5]
+            self.calls.append({"shape": inputs.shape[1:], "input_has_gradient": inputs.requires_grad,
+                               "weight_shape": weight.shape, "weight_has_gradient": weight.requires_grad,
+                               "stride": stride, "padding": padding})
+        return func(*args, **(kwargs or {}))
 
 
 def step_profile(trainer: Trainer, steps: int = 2) -> dict[str, float]:

@@ -245,6 +245,10 @@ class TrainingConfig:
         names = ("num_classes", "widths", "dropout_rate", "whitening", "pool_first", "skip", "norm_scale", "input_skip")
         return {"name": self.model, **{name: getattr(self, name) for name in names}}
 
+    def training_images(self, available: int) -> int:
+        """How many of `available` images with labels are trained on."""
+        return available - self.val_size if self.train_size is None else self.train_size
+
     @property
     def effective_batch_size(self) -> int:
         """Images in one optimiser step."""

@@ -39,10 +39,13 @@ def recipes(folder) -> list[dict]:
     return sorted(rows, key=lambda row: row["petaflops"])
 
 
-def _recipe_of(config: dict) -> str:
+def _settings_of(config: dict) -> TrainingConfig:
     # A setting that is younger than the run stood, in effect, at its default.
-    settings = TrainingConfig().to_dict() | config
-    return json.dumps({name: value for name, value in settings.items()
+    return TrainingConfig(**config)
+
+
+def _recipe_of(config: dict) -> str:
+    return json.dumps({name: value for name, value in _settings_of(config).to_dict().items()
                        if name == "preset" or name != "seed" and SETTINGS[name].metadata["shapes_training"]},
                       sort_keys=True)
 
@@ -51,7 +54,7 @@ def _row(runs: list[dict]) -> dict:
     top1 = [run["results"]["top1"] for run in runs]
     petaflops = mean(run["training"]["petaflops"] for run in runs)
     return {"preset": runs[0]["config"]["preset"], "runs": len(runs), "seeds": [run["config"]["seed"] for run in runs],
-            "training_images": _training_images(runs[0]), "epochs": runs[0]["config"]["epochs"],
+            "training_images": _settings_of(runs[0]["config"]).training_images(50_000), "epochs": runs[0]["config"]["epochs"],
             "parameters": runs[0]["model_stats"]["total_parameters"],
             "top1": mean(top1), "top1_std": stdev(top1) if len(top1) > 1 else None, "top1_by_run": top1,
             "top5": mean(run["results"]["top5"] for run in runs),
@@ -59,10 +62,6 @@ def _row(runs: list[dict]) -> dict:
             "tta_top5": mean(run["results"]["flip_tta"]["top5"] for run in runs), "petaflops": petaflops,
             "minutes": mean(run["training"]["seconds"] for run in runs) / 60,
             "machine": runs[0]["system"], "t4_minutes": REFERENCE["minutes"] * petaflops / REFERENCE["petaflops"]}
-
-
-def _training_images(run: dict) -> int:
-    return run["config"].get("train_size") or 50_000 - run["config"]["val_size"]
 
 
 def _ablations(path: Path) -> list[dict]:

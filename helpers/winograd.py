@@ -41,7 +41,7 @@ class Conv3x3(nn.Conv2d):
     In fp32 on a CPU it takes Winograd's algorithm where that is faster, else PyTorch's own convolution. The two differ
     by rounding, at most 1e-4 of the result's norm, a thirtieth of what bf16 loses.
 
-    `for_pooling=True` may leave out the last row and column of a result with odd sides, at which 2×2 pooling does not
+    `for_pooling=True` leaves out the last row and column of a result with odd sides, at which 2×2 pooling does not
     look: 36 places are computed in place of 7×7.
     """
 
@@ -49,32 +49,35 @@ class Conv3x3(nn.Conv2d):
         super().__init__(in_channels, out_channels, 3, stride, padding=1, bias=False)
 
     def forward(self, images: Tensor, for_pooling: bool = False) -> Tensor:
-        if self._winograd_is_faster(images):
-            return winograd_conv(images, self.weight)
-        if for_pooling and self.stride == (1, 1) and images.shape[2] % 2 and images.shape[3] % 2:
+        without_last = for_pooling and self.stride == (1, 1) and images.shape[2] % 2 == images.shape[3] % 2 == 1
+        if self._winograd_is_faster(images, without_last):
+            return winograd_conv(images, self.weight, without_last)
+        if without_last:
             return F.conv2d(F.pad(images, (1, 0, 1, 0)), self.weight)
         return super().forward(images)
 
-    def _winograd_is_faster(self, images: Tensor) -> bool:
+    def _winograd_is_faster(self, images: Tensor, without_last: bool) -> bool:
         if not (_allowed and images.device.type == "cpu" and images.dtype == self.weight.dtype == torch.float32
                 and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
                 and self.stride == (1, 1) and images.ndim == 4 and images.shape[1] == self.in_channels
                 and min(self.in_channels, self.out_channels) >= 64):    # else the transforms take longer than they save
             return False
-        height, width = images.shape[2:]
+        height, width = (side - without_last for side in images.shape[2:])
         rows, columns = _Tiling.of(height), _Tiling.of(width)
         return (len(images) * rows.count * columns.count >= 64          # else transforming the filters takes longer
                 and rows.multiplications * columns.multiplications < 0.6 * 9 * height * width)
 
 
-def winograd_conv(images: Tensor, weight: Tensor) -> Tensor:
+def winograd_conv(images: Tensor, weight: Tensor, without_last: bool = False) -> Tensor:
     """`F.conv2d(images, weight, padding=1)` by F(m×m, 3×3), differentiable once.
 
     `images` is float32 or float64 [N, C_in, H, W], `weight` [C_out, C_in, 3, 3] of the same dtype (16 bits are too few
-    for the transforms); the result is [N, C_out, H, W] in channels_last order. m is, for each axis, the one of
-    TILE_SIDES that takes the fewest multiplications.
+    for the transforms); the result is [N, C_out, H, W] in channels_last order, `without_last` [N, C_out, H - 1, W - 1]:
+    the same but its last row and column. m is, for each axis, the one of TILE_SIDES that takes the fewest
+    multiplications.
     """
-    return _WinogradConv.apply(images, weight, torch.is_grad_enabled())
+    height, width = (side - without_last for side in images.shape[2:])
+    return _WinogradConv.apply(images, weight, (height, width), torch.is_grad_enabled())
 
 
 class _Tiling:
@@ -96,11 +99,11 @@ class _WinogradConv(torch.autograd.Function):
     # on that of the outputs, and images [N, H, W, C].
 
     @staticmethod
-    def forward(ctx, images, weight, with_grad):
-        number, channels, height, width = images.shape
+    def forward(ctx, images, weight, sides, with_grad):
+        (number, channels, *image_sides), (height, width) = images.shape, sides
         filters, rows, columns = len(weight), _Tiling.of(height), _Tiling.of(width)
         a, b, g = _transforms(rows.m, columns.m, images.dtype)
-        border = (0, 0, 1, columns.padded + 1 - width, 1, rows.padded + 1 - height)
+        border = (0, 0, 1, columns.padded + 1 - image_sides[1], 1, rows.padded + 1 - image_sides[0])
         kernel = _transform_filters(g, weight)
         out = torch.empty((number, filters, height, width), dtype=images.dtype, memory_format=torch.channels_last)
         kept = []
@@ -116,14 +119,14 @@ class _WinogradConv(torch.autograd.Function):
             if with_grad and weight.requires_grad:
                 kept.append(inputs)
         ctx.save_for_backward(weight, *kept)
-        ctx.images_shape = images.shape
+        ctx.images_shape, ctx.sides = images.shape, sides
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         weight, *kept = ctx.saved_tensors
-        (number, channels, height, width), filters = ctx.images_shape, len(weight)
+        (channels, *image_sides), (height, width), filters = ctx.images_shape[1:], ctx.sides, len(weight)
         rows, columns = _Tiling.of(height), _Tiling.of(width)
         a, b, g = _transforms(rows.m, columns.m, grad.dtype)
         border = (0, 0, 0, columns.padded - width, 0, rows.padded - height)
@@ -138,10 +141,10 @@ class _WinogradConv(torch.autograd.Function):
             if ctx.needs_input_grad[0]:
                 patches = b.T @ torch.bmm(tiles, kernel.transpose(1, 2)).view(len(b), -1)
                 patches = patches.view(rows.n, columns.n, -1, rows.count, columns.count, channels)
-                grad_part.copy_(_overlap_add(patches)[:, :height, :width])
+                grad_part.copy_(_overlap_add(patches)[:, :image_sides[0], :image_sides[1]])
         weight_grad = (g.T @ kernel_grad.view(len(b), -1)).view(3, 3, channels, filters).permute(3, 2, 0, 1)
         return (*[tensor if wanted else None
-                  for tensor, wanted in zip((images_grad, weight_grad), ctx.needs_input_grad)], None)
+                  for tensor, wanted in zip((images_grad, weight_grad), ctx.needs_input_grad)], None, None)
 
 
 def _transform_filters(g: Tensor, weight: Tensor) -> Tensor:
