@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import io
+import json
 import logging
 from pathlib import Path
 
@@ -71,6 +72,7 @@ class CIFAR100Pipeline:
         self._test_features: Tensor | None = None       # of the evaluation
         self._reliable: float | None = None     # see _reliable_confidence
         self._checkpoint_dir: Path | None = None
+        self._found_finished = False            # did another pipeline train this run to its end?
 
     @classmethod
     def from_preset(cls, name: str, **overrides) -> CIFAR100Pipeline:
@@ -154,6 +156,7 @@ class CIFAR100Pipeline:
             data = self.prepare_data()
             report.log_to(self.run_dir / "train.log", progress_style(self.config.progress))
             self.trainer = Trainer(config or self.config, data, self.checkpoint_dir)
+            self._found_finished = self.trainer.is_finished
             if self.model is None:      # else it was loaded, and only training may take its place
                 self._take_trainers_network()
         return self.trainer
@@ -718,6 +721,10 @@ class CIFAR100Pipeline:
         rows = self.history.rows
         last = rows[-1] if rows else {"seconds": 0.0, "petaflops": 0.0, "peak_memory_mb": None}
         speeds = sorted(row["images_per_second"] for row in rows)
+        path, kept = self.run_dir / "metrics.json", {}
+        if self._found_finished and path.is_file():         # this machine may be another than the one that trained
+            before = json.loads(path.read_text(encoding="utf-8"))
+            kept = {name: before[name] for name in ("system", "speeds")}
         report.write_json({
             "name": self.config.name, "note": self.note, "data": str(self.data), "config": self.config.to_dict(),
             "system": self.system.to_dict() | {"precision": self.precision}, "model_stats": model_stats(self.model),
@@ -725,7 +732,7 @@ class CIFAR100Pipeline:
                          "images_per_second": speeds[len(speeds) // 2] if speeds else None,
                          "peak_memory_mb": last["peak_memory_mb"]},
             "speeds": self.speeds, "history": self.history.to_list(), "results": self.results,
-        }, self.run_dir / "metrics.json")
+        } | kept, path)
 
 
 def train_cifar100(**settings) -> tuple[nn.Module, dict, dict]:

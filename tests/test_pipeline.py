@@ -55,6 +55,20 @@ def test_metrics_file_has_what_a_reader_needs(finished, runs_dir):
     assert content["results"] == finished[1][2]
 
 
+def test_a_finished_run_opened_elsewhere_keeps_its_machine_and_speeds(tmp_path):
+    settings = {"run_name": "tiny", "runs_dir": str(tmp_path), **TINY}
+    CIFAR100Pipeline.from_preset("demo", **settings).run()
+    path = tmp_path / "tiny" / "metrics.json"
+    content = json.loads(path.read_text())
+    content |= {"system": content["system"] | {"device_name": "another"}, "speeds": {"training": {"minutes": 1.0}}}
+    path.write_text(json.dumps(content | {"results": {}}))
+    opened = CIFAR100Pipeline.from_preset("demo", **settings)
+    opened.train()
+    opened.benchmark_inference((2,))
+    opened.evaluate()
+    assert json.loads(path.read_text()) == content
+
+
 def test_final_checkpoint_is_read_back_to_the_same_results(finished, runs_dir):
     path = runs_dir / "tiny" / "checkpoints" / "final.pt"
     state = torch.load(path, weights_only=True)
