@@ -37,7 +37,7 @@ __all__ = ["CIFAR100CNN", "CIFAR100Pipeline", "CheckpointError", "ConfigError", 
 
 LONG_MINUTES = 30       # from here on an estimate comes with what would be shorter
 
-RELIABLE = 0.8      # share of right predictions from which on a confidence is called reliable
+RELIABLE = 0.9      # share of right predictions from which on a confidence is called reliable
 
 log = logging.getLogger("cifar100")
 
@@ -430,11 +430,6 @@ class CIFAR100Pipeline:
         probabilities = predict(self.model, loader, self.precision)[0].softmax(0)
         values, classes = probabilities.topk(min(top, len(probabilities)))
         return [(self.class_names[index], value) for index, value in zip(classes.tolist(), values.tolist())]
-
-    def show_prediction(self, image) -> Figure:
-        """The picture that the network sees, and its five most probable classes."""
-        names, probabilities = zip(*self.predict(image))
-        return self._keep("prediction", plots.prediction(self.as_input(image), names, probabilities, note=self.note))
 
     def as_input(self, image) -> Tensor:
         """Any picture as the uint8 [32, 32, 3] that the network sees."""

@@ -148,8 +148,8 @@ def profile_loader(loader: BatchLoader, batches: int = 20, step_milliseconds: fl
 def bare_convolutions(model: nn.Module, batch_size: int, image_size: int, device: torch.device, precision: str):
     """A function that does the convolutions of one training step of `model`, forward and backward, and nothing else.
 
-    Each has the shapes, layout and gradients that it has in the network, on random numbers in `precision`, and is
-    PyTorch's own also where the network takes Winograd's (helpers.winograd).
+    Each has the shapes and gradients that it has in the network, without the bias, on random numbers in `precision`
+    and in channels_last order, and is PyTorch's own also where the network takes Winograd's (helpers.winograd).
     """
     with direct_convolutions(), _Convolutions() as convolutions:
         model.eval()(torch.zeros(1, 3, image_size, image_size, device=device))
@@ -212,12 +212,12 @@ def step_profile(trainer: Trainer, steps: int = 2) -> dict[str, float]:
     return seconds
 
 
-# Parts of the profiler's operation names, by what they are for; the first that fits counts. Winograd's convolutions are
-# matrix products and copies.
+# Parts of the profiler's operation names, by what they are for; the first that fits counts (upsample_bilinear is not
+# linear). Winograd's convolutions are matrix products and copies.
 KINDS = {"convolution": ("convolution", "conv2d"), "norm": ("batch_norm",),
          "activation": ("gelu", "relu", "threshold"),
-         "pooling": ("pool", "amax", "mean"), "matrix product": ("mm", "matmul", "linear"),
-         "resize": ("upsample", "interpolate"), "copy and fill": ("copy_", "fill_", "zero_", "clone", "cat")}
+         "pooling": ("pool", "amax", "mean"), "resize": ("upsample", "interpolate"),
+         "matrix product": ("mm", "matmul", "linear"), "copy and fill": ("copy_", "fill_", "zero_", "clone", "::cat")}
 
 
 # The usual way, to compare with ----------------------------------------------------------------------------

@@ -70,8 +70,8 @@ class TrainingConfig:
                                choices=("auto", "npz", "folder", "torchvision", "drawn"))
     download: bool = setting(True, "may CIFAR-100 be downloaded when it is not in data_dir?", shapes_training=False)
     num_classes: int = setting(100, "number of classes; must equal what the data hold", low=2)
-    val_size: int = setting(5000, "training images set aside, the same share of each class, to choose the best "
-                            "epoch by; 0 sets none aside", low=0)
+    val_size: int = setting(5000, "training images set aside, the same share of each class, to watch training "
+                            "by and, with patience, to choose the best epoch; 0 sets none aside", low=0)
     train_size: int | None = setting(None, "training images used of those that val_size leaves, the same share of each "
                                      "class; None uses all", low=1)
     data_placement: str = setting("auto", "where the images lie in training: on the device, or in host memory "
@@ -83,11 +83,11 @@ class TrainingConfig:
     widths: tuple[int, ...] | None = setting(None, "channels of the stages; None takes the network's own", low=1)
     dropout_rate: float = setting(0.3, "dropout of CIFAR100CNN: of channels in each block, of features before "
                                   "the classifier", low=0, below=1)
-    whitening: bool = setting(True, "FastCNN: fix the first layer to whitening filters of the training images")
+    whitening: bool = setting(True, "FastCNN: fix the first layer's filters to whitening ones of the training images")
     pool_first: bool = setting(False, "FastCNN: groups after the first pool before their first convolution, not after")
     skip: bool = setting(True, "FastCNN: a skip over the last two convolutions of each group")
     norm_scale: bool = setting(False, "FastCNN: train the scales of the batch norms")
-    input_skip: bool = setting(False, "FastCNN: a skip over the first convolution of groups after the first, too")
+    input_skip: bool = setting(False, "FastCNN: groups after the first also have a skip over their first convolution")
 
     # Optimiser
     optimizer: str = setting("sgd", "sgd: SGD with Nesterov momentum; muon: Muon for convolution filters, SGD "
@@ -209,7 +209,10 @@ class TrainingConfig:
 
     @classmethod
     def from_file(cls, path, **overrides) -> TrainingConfig:
-        """A YAML file of settings with `overrides` on top; the format papermill's `-f` reads."""
+        """A YAML file of settings with `overrides` on top; the format papermill's `-f` reads.
+
+        Where neither names a preset, that of `default_settings` is taken, as the notebook does.
+        """
         return cls.from_settings(layered_settings(read_settings(path), overrides), str(path))
 
     # Writing -----------------------------------------------------------------------------------------------

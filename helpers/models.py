@@ -103,10 +103,10 @@ class ConvGroup(nn.Module):
 class FastCNN(nn.Module):
     """A network for short trainings, after airbench (Jordan 2024, arXiv 2404.00498).
 
-    A frozen 2×2 whitening layer of 24 filters (see `whiten`), three groups of three convolutions, global max
-    pooling, and a linear head whose logits are divided by 9. Each group pools what its first convolution gives. The
-    norms have no scale, the convolutions no bias. Maps float [N, 3, H, W], H and W from 9 up, to logits float
-    [N, num_classes].
+    A 2×2 whitening layer of 24 frozen filters (see `whiten`) with trained biases, three groups of three convolutions,
+    global max pooling, and a linear head whose logits are divided by 9. Each group pools what its first convolution
+    gives. The norms have no scale, the 3×3 convolutions no bias. Maps float [N, 3, H, W], H and W from 9 up, to logits
+    float [N, num_classes].
 
     `whitening=False` trains the first layer instead, `pool_first=True` lets all groups but the first pool before
     their first convolution, `skip=False` leaves out the skips, `norm_scale=True` trains the norms' scales,

@@ -556,19 +556,6 @@ def reliability_diagram(evaluation: Evaluation, note: str = "") -> Figure:
 
 
 @themed
-def prediction(image, names: Sequence[str], probabilities, note: str = "") -> Figure:
-    """A picture, uint8 [H, W, 3], and its five most probable classes; probabilities: float, one a name."""
-    values = _array(probabilities)
-    best = np.argsort(-values, kind="stable")[:5]
-    figure = _new_figure(3.4, f"{readable(names[best[0]])}: {100 * values[best[0]]:.1f} %", note)
-    picture, bars = figure.subplots(1, 2, width_ratios=(1, 2))
-    picture.imshow(_array(image), interpolation="nearest")
-    picture.axis("off")
-    _probability_bars(bars, [names[place] for place in best], values[best])
-    return figure
-
-
-@themed
 def explained_prediction(image, names: Sequence[str], probabilities, attention=None, original=None, true: str = "",
                          neighbours: Sequence[tuple] = (), remark: str = "", note: str = "") -> Figure:
     """One picture as the network sees it, its most probable classes, and what the prediction rests on.

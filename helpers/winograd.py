@@ -1,4 +1,4 @@
-"""3×3 convolutions on a CPU with a quarter of the multiplications: Winograd's F(m×m, 3×3).
+"""3×3 convolutions on a CPU with a fifth to a half of the multiplications: Winograd's F(m×m, 3×3).
 
 Winograd 1980, "Arithmetic Complexity of Computations"; Lavin & Gray 2015, arXiv 1509.09308. A tile of m×m outputs is
 made from n×n inputs, n = m + 2, as Aᵀ [(G w Gᵀ) ⊙ (Bᵀ x B)] A, summed over the input channels: 81 multiplications in
@@ -42,7 +42,7 @@ class Conv3x3(nn.Conv2d):
     by rounding, at most 1e-4 of the result's norm, a thirtieth of what bf16 loses.
 
     `for_pooling=True` leaves out the last row and column of a result with odd sides, at which 2×2 pooling does not
-    look: 36 places are computed in place of 7×7.
+    look: 36 places are computed in place of 49.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1):

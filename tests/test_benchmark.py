@@ -262,6 +262,7 @@ def test_step_command_gives_the_share_of_the_bare_convolutions(images, tmp_path,
     for row in rows:
         assert row["percent"] == pytest.approx(100 * row["seconds"]["convolutions"][0] / row["seconds"]["step"][0])
         assert row["convolution_s"] > 0
+    assert rows[0]["resize_s"] > 0 == rows[1]["resize_s"]
 
 
 def test_live_view_command(tmp_path, capsys):

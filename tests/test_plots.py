@@ -70,7 +70,6 @@ FIGURES = {
     "confused_pairs": lambda **keys: plots.confused_pairs(evaluated(), images(90), **keys),
     "confident_errors": lambda **keys: plots.confident_errors(evaluated(), images(90), **keys),
     "reliability_diagram": lambda **keys: plots.reliability_diagram(evaluated(), **keys),
-    "prediction": lambda **keys: plots.prediction(images(1)[0], NAMES, torch.linspace(0, 1, 10), **keys),
     "live_curves": lambda **keys: plots.live_curves(history(), title="epoch 6 of 9", **keys),
     "small_multiples": lambda **keys: plots.small_multiples([{"name": "one", "history": history()}] * 4, **keys),
     "explained_prediction": lambda **keys: plots.explained_prediction(
@@ -155,7 +154,8 @@ def test_nothing_is_written_beyond_the_edge(name):
 
 
 def test_a_long_note_is_wrapped():
-    figure = plots.prediction(images(1)[0], NAMES, np.linspace(0, 1, 10), note="a rather long note " * 15)
+    figure = plots.explained_prediction(images(1)[0], NAMES[:5], np.linspace(0.5, 0.1, 5), torch.rand(32, 32),
+                                        note="a rather long note " * 15)
     box, title = figure.texts[-1].get_window_extent(), figure._suptitle.get_window_extent()
     assert 0 < box.x0 and box.x1 < figure.bbox.width and title.y0 + 12 < box.y0 < box.y1 < figure.bbox.height
 
@@ -259,13 +259,6 @@ def test_reliability_diagram_states_the_calibration_error():
     error = 100 * evaluation.expected_calibration_error
     assert any(f"expected calibration error {error:.1f} %" in text
                for text in texts(plots.reliability_diagram(evaluation)))
-
-
-def test_prediction_shows_the_five_most_probable():
-    figure = plots.prediction(images(1)[0], NAMES, np.linspace(0, 0.9, 10))
-    assert [label.get_text() for label in figure.axes[1].get_yticklabels()] == [f"class {n}" for n in (9, 8, 7, 6, 5)]
-    assert [patch.get_width() for patch in figure.axes[1].patches] == pytest.approx([90, 80, 70, 60, 50])
-    assert len(plots.prediction(images(1)[0], NAMES[:2], [0.3, 0.7]).axes[1].patches) == 2
 
 
 def test_throughput_shows_what_did_not_run():

@@ -367,7 +367,7 @@ def test_the_reliable_confidence_is_measured_on_the_validation_split(pipeline):
         sure.append(confidence)
         right.append(name == pipeline.class_names[label])
     sure, right = np.array(sure), np.array(right)
-    enough = [confidence for confidence in sure if right[sure >= confidence].mean() >= 0.8]
+    enough = [confidence for confidence in sure if right[sure >= confidence].mean() >= 0.9]
     found = pipeline._reliable_confidence()
     assert found == pytest.approx(min(enough), abs=1e-5) if enough else np.isnan(found)
 
