@@ -259,8 +259,10 @@ class CIFAR100Pipeline:
         """
         live = self._shows_live_view(live)
         if self.history.stopped == "interrupted":
+            # From its newest checkpoint; where it left none, as it was begun.
+            config = self.config.replace(resume="auto") if self.trainer.has_saved else self.config
             self.trainer = None
-            self.build_trainer(self.config.replace(resume="auto"))
+            self.build_trainer(config)
         trainer = self.build_trainer()
         self._take_trainers_network()
         was_finished = trainer.is_finished
@@ -275,9 +277,6 @@ class CIFAR100Pipeline:
             self.history = self._fit(on_epoch, live and not was_finished)
         except TrainingDiverged as error:
             log.error("%s", error)
-            raise
-        except KeyboardInterrupt:       # the second Ctrl-C, in the middle of a step: the last checkpoint counts
-            self.history.stopped = "interrupted"
             raise
         if self.history.stopped == "interrupted":
             log.info("stopped after step %d of %d; train again with the same settings to continue from %s",

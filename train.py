@@ -78,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ConfigError as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
-    except (DataError, CheckpointError, TrainingDiverged, ValueError) as error:
+    except (DataError, CheckpointError, TrainingDiverged, ValueError, OSError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:

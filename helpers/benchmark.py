@@ -101,7 +101,7 @@ def training_throughput(trainer: Trainer, steps: int = 5, repeats: int = 5, prog
         step()
         seconds = [_seconds(step, trainer.device, steps) / steps
                    for _ in _announced(range(1, repeats + 1), "training steps, repeat", progress)]
-    images = trainer.loader.batch_size * config.gradient_accumulation_steps
+    images = trainer.loader.batch_size * min(config.gradient_accumulation_steps, len(trainer.loader))
     rates = _rates("steps", 1, seconds) | _rates("images", images, seconds)
     return {"batch_size": images, **rates, "seconds": seconds}
 

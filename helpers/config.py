@@ -415,6 +415,8 @@ def _coerce(value, hint):
         return value, "" if isinstance(value, bool) else "must be true or false"
     if kind is str:     # a run_name such as 7 or 2025-01-31 is a number or a date to YAML and papermill
         is_text = isinstance(value, (str, Path, int, float, datetime.date)) and not isinstance(value, bool)
+        if value == "None" and type(None) in options:
+            return value, "is the text 'None'; leave the setting out for none (in YAML: null)"
         return (str(value), "") if is_text else (value, "must be text")
     try:
         number = float(value) if not isinstance(value, bool) else math.nan

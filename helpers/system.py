@@ -18,6 +18,7 @@ from torch.nn.functional import conv2d
 
 from .winograd import winograd_conv
 
+DRIVE = Path("/content/drive")      # where Colab mounts Google Drive
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -159,7 +160,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.cuda.OutOfMemoryError):
         return True
     phrases = ("DefaultCPUAllocator: can't allocate memory", "MPS backend out of memory", "CUDA error: out of memory",
-               "CUBLAS_STATUS_ALLOC_FAILED")
+               "CUBLAS_STATUS_ALLOC_FAILED",
+               # cuDNN's: no algorithm had enough memory to work in.
+               "was unable to find an engine to execute this computation", "Unable to find a valid cuDNN algorithm")
     return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in phrases)
 
 
@@ -196,12 +199,23 @@ def _started_headless() -> bool:
 
 
 def mount_drive() -> Path:
-    """Mount Google Drive on Colab and return the project's folder there. Raises ValueError elsewhere."""
+    """Mount Google Drive on Colab, unless it is, and return the project's folder there.
+
+    Raises ValueError elsewhere, and where it cannot be mounted: only a notebook that somebody watches can ask for leave.
+    """
     if host_kind() != "colab":
         raise ValueError("drive=True works on Google Colab only; elsewhere set checkpoint_dir to a folder that lasts")
-    from google.colab import drive
-    drive.mount("/content/drive")
-    return Path("/content/drive/MyDrive/cifar100-cnn-training")
+    if not (DRIVE / "MyDrive").is_dir():
+        remedy = ("run `from google.colab import drive; drive.mount('/content/drive')` in a cell of a notebook first, "
+                  "or set checkpoint_dir")
+        if "ipykernel" not in sys.modules or _started_headless():
+            raise ValueError(f"drive=True: Google Drive is not mounted, and nobody can be asked for it here; {remedy}")
+        from google.colab import drive
+        try:
+            drive.mount(str(DRIVE))
+        except Exception as error:      # Colab's own classes; a refused dialog is a MessageError
+            raise ValueError(f"drive=True: Google Drive could not be mounted ({error}); {remedy}") from error
+    return DRIVE / "MyDrive" / "cifar100-cnn-training"
 
 
 def cpu_cores() -> int:

@@ -95,6 +95,8 @@ class Trainer:
         self.best_weights = None
         self.patience_accuracy = -math.inf      # what the next epochs must beat by min_delta
         self.patience_left = config.patience
+        self.has_saved = False                  # has this Trainer written a checkpoint to continue from?
+        self._is_unsaved = False
         self.stop_requested = ""                # who asked: "SIGINT", "SIGTERM" or "button"
         self._session_start = self._last_save = self._epoch_start = time.perf_counter()
         self._epoch_images = 0
@@ -109,10 +111,11 @@ class Trainer:
     def fit(self, show_bar: bool = True) -> History:
         """Train to the last epoch, an early stop, or Ctrl-C, SIGTERM or `stop()`; then save and return.
 
-        `history.stopped` tells which. A finished run stays as it is; an interrupted one is continued by a new
-        Trainer, from its checkpoint. Raises TrainingDiverged when the loss is no longer finite; the last good
-        checkpoint stays. After SIGTERM the signal is sent on once all is saved. `show_bar=False` leaves the progress
-        bar out, where something else shows progress.
+        `history.stopped` tells which. A finished run stays as it is; one that was interrupted, also by an error, is
+        continued by a new Trainer, from its checkpoint. Raises TrainingDiverged when the loss is no longer finite; the
+        last good checkpoint stays. A checkpoint that cannot be written is a warning, the last one an OSError. After
+        SIGTERM the signal is sent on once all is saved. `show_bar=False` leaves the progress bar out, where something
+        else shows progress.
         """
         if self.history.stopped == "interrupted":
             raise RuntimeError("this Trainer was interrupted; make a new one to continue from its checkpoint")
@@ -123,9 +126,15 @@ class Trainer:
                 torch.cuda.reset_peak_memory_stats(self.device)
                 torch.backends.cudnn.benchmark = True       # the shapes stay: look for the fastest kernels
             with _StopOnSignals(self.stop), self._bar(show_bar) as bar:
-                while not self.is_finished and self.history.stopped != "interrupted":
-                    self._run_epoch(bar)
+                try:
+                    while not self.is_finished and self.history.stopped != "interrupted":
+                        self._run_epoch(bar)
+                except BaseException:       # perhaps in the middle of a step, which cannot be continued
+                    self.history.stopped = "interrupted"
+                    raise
                 self.save()
+        elif self._is_unsaved:          # the last checkpoint could not be written
+            self.save()
         self._use_final_weights()
         if self.stop_requested == "SIGTERM":
             signal.raise_signal(signal.SIGTERM)
@@ -156,7 +165,7 @@ class Trainer:
                 if self.step < epoch_end:
                     return
             elif save_is_due and self.step < epoch_end:
-                self.save()
+                self._save_or_warn(self.save)
         self._end_epoch(epoch)
 
     def _train_step(self, epoch: int) -> None:
@@ -185,6 +194,7 @@ class Trainer:
         self.flops += count * self._flops_of_image(size)
         self._epoch_images += count
         self.step += 1
+        self._is_unsaved = True
 
     def _forward_backward(self, batches, count: int) -> tuple[Tensor, Tensor] | None:
         """Gradients of the mean loss over all `count` images of a step.
@@ -264,7 +274,7 @@ class Trainer:
             self.on_epoch(self)
         save_is_due = self.epoch % self.config.checkpoint_interval == 0
         if save_is_due and self.step < self.total_steps and not self.history.stopped:     # else `fit` saves
-            self.save()
+            self._save_or_warn(self.save)
 
     def _keep_the_best(self, accuracy: float | None) -> None:
         """Write best.pt at each new best validation accuracy; with `patience`, also come back to those weights in
@@ -275,7 +285,8 @@ class Trainer:
             self.best_accuracy = accuracy
             weights = _copy_of(self.averaged_model.state_dict())
             self.best_weights = weights if self.config.patience else None
-            checkpoint.save_atomically({"model_state_dict": weights, **self.about()}, self.checkpoint_dir / BEST)
+            self._save_or_warn(lambda: checkpoint.save_atomically({"model_state_dict": weights, **self.about()},
+                                                                  self.checkpoint_dir / BEST))
         if not self.config.patience:
             return
         if accuracy > self.patience_accuracy + 100 * self.config.min_delta:
@@ -299,7 +310,7 @@ class Trainer:
         """
         self._last_save = time.perf_counter()
         self._check_weights()
-        return checkpoint.save_step({
+        path = checkpoint.save_step({
             "model_state_dict": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
             "scheduler": {"step": self.step, "total_steps": self.total_steps}, "scaler": self.scaler.state_dict(),
             "ema": self.ema.state_dict() if self.ema is not None else None, "epoch": self.epoch,
@@ -309,6 +320,16 @@ class Trainer:
             "training_settings": self._training_settings(), **self.about(),
             **{name: getattr(self, name) for name in _PLAIN_STATE}, "seconds": self._seconds_so_far(),
         }, self.checkpoint_dir)
+        self.has_saved, self._is_unsaved = True, False
+        return path
+
+    def _save_or_warn(self, save) -> None:
+        """Google Drive or a full disk may fail for a moment: that must not cost what was trained."""
+        try:
+            save()
+        except OSError as error:
+            log.warning("could not write to %s: %s. Training goes on; the next checkpoint is tried as planned.",
+                        self.checkpoint_dir, error)
 
     def about(self) -> dict:
         """What makes weights usable on their own."""
@@ -342,14 +363,16 @@ class Trainer:
             "fingerprint of the training images": self._fingerprint}
 
     def _pick_precision(self, saved: dict | None) -> str:
-        """The precision the run began with, so that it ends in the same weights; a fresh choice on other devices."""
+        """The precision the run began with, so that it ends in the same weights; a fresh choice on another kind of
+        device, and where a GPU that is older than the one it began on has no bf16."""
         precision = pick_precision(self.device, self.config.mixed_precision, self.config.precision)
         if saved is None or saved["precision"] == precision:
             return precision
-        if saved["device"] == self.device.type:
+        older_gpu = self.device.type == "cuda" and (saved["precision"], precision) == ("bf16", "fp16")
+        if saved["device"] == self.device.type and not older_gpu:
             return saved["precision"]
-        log.warning("the run began in %s on %s and goes on in %s on %s: close to, but not bit for bit, the same "
-                    "weights", saved["precision"], saved["device"], precision, self.device.type)
+        log.warning("the run began in %s on another device (%s) and goes on in %s on this one (%s): close to, but not "
+                    "bit for bit, the same weights", saved["precision"], saved["device"], precision, self.device.type)
         return precision
 
     def _restore(self, saved: dict) -> None:

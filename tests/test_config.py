@@ -413,3 +413,9 @@ def test_without_history_variables_named_like_settings_are_taken():
     """nbval runs cells without keeping their text."""
     settings = notebook_settings({"In": [""], "preset": "demo", "epochs": 3, "lr": None, "someone": 4, "seed": None})
     assert settings == {"preset": "demo", "epochs": 3}
+
+
+@pytest.mark.parametrize("name", ["run_name", "checkpoint_dir"])
+def test_none_as_text_is_no_name(name):
+    with pytest.raises(ConfigError, match=f"{name}='None': is the text 'None'; leave the setting out"):
+        TrainingConfig.from_settings({name: "None"})

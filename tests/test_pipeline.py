@@ -226,6 +226,25 @@ def test_a_long_training_is_announced_with_what_would_be_shorter(tmp_path, capsy
     assert "GPU" not in capsys.readouterr().out
 
 
+def test_training_again_after_an_error_starts_over_until_there_is_a_checkpoint_of_it(tmp_path):
+    settings = {"run_name": "run", "runs_dir": str(tmp_path), "checkpoint_interval": 1, **TINY, "epochs": 2}
+    CIFAR100Pipeline.from_preset("demo", **settings).train()        # what resume="never" must not take up
+    pipeline = CIFAR100Pipeline.from_preset("demo", resume="never", **settings)
+    epochs, to_fail = [], [1, 2]
+
+    def fail_once_in_each(trainer):
+        epochs.append(trainer.epoch)
+        if trainer.epoch in to_fail:
+            to_fail.remove(trainer.epoch)
+            raise RuntimeError("not now")
+
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="not now"):
+            pipeline.train(on_epoch=fail_once_in_each)
+    assert len(pipeline.train(on_epoch=fail_once_in_each)) == 2
+    assert epochs == [1, 1, 2, 2]
+
+
 def test_cells_go_on_after_a_stop_in_the_first_epoch(tmp_path, capsys):
     pipeline = CIFAR100Pipeline.from_preset("demo", runs_dir=str(tmp_path), **TINY)
     pipeline.build_trainer().stop()

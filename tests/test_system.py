@@ -87,6 +87,7 @@ def test_the_error_of_an_impossible_allocation_is_out_of_memory():
     (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True),
     (RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"), True),
     (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), True),
+    (RuntimeError("FIND was unable to find an engine to execute this computation"), True),
     (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
     (ValueError("out of memory"), False), (KeyboardInterrupt(), False)])
 def test_other_errors_are_told_apart_from_out_of_memory(error, expected):
@@ -184,11 +185,41 @@ def test_drive_elsewhere_than_on_colab_is_refused_with_the_remedy(environment):
         mount_drive()
 
 
-def test_drive_is_mounted_on_colab(environment, monkeypatch):
-    environment({"COLAB_RELEASE_TAG": "release"}, True, False)
+@pytest.fixture
+def colab(environment, monkeypatch, tmp_path):
+    """A function that stands for being on Colab, where `mount` mounts Google Drive at tmp_path."""
+    def be(mount, in_kernel=True):
+        environment({"COLAB_RELEASE_TAG": "release"}, in_kernel, False)
+        monkeypatch.setattr(system, "DRIVE", tmp_path)
+        drive = SimpleNamespace(mount=mount)
+        monkeypatch.setitem(sys.modules, "google", SimpleNamespace(colab=SimpleNamespace(drive=drive)))
+        monkeypatch.setitem(sys.modules, "google.colab", SimpleNamespace(drive=drive))
+    return be
+
+
+def test_drive_is_mounted_once_on_colab(colab, tmp_path):
     mounted = []
-    drive = SimpleNamespace(mount=mounted.append)
-    monkeypatch.setitem(sys.modules, "google", SimpleNamespace(colab=SimpleNamespace(drive=drive)))
-    monkeypatch.setitem(sys.modules, "google.colab", SimpleNamespace(drive=drive))
-    assert mount_drive().as_posix() == "/content/drive/MyDrive/cifar100-cnn-training"
-    assert mounted == ["/content/drive"]
+    colab(lambda path: mounted.append(path) or (tmp_path / "MyDrive").mkdir())
+    for _ in range(2):
+        assert mount_drive() == tmp_path / "MyDrive" / "cifar100-cnn-training"
+    assert mounted == [str(tmp_path)]
+
+
+def test_drive_that_cannot_be_mounted_is_one_message(colab):
+    def refuse(path):
+        raise AttributeError("mount failed")
+    colab(refuse)
+    with pytest.raises(ValueError, match=r"mount failed.*checkpoint_dir"):
+        mount_drive()
+
+
+def test_drive_is_not_asked_for_where_nobody_can_answer(colab, monkeypatch):
+    mounted = []
+    colab(mounted.append, in_kernel=False)
+    with pytest.raises(ValueError, match=r"nobody can be asked.*checkpoint_dir"):
+        mount_drive()
+    colab(mounted.append)
+    monkeypatch.setattr(system, "_started_headless", lambda: True)
+    with pytest.raises(ValueError, match="nobody can be asked"):
+        mount_drive()
+    assert not mounted

@@ -488,6 +488,46 @@ def test_other_errors_are_not_taken_for_lack_of_memory(tmp_path):
         trainer.fit()
 
 
+# Errors ----------------------------------------------------------------------------------------------------
+
+def test_after_an_error_only_a_new_trainer_goes_on(tmp_path):
+    trainer = make_trainer(tmp_path, checkpoint_interval=1, gradient_accumulation_steps=2)
+    loss, losses = trainer.criterion, []
+
+    def failing(*arguments):
+        losses.append(0)
+        if len(losses) == 8:        # its gradient is added to that of the seventh batch
+            raise RuntimeError("cuDNN is broken")
+        return loss(*arguments)
+
+    trainer.criterion = failing
+    with pytest.raises(RuntimeError, match="cuDNN is broken"):
+        trainer.fit()
+    with pytest.raises(RuntimeError, match="make a new one"):
+        trainer.fit()
+    again = make_trainer(tmp_path, checkpoint_interval=1, gradient_accumulation_steps=2)
+    again.fit()
+    whole = make_trainer(tmp_path / "whole", gradient_accumulation_steps=2)
+    whole.fit()
+    assert_same_run(again, whole)
+
+
+def test_a_checkpoint_that_cannot_be_written_is_a_warning_and_the_last_one_an_error(tmp_path, monkeypatch, caplog):
+    trainer = make_trainer(tmp_path, checkpoint_interval=1)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_atomically", full)
+        with pytest.raises(OSError, match="No space left"):
+            trainer.fit()
+    assert caplog.text.count("could not write to") >= 2 and not names_in(tmp_path)
+    assert trainer.is_finished and not trainer.has_saved
+    trainer.fit()       # there is space again
+    assert make_trainer(tmp_path, checkpoint_interval=1).is_finished
+
+
 # Divergence ------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("read_seconds", [0, 1000])
@@ -844,3 +884,14 @@ def test_planned_flops_are_those_that_training_counts(tmp_path, changes):
     planned = trainer.total_flops()
     trainer.fit()
     assert trainer.flops == planned > 0
+
+
+@pytest.mark.parametrize("device, began_in, here, goes_on_in", [
+    ("cuda", "bf16", "fp16", "fp16"),       # from an A100 to a T4, which has no bf16
+    ("cuda", "fp16", "bf16", "fp16"), ("cpu", "bf16", "fp32", "bf16"), ("cuda", "bf16", "bf16", "bf16")])
+def test_a_run_goes_on_in_its_precision_where_the_device_has_it(device, began_in, here, goes_on_in, tmp_path,
+                                                                monkeypatch):
+    trainer = make_trainer(tmp_path)
+    trainer.device = torch.device(device)
+    monkeypatch.setattr(trainer_module, "pick_precision", lambda *_: here)
+    assert trainer._pick_precision({"precision": began_in, "device": device}) == goes_on_in
