@@ -302,7 +302,7 @@ def ablation(rows: Sequence[dict], base: str, note: str = "") -> Figure:
         difference = row["val_top1"] - centre
         axes.plot([0, difference], [place, place], color="0.6", zorder=2)
         axes.plot(difference, place, "o", color=ORANGE, markeredgecolor="0.15", markersize=8, zorder=3)
-        axes.annotate(f"{difference:+.1f}", (difference, place), textcoords="offset points",
+        axes.annotate(f"{round(difference, 1) + 0.0:+.1f}", (difference, place), textcoords="offset points",
                       xytext=(9 if difference >= 0 else -9, 0), va="center",
                       ha="left" if difference >= 0 else "right")
     axes.set_yticks(range(len(changed)), [row["change"] for row in changed])
