@@ -240,10 +240,10 @@ def record(recipes: Sequence[dict], reference: dict, published: Sequence[tuple] 
            note: str = "") -> Figure:
     """Test accuracy against training compute of this project's recipes and of the reference.
 
-    A recipe is a dict with preset, top1 (mean, %), top1_by_run (%), petaflops, minutes, runs and machine (a
-    SystemInfo as a dict); the reference has name, top1, petaflops and minutes. published: (name, top1, top5) of
-    results whose compute is not known, as lines. ablations: dicts with petaflops and val_top1 (%, of a validation
-    split), as small points.
+    A recipe is a dict with name, preset, top1 (mean, %), top1_by_run (%), petaflops, minutes, runs and machine (a
+    SystemInfo as a dict); one whose name is not its preset's is a variant, and drawn hollow. The reference has name,
+    top1, petaflops and minutes. published: (name, top1, top5) of results whose compute is not known, as lines.
+    ablations: dicts with petaflops and val_top1 (%, of a validation split), as small points.
     """
     figure = _new_figure(5.2, "Accuracy against what it costs", note)
     axes = figure.subplots()
@@ -255,13 +255,16 @@ def record(recipes: Sequence[dict], reference: dict, published: Sequence[tuple] 
     if ablations:
         axes.plot([row["petaflops"] for row in ablations], [row["val_top1"] for row in ablations], "o", color="0.6",
                   markersize=4, label="ablations (validation accuracy)")
-        axes.legend(loc="lower right")
     for recipe, colour in zip(recipes, itertools.cycle(PALETTE)):
+        if recipe["name"] != recipe["preset"]:
+            axes.plot(recipe["petaflops"], recipe["top1"], "*", color="none", markersize=11, markeredgecolor="0.15",
+                      zorder=4, label=f"{recipe['name']}: {recipe['top1']:.2f} %")
+            continue
         axes.plot([recipe["petaflops"]] * len(recipe["top1_by_run"]), recipe["top1_by_run"], "_", color=colour,
                   markersize=16)
         axes.plot(recipe["petaflops"], recipe["top1"], "*", color=colour, markersize=17, markeredgecolor="0.15")
         runs = f"mean of {recipe['runs']} runs, " if recipe["runs"] > 1 else ""
-        axes.annotate(f"{recipe['preset']}: {recipe['top1']:.2f} %\n{runs}{recipe['petaflops']:.3g} PFLOP, "
+        axes.annotate(f"{recipe['name']}: {recipe['top1']:.2f} %\n{runs}{recipe['petaflops']:.3g} PFLOP, "
                       f"{recipe['minutes']:.0f} min on {_machine(recipe['machine'])}",
                       (recipe["petaflops"], recipe["top1"]), textcoords="offset points", xytext=(12, -8), va="top",
                       bbox=over_lines)
@@ -274,6 +277,8 @@ def record(recipes: Sequence[dict], reference: dict, published: Sequence[tuple] 
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.margins(x=0.2, y=0.35)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="lower right")
     axes.set_xlabel("training compute (PFLOP, forward and backward, logarithmic)")
     axes.set_ylabel("test top-1 accuracy (%)")
     return figure

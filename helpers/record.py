@@ -22,7 +22,7 @@ from .report import FIGURES, PUBLISHED, REFERENCE
 def recipes(folder) -> list[dict]:
     """The runs in `folder` by recipe, which is all settings but the seed, cheapest first.
 
-    A row: `preset`, `runs`, `seeds`, `training_images`, `epochs`, `parameters`, `top1`, `top1_std`, `top1_by_run`,
+    A row: `name` (the folder of the first run), `preset`, `runs`, `seeds`, `training_images`, `epochs`, `parameters`, `top1`, `top1_std`, `top1_by_run`,
     `top5`, `tta_top1`, `tta_top5` (%, means), `petaflops`, `minutes` (means), `machine` (of the first run) and
     `t4_minutes`, an estimate.
 
@@ -33,7 +33,7 @@ def recipes(folder) -> list[dict]:
     for path in sorted(Path(folder).glob("*/metrics.json")):
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["results"]:
-            by_recipe.setdefault(_recipe_of(content["config"]), []).append(content)
+            by_recipe.setdefault(_recipe_of(content["config"]), []).append({"folder": path.parent.name} | content)
     if not by_recipe:
         raise FileNotFoundError(f"no finished run in {folder}; copy a run's metrics.json into a folder of it")
     rows = [_row(runs) for runs in by_recipe.values()]
@@ -54,7 +54,7 @@ def _recipe_of(config: dict) -> str:
 def _row(runs: list[dict]) -> dict:
     top1 = [run["results"]["top1"] for run in runs]
     petaflops = mean(run["training"]["petaflops"] for run in runs)
-    return {"preset": runs[0]["config"]["preset"], "runs": len(runs), "seeds": [run["config"]["seed"] for run in runs],
+    return {"name": runs[0]["folder"], "preset": runs[0]["config"]["preset"], "runs": len(runs), "seeds": [run["config"]["seed"] for run in runs],
             "training_images": _settings_of(runs[0]["config"]).training_images(50_000),
             "epochs": runs[0]["config"]["epochs"], "parameters": runs[0]["model_stats"]["total_parameters"],
             "top1": mean(top1), "top1_std": stdev(top1) if len(top1) > 1 else None, "top1_by_run": top1,
@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
         run = json.loads(path.read_text(encoding="utf-8"))
         plots.training_curves(History.from_list(run["history"]), run["note"],
                               run["config"]["label_smoothing"] > 0).savefig(path.with_name("training.png"))
-    print(report.table([{"preset": row["preset"], "runs": row["runs"], "top-1 %": f"{row['top1']:.2f}",
+    print(report.table([{"recipe": row["name"], "runs": row["runs"], "top-1 %": f"{row['top1']:.2f}",
                          "top-5 %": f"{row['top5']:.2f}", "PFLOP": f"{row['petaflops']:.3f}",
                          "minutes": f"{row['minutes']:.1f}", "T4 minutes (estimate)": f"{row['t4_minutes']:.1f}"}
                         for row in rows]))

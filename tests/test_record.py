@@ -19,7 +19,7 @@ def write_run(folder, preset, seed, top1, petaflops, seconds):
                        "system": {"device": "cpu", "device_name": "a CPU", "cpu_cores": 2},
                        "training": {"petaflops": petaflops, "seconds": seconds},
                        "results": {"top1": top1, "top5": 90.0, "flip_tta": {"top1": top1 + 1, "top5": 91.0}}},
-                      folder / f"{preset}-{seed}" / "metrics.json")
+                      folder / (preset if seed == 1 else f"{preset}-{seed}") / "metrics.json")
 
 
 @pytest.fixture
@@ -74,6 +74,18 @@ def test_ablations_beside_the_table_go_into_the_figure(runs, tmp_path, monkeypat
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["ablations (validation accuracy)"]
     words = " ".join(text.get_text() for text in axes.texts)
     assert "ResNet-18: 75.61 % (published)" in words and words.count("reference CNN") == 1
+
+
+def test_a_variant_of_a_preset_is_named_by_its_folder_and_drawn_hollow(runs):
+    write_run(runs, "fast", 9, 77.5, 1.8, 6000)
+    path = runs / "fast-9" / "metrics.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"config": content["config"] | {"input_skip": True}}))
+    rows = record.recipes(runs)
+    assert [row["name"] for row in rows] == ["quick", "fast", "fast-9"]
+    axes = record.plots.record(rows, report.REFERENCE).axes[0]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["fast-9: 77.50 %"]
+    assert "77.50" not in " ".join(text.get_text() for text in axes.texts)
 
 
 def test_command_without_runs_says_so(tmp_path, capsys):
