@@ -301,7 +301,7 @@ def ablation(rows: Sequence[dict], base: str, note: str = "") -> Figure:
     figure = _new_figure(2.1 + 0.33 * max(len(changed), 3), "What one change does", note)
     axes = figure.subplots()
     axes.axvspan(min(full) - centre, max(full) - centre, color=BLUE, alpha=0.15,
-                 label=f"{base}, {len(full)} seeds: {min(full):.1f} to {max(full):.1f} %")
+                 label=f"{base}, {len(full)} seed{'s' * (len(full) > 1)}: {min(full):.1f} to {max(full):.1f} %")
     axes.axvline(0, color=BLUE)
     for place, row in enumerate(changed):
         difference = row["val_top1"] - centre
@@ -315,7 +315,8 @@ def ablation(rows: Sequence[dict], base: str, note: str = "") -> Figure:
     axes.set_xlabel("difference in validation top-1 accuracy (percentage points)")
     axes.set_ylabel("change")
     axes.grid(axis="y", visible=False)
-    axes.legend(loc="lower right")
+    axes.set_ylim(-0.7, max(len(changed), 1) - 0.3)
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1))
     return figure
 
 
