@@ -22,9 +22,9 @@ from .report import FIGURES, PUBLISHED, REFERENCE
 def recipes(folder) -> list[dict]:
     """The runs in `folder` by recipe, which is all settings but the seed, cheapest first.
 
-    A row: `name` (the folder of the first run), `preset`, `runs`, `seeds`, `training_images`, `epochs`, `parameters`, `top1`, `top1_std`, `top1_by_run`,
-    `top5`, `tta_top1`, `tta_top5` (%, means), `petaflops`, `minutes` (means), `machine` (of the first run) and
-    `t4_minutes`, an estimate.
+    A row: `name` (the folder of the first run), `preset`, `runs`, `seeds`, `training_images`, `epochs`, `parameters`,
+    `top1`, `top1_std`, `top1_by_run`, `top5`, `tta_top1`, `tta_top5` (%, means), `petaflops`, `minutes` (means),
+    `machine` (of the first run) and `t4_minutes`, an estimate.
 
     The estimate is the compute over the rate at which the reference ran on a T4 by its own figures. Raises
     FileNotFoundError when there is no finished run.
@@ -54,7 +54,8 @@ def _recipe_of(config: dict) -> str:
 def _row(runs: list[dict]) -> dict:
     top1 = [run["results"]["top1"] for run in runs]
     petaflops = mean(run["training"]["petaflops"] for run in runs)
-    return {"name": runs[0]["folder"], "preset": runs[0]["config"]["preset"], "runs": len(runs), "seeds": [run["config"]["seed"] for run in runs],
+    return {"name": runs[0]["folder"], "preset": runs[0]["config"]["preset"],
+            "runs": len(runs), "seeds": [run["config"]["seed"] for run in runs],
             "training_images": _settings_of(runs[0]["config"]).training_images(50_000),
             "epochs": runs[0]["config"]["epochs"], "parameters": runs[0]["model_stats"]["total_parameters"],
             "top1": mean(top1), "top1_std": stdev(top1) if len(top1) > 1 else None, "top1_by_run": top1,
