@@ -116,7 +116,8 @@ def run_raises(monkeypatch, error):
 
 @pytest.mark.parametrize("error, status", [
     (DataError("no images"), 1), (CheckpointError("another configuration"), 1), (ValueError("val_size=9"), 1),
-    (TrainingDiverged("the loss is nan"), 1), (OSError(28, "No space left on device"), 1), (KeyboardInterrupt("training was interrupted"), 130)])
+    (TrainingDiverged("the loss is nan"), 1), (OSError(28, "No space left on device"), 1),
+    (KeyboardInterrupt("training was interrupted"), 130)])
 def test_an_expected_error_is_one_message_and_a_status(error, status, monkeypatch, capsys):
     run_raises(monkeypatch, error)
     assert main(["--preset", "demo"]) == status
