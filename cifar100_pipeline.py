@@ -198,7 +198,10 @@ class CIFAR100Pipeline:
         minutes = {}
         train_size = self.config.changed_settings().get("train_size")      # stays when another preset is named
         for name in preset_names():
-            config = TrainingConfig.from_preset(name, val_size=self.config.val_size, train_size=train_size)
+            try:
+                config = TrainingConfig.from_preset(name, val_size=self.config.val_size, train_size=train_size)
+            except ConfigError:         # somebody's unfinished file says nothing about this run
+                continue
             if config.data_source != "drawn":
                 images = config.training_images(len(self.data.train_labels))
                 minutes[name] = planned_flops(config, images) / flops_a_minute
@@ -211,8 +214,9 @@ class CIFAR100Pipeline:
 
     def profile_loader(self) -> dict:
         """Print and return how fast batches are made, stage by stage, and their share of a training step if known."""
-        step_milliseconds = self.speeds.get("training", {}).get("milliseconds")
-        profile = benchmark.profile_loader(self.build_trainer().loader, step_milliseconds=step_milliseconds)
+        loader, speed = self.build_trainer().loader, self.speeds.get("training")
+        milliseconds = speed and speed["milliseconds"] * loader.batch_size / speed["batch_size"]    # for one batch
+        profile = benchmark.profile_loader(loader, step_milliseconds=milliseconds)
         self.speeds["loader"] = profile
         print(benchmark.format_rows([profile]))
         return profile
@@ -338,9 +342,12 @@ class CIFAR100Pipeline:
             self.evaluation = self._evaluation_of(logits)
             self.results = {"note": self.note, **self.evaluation.summary()}
             if self.config.flip_tta:
-                flipped = self._evaluation_of(predict(self.model, loader, self.precision, flip=True))
+                flipped = self._evaluation_of(predict(self.model, loader, self.precision, flip=True,
+                                                      bar=self._bar("test images and their mirror images")))
                 self.results["flip_tta"] = {"top1": flipped.top1, "top5": flipped.top5}
             self._write_metrics()
+        if self.history.stopped == "interrupted":
+            print(f"This training was stopped after {len(self.history)} of {self.config.epochs} epochs.")
         print(report.results_text(self.results))
         return self.results
 
@@ -696,12 +703,15 @@ class CIFAR100Pipeline:
         trainer = self.trainer
         trained_here = trainer is not None and trainer.model is self.model and trainer.val_loader is not None
         if self._reliable is None and trained_here:
-            bar = "validation images" if progress_style(self.config.progress) == "bar" else ""
-            logits = predict(self.model, trainer.val_loader, self.precision, bar=bar)
+            logits = predict(self.model, trainer.val_loader, self.precision, bar=self._bar("validation images"))
             evaluation = Evaluation.from_logits(logits, trainer.val_labels, self.class_names)
             threshold = evaluation.reliable_confidence(RELIABLE)
             self._reliable = float("nan") if threshold is None else threshold
         return self._reliable
+
+    def _bar(self, text: str) -> str:
+        """The text of a progress bar, or none where `progress` wants no bars."""
+        return text if progress_style(self.config.progress) == "bar" else ""
 
     def _keep(self, name: str, figure: Figure) -> Figure:
         path = self.run_dir / "figures" / f"{name}.png"
@@ -715,18 +725,18 @@ class CIFAR100Pipeline:
         rows = self.history.rows
         last = rows[-1] if rows else {"seconds": 0.0, "petaflops": 0.0, "peak_memory_mb": None}
         speeds = sorted(row["images_per_second"] for row in rows)
-        path, kept = self.run_dir / "metrics.json", {}
-        if self._found_finished and path.is_file():         # this machine may be another than the one that trained
-            before = json.loads(path.read_text(encoding="utf-8"))
-            kept = {name: before[name] for name in ("system", "speeds")}
+        path, system, benchmarks = self.run_dir / "metrics.json", self.trainer.machine, self.speeds
+        if self._found_finished:        # this machine may be another than the one that trained
+            before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            system, benchmarks = before.get("system", system), before.get("speeds", {})
         report.write_json({
             "name": self.config.name, "note": self.note, "data": str(self.data), "config": self.config.to_dict(),
-            "system": self.system.to_dict() | {"precision": self.precision}, "model_stats": model_stats(self.model),
+            "system": system, "model_stats": model_stats(self.model),
             "training": {"seconds": last["seconds"], "petaflops": last["petaflops"], "stopped": self.history.stopped,
                          "images_per_second": speeds[len(speeds) // 2] if speeds else None,
                          "peak_memory_mb": last["peak_memory_mb"]},
-            "speeds": self.speeds, "history": self.history.to_list(), "results": self.results,
-        } | kept, path)
+            "speeds": benchmarks, "history": self.history.to_list(), "results": self.results,
+        }, path)
 
 
 def train_cifar100(**settings) -> tuple[nn.Module, dict, dict]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import io
 import logging
 import os
 import pickle
@@ -16,7 +17,7 @@ log = logging.getLogger("cifar100")
 
 KEEP_NEWEST = 2
 
-# What torch.load raises for files that are cut off, overwritten or something else.
+# What torch.load raises for content that is cut off, overwritten or something else.
 UNREADABLE = (RuntimeError, OSError, EOFError, pickle.UnpicklingError, ValueError, LookupError, TypeError,
               AttributeError)
 
@@ -32,14 +33,23 @@ class CheckpointError(RuntimeError):
     """A checkpoint cannot be read, or belongs to another configuration. The message says what to do."""
 
 
+class ReadError(CheckpointError):
+    """A checkpoint could not be read this time, though it may be good."""
+
+
 def save_atomically(state: dict, path) -> Path:
-    """`torch.save` into a temporary file beside `path`, flushed to disk and then renamed over it."""
+    """`torch.save` into a temporary file beside `path`, flushed to disk and then renamed over it.
+
+    Raises OSError when it cannot be written; torch.save on a full disk would raise a RuntimeError about a position.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    content = io.BytesIO()
+    torch.save(state, content)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            torch.save(state, file)
+            file.write(content.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -49,15 +59,21 @@ def save_atomically(state: dict, path) -> Path:
 
 
 def load(path, map_location="cpu") -> dict:
-    """The dict in a checkpoint, read with `weights_only=True`. Raises CheckpointError naming the file.
+    """The dict in a checkpoint, read with `weights_only=True`. Raises CheckpointError naming the file, ReadError, a
+    kind of it, where the file may be good and only the reading failed.
 
     A state dict on its own comes back as {"model_state_dict": …}.
     """
     try:
-        with torch.serialization.safe_globals(_NUMPY_DATA):
-            state = torch.load(path, map_location=map_location, weights_only=True)
+        content = io.BytesIO(Path(path).read_bytes())
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint; resume='auto' looks for the newest") from None
+    except OSError as error:
+        raise ReadError(f"{path}: cannot be read now ({error}); try again later. Google Drive also refuses for some "
+                        "hours when much was read from it") from error
+    try:
+        with torch.serialization.safe_globals(_NUMPY_DATA):
+            state = torch.load(content, map_location=map_location, weights_only=True)
     except UNREADABLE as error:
         raise CheckpointError(f"{path}: {_why_unreadable(error)}") from error
     if isinstance(state, dict) and state and all(isinstance(value, torch.Tensor) for value in state.values()):
@@ -97,10 +113,15 @@ def list_steps(folder) -> list[Path]:
 
 
 def load_newest(folder) -> tuple[Path, dict] | None:
-    """(path, state) of the newest readable checkpoint, None if there is none. Unreadable ones are reported."""
+    """(path, state) of the newest readable checkpoint, None if there is none. Damaged ones are reported.
+
+    Raises ReadError: a run that started over because of it would push out the good checkpoints.
+    """
     for path in list_steps(folder):
         try:
             return path, load(path)
+        except ReadError:
+            raise
         except CheckpointError as error:
             log.warning("passed over: %s", error)
     return None

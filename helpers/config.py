@@ -191,7 +191,7 @@ class TrainingConfig:
         faults = name_faults(settings)
         known = _given({name: value for name, value in settings.items() if name in KNOWN_NAMES})
         try:
-            base = preset_settings(known["preset"]) if "preset" in known else {}
+            base = _below(known, preset_settings(known["preset"])) if "preset" in known else {}
         except ConfigError as error:    # without the preset, values can only be checked one by one
             raise ConfigError(faults + error.faults + list(value_faults(known).values()), where) from error
         try:
@@ -239,7 +239,7 @@ class TrainingConfig:
 
     def changed_settings(self) -> dict:
         """The training settings that differ from the preset's (from the defaults where there is no preset)."""
-        base = type(self)(**preset_settings(self.preset)) if self.preset else type(self)()
+        base = type(self)(**_below(self._values(), preset_settings(self.preset))) if self.preset else type(self)()
         before = base.training_settings()
         return {name: value for name, value in self.training_settings().items() if value != before[name]}
 
@@ -262,7 +262,7 @@ class TrainingConfig:
         """`run_name`, or the preset with what differs from it: `quick-epochs=3`."""
         if self.run_name:
             return self.run_name
-        changes = [f"{name}={_short(value)}" for name, value in self.changed_settings().items()]
+        changes = [f"{name}={short_text(value)}" for name, value in self.changed_settings().items()]
         return "-".join([self.preset or "reference", *changes])[:120]
 
     @property
@@ -324,9 +324,16 @@ def preset_settings(name: str) -> dict:
             own = read_settings(path)
         except ConfigError as error:
             raise ConfigError([f"preset={name!r}: {path.name}: {fault}" for fault in error.faults]) from error
-        merged = own | merged
+        merged = _below(merged, own) | merged
         name = own.get("preset")
     return merged | {"preset": chain[0]}
+
+
+def _below(given: dict, base: dict) -> dict:
+    """What of `base` stands below `given`: an augmentation strength of its own brings its crop and cutout along."""
+    if given.get("augmentation_strength") in (None, base.get("augmentation_strength")):
+        return base
+    return {name: value for name, value in base.items() if name not in ("crop_padding", "cutout_size")}
 
 
 def default_settings() -> dict:
@@ -485,5 +492,5 @@ def _given(settings: dict) -> dict:
     return _full_names({name: value for name, value in settings.items() if value is not None})
 
 
-def _short(value) -> str:
+def short_text(value) -> str:
     return "x".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

@@ -152,6 +152,9 @@ def _from_torchvision(folder: Path, download: bool) -> ImageData:
         train, test = (datasets.CIFAR100(str(folder), train=train, download=download or is_here)
                        for train in (True, False))
     except (RuntimeError, OSError, http.client.HTTPException) as error:
+        if is_here:
+            raise DataError(f"{archive} is good but could not be unpacked: {error}; unpack it yourself, or set data_dir "
+                            "to a folder that can be written to, with room for 350 MB") from error
         raise DataError(_how_to_get_cifar100(folder, download, error)) from error
     return _checked("the torchvision files in " + str(folder), train.data, np.array(train.targets), test.data,
                     np.array(test.targets), train.classes)
@@ -462,6 +465,8 @@ class BatchLoader:
             if self.augmentation is not None:
                 order = torch.randperm(self.count, generator=torch.Generator().manual_seed(self._seed_of(2, epoch)))
             self._order = (epoch, order.to(self.device) if self.placement == "device" else order)
+        if index >= len(self):      # an epoch of training leaves out what fills no batch
+            return self._order[1][:0]
         return self._order[1][index * self.batch_size:(index + 1) * self.batch_size]
 
     def _seed_of(self, *purpose: int) -> int:

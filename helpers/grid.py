@@ -40,7 +40,8 @@ from urllib.parse import quote
 import yaml
 
 from . import plots, report
-from .config import ConfigError, TrainingConfig, layered_settings, name_faults, read_settings
+from .config import (ALIASES, SETTINGS, ConfigError, TrainingConfig, layered_settings, name_faults, read_settings,
+                     short_text)
 
 NOTEBOOK = Path(__file__).resolve().parent.parent / "CIFAR_100_CNN_Training.ipynb"
 STOP_SECONDS = 30       # papermill gives the kernel 5 seconds to save its checkpoint and to end
@@ -106,12 +107,18 @@ def read_items(items: list[str]) -> tuple[dict[str, list], list[Path], list[str]
 
 
 def grid_name(items: list[str], values: dict[str, list]) -> str:
-    """The folder of a grid that is given no name: the preset, the files and what varies."""
+    """The folder of a grid that is given no name: the preset, the files, what varies, and what else shapes training."""
     preset = [str(value) for value in values.get("preset", []) if value]
     files = [Path(item).resolve().stem for item in items if Path(item).exists()]
     varied = [name for name, choices in values.items() if name != "preset" and len(choices) > 1]
-    others = [name for name in values if name != "preset"]
-    return "-".join(preset + files + (varied or others))[:80] or "grid"
+    fixed = [f"{name}={short_text(choices[0])}" for name, choices in values.items()
+             if name != "preset" and len(choices) == 1 and _shapes_training(name)]
+    return "-".join(preset + files + varied + fixed)[:80] or "grid"
+
+
+def _shapes_training(name: str) -> bool:
+    setting = SETTINGS.get(ALIASES.get(name, name))
+    return setting is not None and setting.metadata["shapes_training"]
 
 
 def planned_runs(values: dict[str, list], files: list[Path], folder) -> list[Run]:

@@ -135,7 +135,8 @@ class FastCNN(nn.Module):
         and their negatives: what they give is decorrelated and of unit variance from the first step on.
         """
         patches = F.unfold(images.float(), 2).transpose(1, 2).reshape(-1, 12)
-        eigenvalues, eigenvectors = torch.linalg.eigh(patches.T @ patches / len(patches))
+        moments = (patches.T @ patches / len(patches)).cpu()        # not every device has eigh
+        eigenvalues, eigenvectors = torch.linalg.eigh(moments)
         filters = (eigenvectors / (eigenvalues + eps).sqrt()).T.reshape(12, 3, 2, 2)
         self.whitening.weight.copy_(torch.cat([filters, -filters]))
 

@@ -191,10 +191,11 @@ def compare_runs(runs: Sequence[dict], published: Sequence[tuple] = (), note: st
     """
     figure = _new_figure(5.4 + 0.22 * (len(runs) + len(published)), "Accuracy against what it costs", note)
     panels = figure.subplots(1, 3, sharey=True)
-    colours = sns.color_palette("colorblind", max(len(runs), 1))
+    looks = [{"linestyle": style, "color": colour}      # there are ten colours; after them the lines are dashed
+             for style, colour in itertools.product(("-", "--", "-.", ":"), sns.color_palette("colorblind", 10))]
     for axes, key, label in zip(panels, ("epoch", "seconds", "petaflops"),
                                 ("epoch", "training time (s)", "training compute (PFLOP)")):
-        ends = [end for run, colour in zip(runs, colours) if (end := _draw_run(axes, run, key, colour))]
+        ends = [end for run, look in zip(runs, itertools.cycle(looks)) if (end := _draw_run(axes, run, key, look))]
         for (_, top1, _), dashes in zip(published, itertools.cycle(DASHES)):
             if top1 is not None:
                 axes.axhline(top1, color="0.35", linestyle=(0, dashes), linewidth=1.3)
@@ -205,7 +206,7 @@ def compare_runs(runs: Sequence[dict], published: Sequence[tuple] = (), note: st
             axes.xaxis.set_major_locator(MaxNLocator(4, integer=key == "epoch"))
         axes.set_xlabel(label)
     panels[0].set_ylabel("top-1 accuracy (%)")
-    _runs_legend(figure, runs, published, colours)
+    _runs_legend(figure, runs, published, itertools.cycle(looks))
     return figure
 
 
@@ -320,21 +321,21 @@ def ablation(rows: Sequence[dict], base: str, note: str = "") -> Figure:
     return figure
 
 
-def _draw_run(axes: Axes, run: dict, key: str, colour) -> float | None:
+def _draw_run(axes: Axes, run: dict, key: str, look: dict) -> float | None:
     """The validation curve and the final star of one run; the place where it ends, None if that is unknown."""
     history = run.get("history") or History()
-    axes.plot(_numbers(history[key]), _numbers(history["val_top1"]), color=colour, marker=_marker(history))
+    axes.plot(_numbers(history[key]), _numbers(history["val_top1"]), marker=_marker(history), **look)
     end = run.get(key)
     if end is None and len(history):
         end = history[key][-1]
     if end is not None and run.get("top1") is not None:
-        axes.plot(end, run["top1"], "*", color=colour, markersize=15, markeredgecolor="0.15", zorder=5)
+        axes.plot(end, run["top1"], "*", color=look["color"], markersize=15, markeredgecolor="0.15", zorder=5)
     return end
 
 
-def _runs_legend(figure: Figure, runs: Sequence[dict], published: Sequence[tuple], colours) -> None:
-    lines = [Line2D([], [], color=colour, marker="*", markersize=12, markeredgecolor="0.15", label=_run_label(run))
-             for run, colour in zip(runs, colours)]
+def _runs_legend(figure: Figure, runs: Sequence[dict], published: Sequence[tuple], looks) -> None:
+    lines = [Line2D([], [], marker="*", markersize=12, markeredgecolor="0.15", label=_run_label(run), **look)
+             for run, look in zip(runs, looks)]
     for (name, top1, top5), dashes in zip(published, itertools.cycle(DASHES)):
         scores = _listed(("top-1 {:.2f} %", top1), ("top-5 {:.2f} %", top5))
         lines.append(Line2D([], [], color="0.35", linestyle=(0, dashes), linewidth=1.3,
@@ -401,7 +402,7 @@ def augmentation_preview(original, augmented, titles: Sequence[str] = (), note: 
     left = margin + (WIDTH - margin - 0.1 - step * (repeats + 1)) / 2
     figure, axes = _canvas(count * step + 0.3, "Augmentation: the same images, drawn anew each epoch", note)
     axes.text(left + side / 2, 0.2, "original", ha="center", va="bottom", weight="bold")
-    axes.text(left + 0.1 + step * (1 + repeats / 2), 0.2, "as the network sees it", ha="center", va="bottom",
+    axes.text(left + 0.1 + step * (1 + repeats / 2), 0.2, "augmented (before any mixing and resizing)", ha="center", va="bottom",
               weight="bold")
     for line in range(count):
         top = 0.25 + line * step
@@ -785,7 +786,7 @@ def throughput(rows: Sequence[dict], note: str = "") -> Figure:
     _speed(panels[0], rows)
     if with_memory:
         _numbered_bars(panels[1], [row.get("memory_mb") for row in rows])
-        panels[1].set_ylabel("peak memory (MB)")
+        panels[1].set_ylabel("peak memory, all that is in use (MiB)")
         panels[1].margins(y=0.12)
     for axes in panels:
         for place, row in enumerate(rows):

@@ -59,6 +59,8 @@ def export(run_dir, data: ImageData | None = None, out=None) -> Path:
     if not state.get("test_results"):
         raise CheckpointError(f"{run_dir}: has no test results yet; call pipeline.evaluate() and pipeline.save()")
     metrics = json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))
+    if metrics["training"]["stopped"] == "interrupted":
+        raise CheckpointError(f"{run_dir}: its training was interrupted; train to the end, evaluate and save first")
     config = {name: value for name, value in state["config"].items() if name not in PATHS}
     content = {**state, "model_state_dict": in_half_precision(state["model_state_dict"]), "config": config,
                "training": metrics["training"], "system": metrics["system"]}

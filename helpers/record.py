@@ -32,7 +32,7 @@ def recipes(folder) -> list[dict]:
     by_recipe = {}
     for path in sorted(Path(folder).glob("*/metrics.json")):
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content["results"]:
+        if content["results"] and content["training"]["stopped"] != "interrupted":
             by_recipe.setdefault(_recipe_of(content["config"]), []).append({"folder": path.parent.name} | content)
     if not by_recipe:
         raise FileNotFoundError(f"no finished run in {folder}; copy a run's metrics.json into a folder of it")

@@ -117,7 +117,8 @@ def differing_settings(runs: list[dict]) -> list[str]:
 
 def runs_text(runs: list[dict], published=()) -> str:
     """A table of finished runs with what differs between them, and of published results, marked as such."""
-    rows = [{"run": run["name"] + (f" ({run['note']})" if run["note"] else ""), "source": "measured",
+    rows = [{"run": run["name"] + (f" ({run['note']})" if run["note"] else ""),
+             "source": "measured" + ", interrupted" * (run["history"].stopped == "interrupted"),
              "top-1 %": f"{run['top1']:.2f}", "top-5 %": f"{run['top5']:.2f}", "trained epochs": run["epochs"],
              "minutes": f"{run['seconds'] / 60:.1f}", "PFLOP": f"{run['petaflops']:.4f}"} for run in runs]
     for name in differing_settings(runs):

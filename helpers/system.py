@@ -50,7 +50,7 @@ class SystemInfo:
             device_memory_gb=round(properties.total_memory / 2**30, 1) if cuda else None,
             cpu_cores=cpu_cores(), memory_gb=_memory_gb(), precision=precision, host=host_kind(),
             os=f"{platform.system()} {platform.machine()}", python=platform.python_version(),
-            torch=torch.__version__, torchvision=metadata.version("torchvision"),
+            torch=str(torch.__version__), torchvision=metadata.version("torchvision"),
             cuda=torch.version.cuda if cuda else None)
 
     def to_dict(self) -> dict:

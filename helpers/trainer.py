@@ -22,8 +22,8 @@ from .data import IMAGE_SIZE, BatchLoader, ImageData, stratified_split
 from .metrics import History, topk_accuracy
 from .models import build_model, training_flops
 from .optim import build_optimizer, learning_rate_factor, set_learning_rate
-from .system import (DTYPES, is_out_of_memory, keep_freed_memory, peak_memory_mb, pick_device, pick_precision,
-                     progress_style, synchronize)
+from .system import (DTYPES, SystemInfo, is_out_of_memory, keep_freed_memory, peak_memory_mb, pick_device,
+                     pick_precision, progress_style, synchronize)
 
 log = logging.getLogger("cifar100")
 epoch_log = logging.getLogger("cifar100.epoch")      # a line an epoch; not shown where a bar is
@@ -59,6 +59,7 @@ class Trainer:
         self.config, self.data, self.checkpoint_dir = config, data, Path(checkpoint_dir)
         self.on_epoch, self.on_progress = on_epoch, on_progress
         self.device = pick_device(config.device)
+        torch.backends.cudnn.benchmark = True       # the shapes stay: look for the fastest kernels
         keep_freed_memory()
         self._fingerprint = data.fingerprint()
         saved = self._find_checkpoint()
@@ -103,6 +104,7 @@ class Trainer:
         self._running = _RunningMeans()
         self._flops_at = {}
         self._rng = self._rng_state()           # what is done before `fit` must not change what dropout draws
+        self.machine = SystemInfo.of(self.device, self.precision).to_dict()
         if saved:
             self._restore(saved)
 
@@ -124,7 +126,6 @@ class Trainer:
             self._set_rng_state(self._rng)
             if self.device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(self.device)
-                torch.backends.cudnn.benchmark = True       # the shapes stay: look for the fastest kernels
             with _StopOnSignals(self.stop), self._bar(show_bar) as bar:
                 try:
                     while not self.is_finished and self.history.stopped != "interrupted":
@@ -248,7 +249,7 @@ class Trainer:
         return TrainingDiverged(
             f"the {what} since step {step + 1} (epoch {step // self.steps_per_epoch + 1}, learning rate {rate:.4g}). "
             f"Try a lower learning_rate (now {self.config.learning_rate}), a longer warmup_epochs, gradient_clip=1.0 "
-            f"or precision='fp32'. {self._last_checkpoint()}")
+            f"or precision='fp32'; with another run_name, since it starts anew. {self._last_checkpoint()}")
 
     def _end_epoch(self, epoch: int) -> None:
         """Validate, write the epoch's row, keep the best weights, save when it is due."""
@@ -317,6 +318,7 @@ class Trainer:
             "history": self.history.to_list(), "stopped": self.history.stopped, "running": self._running.state(),
             "rng": self._rng_state(),
             "best_weights": self.best_weights, "precision": self.precision, "device": self.device.type,
+            "machine": self.machine,
             "training_settings": self._training_settings(), **self.about(),
             **{name: getattr(self, name) for name in _PLAIN_STATE}, "seconds": self._seconds_so_far(),
         }, self.checkpoint_dir)
@@ -370,6 +372,8 @@ class Trainer:
             return precision
         older_gpu = self.device.type == "cuda" and (saved["precision"], precision) == ("bf16", "fp16")
         if saved["device"] == self.device.type and not older_gpu:
+            log.warning("the run began in %s and goes on in it, for the same weights, though %s is faster here",
+                        saved["precision"], precision)
             return saved["precision"]
         log.warning("the run began in %s on another device (%s) and goes on in %s on this one (%s): close to, but not "
                     "bit for bit, the same weights", saved["precision"], saved["device"], precision, self.device.type)
@@ -394,9 +398,11 @@ class Trainer:
         for name in _PLAIN_STATE:
             setattr(self, name, saved[name])
         self._rng = saved["rng"]
+        if self.is_finished:            # perhaps on another machine
+            self.machine = saved.get("machine", self.machine)
 
     def _rng_state(self) -> dict:
-        """States of torch's own generators, which dropout, mixup and CutMix draw from."""
+        """States of torch's own generators, which dropout draws from."""
         cuda = self.device.type == "cuda"
         return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state(self.device) if cuda else None}
 

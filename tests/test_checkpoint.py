@@ -55,6 +55,20 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     assert checkpoint.load(path)["step"] == 1
 
 
+def test_a_full_disk_is_an_os_error(tmp_path):
+    resource = pytest.importorskip("resource")
+    path = checkpoint.save_atomically(state_at(1), tmp_path / "state.pt")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(OSError):
+            checkpoint.save_atomically(state_at(2), path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert names_in(tmp_path) == ["state.pt"]
+    assert checkpoint.load(path)["step"] == 1
+
+
 def test_rotation_keeps_the_newest_two_and_everything_with_another_name(tmp_path):
     for name in ("best.pt", "final.pt", "notes.txt"):
         (tmp_path / name).write_text("mine")
@@ -104,6 +118,21 @@ def test_a_truncated_newest_is_reported_and_passed_over(tmp_path, caplog, share)
         path, state = checkpoint.load_newest(tmp_path)
     assert (path.name, state["step"]) == ("step_0000010.pt", 10)
     assert "passed over" in caplog.text and str(newest) in caplog.text
+
+
+def test_a_reading_error_is_no_damage_and_is_not_passed_over(tmp_path, monkeypatch):
+    checkpoint.save_step(state_at(10), tmp_path)
+    newest = checkpoint.save_step(state_at(20), tmp_path)
+    whole = type(newest).read_bytes
+
+    def refuse(path):
+        if path == newest:
+            raise OSError(5, "Input/output error")
+        return whole(path)
+
+    monkeypatch.setattr(type(newest), "read_bytes", refuse)
+    with pytest.raises(CheckpointError, match="step_0000020.pt: cannot be read now .*; try again"):
+        checkpoint.load_newest(tmp_path)
 
 
 def test_damaged_files_raise_nothing_but_checkpoint_error(tmp_path):

@@ -113,6 +113,18 @@ def test_overrides_go_before_the_preset_and_none_means_as_the_preset_says():
     assert (changed.epochs, changed.batch_size, changed.learning_rate) == (9, demo.batch_size, 0.25)
 
 
+def test_a_strength_brings_its_own_crop_and_cutout_unless_these_are_given():
+    def sizes(**settings):
+        config = TrainingConfig.from_preset("fast", **settings)
+        return config.crop_padding, config.cutout_size, config.name
+
+    assert sizes(augmentation="basic") == (2, 0, "fast")
+    assert sizes(augmentation="strong") == (None, None, "fast-augmentation_strength=strong")
+    assert sizes(augmentation="none", crop_padding=2)[:2] == (2, None)
+    strong = TrainingConfig.from_preset("fast", augmentation="strong")
+    assert TrainingConfig.from_settings(strong.to_dict()) == strong
+
+
 def test_a_preset_may_start_from_another(presets):
     presets(base="epochs: 7\nbatch_size: 32\nlr: 0.5\n", middle="preset: base\nepochs: 8\n",
             top="preset: middle\nlearning_rate: 0.25\n")

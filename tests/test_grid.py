@@ -177,16 +177,17 @@ def test_a_dry_run_prints_the_plan_and_runs_nothing(tmp_path, capsys, monkeypatc
     first, *names = capsys.readouterr().out.splitlines()
     assert first.startswith("2 runs") and names == ["  demo-seed=1-epochs=4", "  demo-seed=2-epochs=4"]
     assert list(tmp_path.iterdir()) == []
-    write_metrics(plan("seed=1", "epochs=4", "preset=demo", folder=tmp_path / "demo-seed")[0])
+    write_metrics(plan("seed=1", "epochs=4", "preset=demo", folder=tmp_path / "demo-seed-epochs=4")[0])
     assert grid.main(arguments) == 0
     assert "  demo-seed=1-epochs=4 (finished)\n  demo-seed=2-epochs=4\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("items, name", [
-    (["preset=demo", "learning_rate=1,2", "epochs=3", "seed=1,2"], "demo-learning_rate-seed"),
+    (["preset=demo", "learning_rate=1,2", "epochs=3", "seed=1,2"], "demo-learning_rate-seed-epochs=3"),
     (["configs/experiments"], "experiments"), (["configs/default.yaml", "seed=1,2"], "default-seed"),
-    (["epochs=3"], "epochs"), (["preset=null"], "grid"), (["preset=demo,quick"], "demo-quick")])
-def test_a_grid_is_named_after_what_varies_in_it(items, name):
+    (["lr=3", "data_dir=/a", "widths=[1,2]"], "lr=3-widths=1x2"), (["preset=null"], "grid"),
+    (["preset=demo,quick"], "demo-quick")])
+def test_a_grid_is_named_after_what_varies_in_it_and_what_it_fixes(items, name):
     assert grid.grid_name(items, read_items(items)[0]) == name
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 import cifar100_pipeline
 from cifar100_pipeline import (CheckpointError, CIFAR100CNN, CIFAR100Pipeline, DataError, TrainingConfig,
                                train_cifar100)
+from helpers import checkpoint
 
 TINY = {"epochs": 1, "widths": [8, 16, 16, 16], "progress": "none"}     # oneDNN may crash below 16 at a stride
 
@@ -67,6 +68,31 @@ def test_a_finished_run_opened_elsewhere_keeps_its_machine_and_speeds(tmp_path):
     opened.benchmark_inference((2,))
     opened.evaluate()
     assert json.loads(path.read_text()) == content
+
+
+def test_a_finished_run_whose_metrics_are_lost_keeps_the_machine_of_its_checkpoint(tmp_path):
+    settings = {"run_name": "tiny", "runs_dir": str(tmp_path), **TINY}
+    pipeline = CIFAR100Pipeline.from_preset("demo", **settings)
+    pipeline.train()
+    path = tmp_path / "tiny" / "metrics.json"
+    trained_on = json.loads(path.read_text())["system"]
+    newest = checkpoint.list_steps(pipeline.checkpoint_dir)[0]
+    checkpoint.save_atomically(checkpoint.load(newest) | {"machine": trained_on | {"device_name": "Tesla T4"}}, newest)
+    path.unlink()
+    opened = CIFAR100Pipeline.from_preset("demo", **settings)
+    opened.train()
+    opened.benchmark_inference((2,))
+    opened.evaluate()
+    content = json.loads(path.read_text())
+    assert (content["system"], content["speeds"]) == (trained_on | {"device_name": "Tesla T4"}, {})
+
+
+def test_a_share_of_a_training_step_is_that_of_one_batch(tmp_path):
+    pipeline = CIFAR100Pipeline.from_preset("demo", runs_dir=str(tmp_path), gradient_accumulation_steps=4, **TINY)
+    batch = pipeline.build_trainer().loader.batch_size
+    pipeline.speeds["training"] = {"milliseconds": 400.0, "batch_size": 4 * batch}
+    profile = pipeline.profile_loader()
+    assert profile["percent_of_step"] == pytest.approx(100 * profile["milliseconds"] / 100)
 
 
 def test_final_checkpoint_is_read_back_to_the_same_results(finished, runs_dir):

@@ -1,5 +1,8 @@
 """pretrained: half-precision weights with their configuration and results, and the command that checks them."""
 
+import json
+import shutil
+
 import pytest
 import torch
 
@@ -75,6 +78,15 @@ def test_a_name_without_a_file_lists_what_there_is(run, folder):
 def test_a_value_beyond_float16_is_not_lost():
     with pytest.raises(CheckpointError, match="weight.*float16"):
         pretrained.in_half_precision({"weight": torch.tensor([1e6])})
+
+
+def test_an_interrupted_run_is_not_exported(run, folder, tmp_path):
+    shutil.copytree(run.run_dir, tmp_path / "run")
+    path = tmp_path / "run" / "metrics.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"training": content["training"] | {"stopped": "interrupted"}}))
+    with pytest.raises(CheckpointError, match="interrupted; train to the end"):
+        pretrained.export(tmp_path / "run")
 
 
 def test_a_run_without_results_is_not_exported(run, folder, tmp_path):

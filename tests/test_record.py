@@ -12,12 +12,12 @@ EPOCH = {"epoch": 1, "train_loss": 3.0, "train_accuracy": 30.0, "val_loss": None
          "peak_memory_mb": None}
 
 
-def write_run(folder, preset, seed, top1, petaflops, seconds):
+def write_run(folder, preset, seed, top1, petaflops, seconds, stopped=""):
     report.write_json({"config": {"preset": preset, "seed": seed, "val_size": 0, "epochs": 1,
                                   "label_smoothing": 0.2}, "note": "", "history": [EPOCH],
                        "model_stats": {"total_parameters": 10},
                        "system": {"device": "cpu", "device_name": "a CPU", "cpu_cores": 2},
-                       "training": {"petaflops": petaflops, "seconds": seconds},
+                       "training": {"petaflops": petaflops, "seconds": seconds, "stopped": stopped},
                        "results": {"top1": top1, "top5": 90.0, "flip_tta": {"top1": top1 + 1, "top5": 91.0}}},
                       folder / (preset if seed == 1 else f"{preset}-{seed}") / "metrics.json")
 
@@ -28,6 +28,11 @@ def runs(tmp_path):
         write_run(tmp_path, "quick", seed, top1, 0.25, 900 + seed)
     write_run(tmp_path, "fast", 1, 78.0, 1.8, 6000)
     return tmp_path
+
+
+def test_an_interrupted_run_does_not_count(runs):
+    write_run(runs, "quick", 4, 10.0, 0.1, 300, stopped="interrupted")
+    assert record.recipes(runs)[0]["runs"] == 3
 
 
 def test_recipes_are_means_over_their_runs(runs):
