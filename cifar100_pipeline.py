@@ -687,15 +687,15 @@ class CIFAR100Pipeline:
                        f"{share} of the time.")
         elif confidence < reliable:
             verdict = (f"Take this with care: the confidence of {100 * confidence:.0f} % is below "
-                       f"{100 * reliable:.0f} %, from which on predictions were right {share} of the time on the "
-                       "validation split.")
+                       f"{100 * reliable:.0f} %, from which on predictions were right at least {share} of the time on "
+                       "the validation split.")
         else:
-            verdict = (f"On the validation split, predictions with a confidence of {100 * reliable:.0f} % or more "
-                       f"were right {share} of the time.")
+            verdict = (f"On the validation split, predictions as confident as this ({100 * reliable:.0f} % or more) were "
+                       f"right at least {share} of the time.")
         return f"{verdict} The network knows {len(self.class_names)} classes and gives one of them to any picture."
 
     def _reliable_confidence(self) -> float | None:
-        """The least confidence from which on RELIABLE of the validation images are classified right.
+        """The least confidence at which RELIABLE of the validation images are classified right.
 
         NaN when no confidence is enough. Of loaded weights it is what their file says. None where it is not known: the
         test split never takes the validation split's place.

@@ -201,11 +201,20 @@ def test_certain_and_right_is_perfectly_calibrated():
 
 
 def test_reliable_confidence_by_hand():
-    # Right, right, wrong, right from the most to the least confident: 1, 1, 2/3, 3/4 of them are right so far.
-    evaluation = from_guesses([0, 1, 2, 3], [0, 1, 3, 3], [0.95, 0.9, 0.8, 0.7])
+    # Wrong at 0.6; right, wrong at 0.7 and 0.8, which must not fall and become a half; right at 0.9 and 0.95.
+    evaluation = from_guesses([0, 1, 2, 3, 3], [0, 1, 3, 3, 1], [0.95, 0.9, 0.8, 0.7, 0.6])
     assert evaluation.reliable_confidence(0.9) == pytest.approx(0.9)
-    assert evaluation.reliable_confidence(0.75) == pytest.approx(0.7)
+    assert evaluation.reliable_confidence(0.5) == pytest.approx(0.7)
+    assert evaluation.reliable_confidence(0) == pytest.approx(0.6)
     assert from_guesses([0, 1], [1, 0]).reliable_confidence(0.9) is None
+
+
+def test_reliable_confidence_is_about_its_neighbourhood_not_about_all_that_is_surer():
+    generator = torch.Generator().manual_seed(0)
+    sure = 0.3 + 0.65 * torch.rand(4000, generator=generator)
+    labels = (torch.rand(4000, generator=generator) > sure).long()      # right as often as the confidence says
+    evaluation = from_guesses([0] * 4000, labels.tolist(), sure.tolist())
+    assert evaluation.reliable_confidence(0.8) == pytest.approx(0.8, abs=0.05)
 
 
 def test_reliable_confidence_does_not_part_equal_confidences():
