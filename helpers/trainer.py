@@ -372,8 +372,9 @@ class Trainer:
             return precision
         older_gpu = self.device.type == "cuda" and (saved["precision"], precision) == ("bf16", "fp16")
         if saved["device"] == self.device.type and not older_gpu:
-            log.warning("the run began in %s and goes on in it, for the same weights, though %s is faster here",
-                        saved["precision"], precision)
+            if self.device.type == "cpu":       # on a GPU bf16 and fp16 are equally fast
+                log.warning("the run began in %s and stays in it, for the same weights, though %s is faster here",
+                            saved["precision"], precision)
             return saved["precision"]
         log.warning("the run began in %s on another device (%s) and goes on in %s on this one (%s): close to, but not "
                     "bit for bit, the same weights", saved["precision"], saved["device"], precision, self.device.type)
