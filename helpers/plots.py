@@ -402,8 +402,8 @@ def augmentation_preview(original, augmented, titles: Sequence[str] = (), note: 
     left = margin + (WIDTH - margin - 0.1 - step * (repeats + 1)) / 2
     figure, axes = _canvas(count * step + 0.3, "Augmentation: the same images, drawn anew each epoch", note)
     axes.text(left + side / 2, 0.2, "original", ha="center", va="bottom", weight="bold")
-    axes.text(left + 0.1 + step * (1 + repeats / 2), 0.2, "augmented (before any mixing and resizing)", ha="center", va="bottom",
-              weight="bold")
+    axes.text(left + 0.1 + step * (1 + repeats / 2), 0.2, "augmented (before any mixing and resizing)", ha="center",
+              va="bottom", weight="bold")
     for line in range(count):
         top = 0.25 + line * step
         if len(titles):
