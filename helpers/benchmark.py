@@ -123,8 +123,8 @@ def profile_loader(loader: BatchLoader, batches: int = 20, step_milliseconds: fl
     """
     def gather(index: int) -> Tensor:
         if loader.placement == "device":
-            return loader.source[loader._indices(0, index)]
-        return loader.source.get((0, index), loader._indices)
+            return loader.source[loader.indices(0, index)]
+        return loader.source.get((0, index), loader.indices)
 
     def normalised(raw: Tensor) -> Tensor:
         if loader.augmentation is None:

@@ -432,11 +432,11 @@ class BatchLoader:
         With `mix=False` no image is mixed with another.
         """
         if self.placement == "device":
-            chosen = self._indices(epoch, index)
+            chosen = self.indices(epoch, index)
             images = self.source[chosen]
         else:
-            images = self.source.get((epoch, index), self._indices)
-            chosen = self._indices(epoch, index).to(self.device, non_blocking=True)
+            images = self.source.get((epoch, index), self.indices)
+            chosen = self.indices(epoch, index).to(self.device, non_blocking=True)
         labels = self.labels[chosen]
         if self.augmentation is None:
             images = images.permute(0, 3, 1, 2).float().div_(255).sub_(self.mean).div_(self.std)
@@ -459,7 +459,8 @@ class BatchLoader:
         for index in range(len(self)):
             yield self.batch(epoch, index)
 
-    def _indices(self, epoch: int, index: int) -> Tensor:
+    def indices(self, epoch: int, index: int) -> Tensor:
+        """Which images batch `index` of `epoch` holds: int64 [B], where the images lie."""
         if self._order[0] != epoch:
             order = torch.arange(self.count)
             if self.augmentation is not None:

@@ -83,6 +83,7 @@ class Trainer:
             newton_schulz_dtype=DTYPES[self.precision])
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+        self.past = self._smoothed_labels().half() if config.self_distillation else None
         self.forward = torch.compile(self.model) if config.compile else self.model
 
         self.history = History()
@@ -175,13 +176,14 @@ class Trainer:
         first = self.step % self.steps_per_epoch * accumulation
         set_learning_rate(self.optimizer, self.learning_rate_factor(self.step))
         mix = self.step < self.config.mix_until * self.total_steps
-        batches = [self.loader.batch(epoch, index, size, mix)
-                   for index in range(first, min(first + accumulation, len(self.loader)))]
+        indices = range(first, min(first + accumulation, len(self.loader)))
+        batches = [self.loader.batch(epoch, index, size, mix) for index in indices]
+        rows = [self.loader.indices(epoch, index).to(self.device, non_blocking=True) for index in indices]
         count = sum(len(images) for images, _ in batches)
-        result = self._forward_backward(batches, count)
+        result = self._forward_backward(batches, rows, count)
         while result is None:
             self._cut_batches()
-            result = self._forward_backward(batches, count)
+            result = self._forward_backward(batches, rows, count)
         if self.config.gradient_clip:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
@@ -197,27 +199,47 @@ class Trainer:
         self.step += 1
         self._is_unsaved = True
 
-    def _forward_backward(self, batches, count: int) -> tuple[Tensor, Tensor] | None:
-        """Gradients of the mean loss over all `count` images of a step.
+    def _forward_backward(self, batches, rows, count: int) -> tuple[Tensor, Tensor] | None:
+        """Gradients of the mean loss over all `count` images of a step; `rows` says which images each batch holds.
 
         Returns (mean loss, number of right predictions) as tensors on the device, None when memory ran out.
         """
         loss_sum, correct = torch.zeros((2,), device=self.device)
+        predictions = []
         try:
-            for images, labels in batches:
-                for part, targets in zip(images.chunk(self.splits), labels.chunk(self.splits)):
+            for (images, labels), chosen in zip(batches, rows):
+                for part, targets, which in zip(*(whole.chunk(self.splits) for whole in (images, labels, chosen))):
                     with autocast(self.device, self.precision):
                         logits = self.forward(part)
-                    loss = self.criterion(logits.float(), targets) * (len(part) / count)
+                    loss = self._loss(logits.float(), targets, which) * (len(part) / count)
                     self.scaler.scale(loss).backward()
                     loss_sum = loss_sum + loss.detach()
                     hard_targets = targets if targets.ndim == 1 else targets.argmax(1)
                     correct = correct + (logits.argmax(1) == hard_targets).sum()
+                    if targets.ndim == 1:
+                        predictions.append((which, logits.detach()))
         except RuntimeError as error:
             if not is_out_of_memory(error) or self.splits >= self.loader.batch_size:
                 raise
             return None
+        if self.past is not None:       # only now, as a step that ran out of memory is done again
+            for which, logits in predictions:
+                self.past[which] = logits.float().softmax(1).half()
         return loss_sum, correct
+
+    def _loss(self, logits: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
+        """Mean loss of a batch that holds the images `rows`, with the share of self-distillation that is due."""
+        loss = self.criterion(logits, targets)
+        mixed = targets.ndim == 2
+        if self.past is None or mixed or self.epoch < self.config.self_distillation_from * self.config.epochs:
+            return loss
+        from_past = nn.functional.cross_entropy(logits, self.past[rows].float())
+        return torch.lerp(loss, from_past, self.config.self_distillation)
+
+    def _smoothed_labels(self) -> Tensor:
+        """The targets of the training images without self-distillation, float32 [N, num_classes]."""
+        smoothing, classes = self.config.label_smoothing, self.config.num_classes
+        return nn.functional.one_hot(self.loader.labels, classes) * (1 - smoothing) + smoothing / classes
 
     def _cut_batches(self) -> None:
         """After an out-of-memory error: half as many images a forward pass, the same ones a step."""
@@ -314,7 +336,7 @@ class Trainer:
         path = checkpoint.save_step({
             "model_state_dict": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
             "scheduler": {"step": self.step, "total_steps": self.total_steps}, "scaler": self.scaler.state_dict(),
-            "ema": self.ema.state_dict() if self.ema is not None else None, "epoch": self.epoch,
+            "ema": self.ema.state_dict() if self.ema is not None else None, "past": self.past, "epoch": self.epoch,
             "history": self.history.to_list(), "stopped": self.history.stopped, "running": self._running.state(),
             "rng": self._rng_state(),
             "best_weights": self.best_weights, "precision": self.precision, "device": self.device.type,
@@ -391,6 +413,8 @@ class Trainer:
             self.scaler.load_state_dict(saved["scaler"])
         if self.ema is not None:
             self.ema.load_state_dict(saved["ema"])
+        if self.past is not None:
+            self.past = saved["past"].to(self.device)
         if saved["best_weights"] is not None:
             self.best_weights = {name: tensor.to(self.device) for name, tensor in saved["best_weights"].items()}
         self.history = History.from_list(saved["history"])

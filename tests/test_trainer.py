@@ -41,6 +41,8 @@ MUON_RUN = PLAIN | {"model": "FastCNN", "widths": (8, 8, 16), "optimizer": "muon
                     "augmentation_strength": "basic", "start_image_size": 16, "mixup_alpha": 0.4, "cutmix_alpha": 1.0,
                     "lr_scheduler": "linear", "gradient_clip": 0}
 
+DISTILLED_RUN = MUON_RUN | {"mix_probability": 0.4, "self_distillation": 0.4, "self_distillation_from": 0.5}
+
 
 def colour_data(noise=60):
     """96 training images of four classes, each of its own colour; no test split, which training must not touch."""
@@ -272,6 +274,31 @@ def test_ema_is_the_written_out_average_and_is_what_is_evaluated(tmp_path, setti
     history = trainer.fit()
     assert_close(weights_of(trainer.model), average, rtol=1e-4, atol=1e-6)
     assert history["val_top1"] == pytest.approx(measured)
+
+
+@pytest.mark.parametrize("changes", [{}, {"data_placement": "host"}, {"gradient_accumulation_steps": 2}])
+def test_self_distillation_adds_what_the_network_said_of_an_image_an_epoch_before(tmp_path, changes):
+    trainer = make_trainer(tmp_path, DISTILLED_RUN, label_smoothing=0.2, **changes)
+    past, losses, batches = {}, [], len(trainer.loader)
+
+    def write_out(model, inputs, logits):
+        if not model.training:
+            return
+        epoch, index = divmod(len(losses), batches)
+        rows = trainer.loader.indices(epoch, index).tolist()
+        _, labels = trainer.loader.batch(epoch, index, inputs[0].shape[-1])
+        target = 0.8 * (labels if labels.ndim == 2 else F.one_hot(labels, 4)) + 0.2 / 4
+        if labels.ndim == 1:                            # not mixed
+            if epoch == 2:                              # the last of three, the first after half of them
+                before = torch.stack([past.get(row, own) for row, own in zip(rows, target)])
+                target = 0.6 * target + 0.4 * before
+            past.update(zip(rows, logits.detach().softmax(1)))
+        losses.append(-(target * logits.log_softmax(1)).sum(1).mean().item())
+
+    trainer.model.register_forward_hook(write_out)
+    history = trainer.fit()
+    means = [sum(losses[i:i + batches]) / batches for i in range(0, len(losses), batches)]
+    assert history["train_loss"] == pytest.approx(means, rel=1e-4)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -607,7 +634,7 @@ def assert_same_run(found, expected):
     assert found.history.stopped == expected.history.stopped
 
 
-@pytest.mark.parametrize("settings", [SGD_RUN, MUON_RUN, SGD_RUN | {"data_placement": "host", "cutmix_alpha": 1.0}])
+@pytest.mark.parametrize("settings", [SGD_RUN, MUON_RUN, DISTILLED_RUN, SGD_RUN | {"data_placement": "host", "cutmix_alpha": 1.0}])
 def test_a_run_stopped_after_every_step_ends_in_the_same_weights(tmp_path, settings):
     expected = fit_without_a_break(tmp_path / "whole", settings)
     for step in range(1, 15):
