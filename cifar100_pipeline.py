@@ -319,8 +319,7 @@ class CIFAR100Pipeline:
                 print("Training was stopped before its first epoch ended: there is nothing to plot yet.")
                 return None
             raise RuntimeError("there is no finished epoch to plot; call pipeline.train() first")
-        return self._keep("training", plots.training_curves(self.history, note=self.note,
-                                                            smoothed_labels=self.config.label_smoothing > 0))
+        return self._keep("training", plots.training_curves(self.history, self.note, self.config.has_soft_targets))
 
     # Evaluate --------------------------------------------------------------------------------------------------
 

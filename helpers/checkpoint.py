@@ -127,11 +127,11 @@ def load_newest(folder) -> tuple[Path, dict] | None:
     return None
 
 
-def check_same_run(saved: dict, current: dict, path) -> None:
-    """Raise CheckpointError naming every training setting in which `saved` and `current` differ."""
+def check_same_run(saved: dict, current: dict, path, name: str) -> None:
+    """Raise CheckpointError naming every training setting in which `saved`, of the run `name`, and `current` differ."""
     names = [name for name in dict.fromkeys([*saved, *current]) if saved.get(name) != current.get(name)]
     if names:
         lines = "\n".join(f"  - {name}: {saved.get(name)!r} in the checkpoint, {current.get(name)!r} now"
                           for name in names)
-        raise CheckpointError(f"{path} is from another configuration:\n{lines}\nSet these back to continue it, "
-                              "choose another run_name, or resume='never' to start over.")
+        raise CheckpointError(f"{path} is from another configuration:\n{lines}\nSet these back, and run_name={name!r}, "
+                              "to continue it; choose another run_name, or resume='never' to start over.")

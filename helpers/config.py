@@ -119,9 +119,9 @@ class TrainingConfig:
     # Regularisation and augmentation
     label_smoothing: float = setting(0.1, "share of the target spread over all classes (Szegedy et al. 2016)",
                                      low=0, below=1)
-    self_distillation: float = setting(0.0, "share of the target that the network itself predicted for the image an epoch "
-                                       "before (Kim et al. 2021, arXiv 2006.12000), 0 for none; not for mixed images",
-                                       low=0, below=1)
+    self_distillation: float = setting(0.0, "share of the target that the network itself predicted for the image an "
+                                       "epoch before (Kim et al. 2021, arXiv 2006.12000), 0 for none; not for mixed "
+                                       "images", low=0, below=1)
     self_distillation_from: float = setting(0.75, "share of the epochs after which self-distillation begins", low=0,
                                             high=1)
     augmentation_strength: str = setting("moderate", "basic is crop and flip; light, moderate and strong add affine "
@@ -256,6 +256,11 @@ class TrainingConfig:
     def training_images(self, available: int) -> int:
         """How many of `available` images with labels are trained on."""
         return available - self.val_size if self.train_size is None else self.train_size
+
+    @property
+    def has_soft_targets(self) -> bool:
+        """Is the training loss measured against more than the label?"""
+        return self.label_smoothing > 0 or self.self_distillation > 0
 
     @property
     def effective_batch_size(self) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 HISTORY_KEYS = (
     "epoch",              # from 1
-    "train_loss",         # of the augmented images, with label smoothing where it is set
+    "train_loss",         # of the augmented images, against soft targets where the settings ask for them
     "train_accuracy",     # %, of the augmented images
     "val_loss",           # None, as the next two, without a validation split
     "val_top1",           # %

@@ -67,14 +67,15 @@ def themed(draw):
 # Training --------------------------------------------------------------------------------------------------
 
 @themed
-def training_curves(history: History, note: str = "", smoothed_labels: bool = True) -> Figure:
+def training_curves(history: History, note: str = "", soft_targets: bool = True) -> Figure:
     """Loss, top-1, top-5 and learning rate by epoch; the best validation epoch is marked.
 
-    `smoothed_labels` says whether the training loss was measured against smoothed labels (label_smoothing > 0).
+    `soft_targets` says whether the training loss was measured against more than the label: with label smoothing or
+    self-distillation.
     """
     figure = _new_figure(7, _ended("Training", history), note)
     (loss, top1), (top5, rate) = figure.subplots(2, 2, sharex=True)
-    training = "training (augmented, smoothed labels)" if smoothed_labels else "training (augmented images)"
+    training = "training (augmented, soft targets)" if soft_targets else "training (augmented images)"
     _line(loss, history, "train_loss", training, BLUE)
     _line(loss, history, "val_loss", "validation", ORANGE)
     _line(top1, history, "train_accuracy", "training (augmented images)", BLUE)

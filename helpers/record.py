@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
     for path in args.runs.glob("*/metrics.json"):
         run = json.loads(path.read_text(encoding="utf-8"))
         plots.training_curves(History.from_list(run["history"]), run["note"],
-                              run["config"]["label_smoothing"] > 0).savefig(path.with_name("training.png"))
+                              _settings_of(run["config"]).has_soft_targets).savefig(path.with_name("training.png"))
     print(report.table([{"recipe": row["name"], "runs": row["runs"], "top-1 %": f"{row['top1']:.2f}",
                          "top-5 %": f"{row['top5']:.2f}", "PFLOP": f"{row['petaflops']:.3f}",
                          "minutes": f"{row['minutes']:.1f}", "T4 minutes (estimate)": f"{row['t4_minutes']:.1f}"}

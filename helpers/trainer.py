@@ -83,7 +83,7 @@ class Trainer:
             newton_schulz_dtype=DTYPES[self.precision])
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
-        self.past = self._smoothed_labels().half() if config.self_distillation else None
+        self.past = self._smoothed_labels() if config.self_distillation else None
         self.forward = torch.compile(self.model) if config.compile else self.model
 
         self.history = History()
@@ -216,15 +216,14 @@ class Trainer:
                     loss_sum = loss_sum + loss.detach()
                     hard_targets = targets if targets.ndim == 1 else targets.argmax(1)
                     correct = correct + (logits.argmax(1) == hard_targets).sum()
-                    if targets.ndim == 1:
+                    if self.past is not None and targets.ndim == 1:
                         predictions.append((which, logits.detach()))
         except RuntimeError as error:
             if not is_out_of_memory(error) or self.splits >= self.loader.batch_size:
                 raise
             return None
-        if self.past is not None:       # only now, as a step that ran out of memory is done again
-            for which, logits in predictions:
-                self.past[which] = logits.float().softmax(1).half()
+        for which, logits in predictions:       # only now, as a step that ran out of memory is done again
+            self.past[which] = logits.float().softmax(1).half()
         return loss_sum, correct
 
     def _loss(self, logits: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
@@ -237,9 +236,10 @@ class Trainer:
         return torch.lerp(loss, from_past, self.config.self_distillation)
 
     def _smoothed_labels(self) -> Tensor:
-        """The targets of the training images without self-distillation, float32 [N, num_classes]."""
-        smoothing, classes = self.config.label_smoothing, self.config.num_classes
-        return nn.functional.one_hot(self.loader.labels, classes) * (1 - smoothing) + smoothing / classes
+        """What stands for the prediction of a training image before there is one: float16 [N, num_classes]."""
+        labels, share = self.loader.labels, self.config.label_smoothing / self.config.num_classes
+        everywhere = torch.full((len(labels), self.config.num_classes), share, dtype=torch.float16, device=self.device)
+        return everywhere.scatter_(1, labels[:, None], 1 - self.config.label_smoothing + share)
 
     def _cut_batches(self) -> None:
         """After an out-of-memory error: half as many images a forward pass, the same ones a step."""
@@ -377,7 +377,7 @@ class Trainer:
         # A setting that is younger than the checkpoint stood, in effect, at its default.
         ours = self._training_settings()
         settings = ours | TrainingConfig().training_settings() | state["training_settings"]
-        checkpoint.check_same_run(settings, ours, path)
+        checkpoint.check_same_run(settings, ours, path, state["name"])
         log.info("continuing from %s, step %d", path, state["step"])
         return state
 

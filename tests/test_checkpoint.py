@@ -199,19 +199,19 @@ def test_a_foreign_object_is_named_and_the_file_not_called_broken(tmp_path):
 # Same run? -------------------------------------------------------------------------------------------------
 
 def test_the_same_settings_pass():
-    checkpoint.check_same_run({"epochs": 3, "widths": [1, 2]}, {"widths": [1, 2], "epochs": 3}, "a.pt")
+    checkpoint.check_same_run({"epochs": 3, "widths": [1, 2]}, {"widths": [1, 2], "epochs": 3}, "a.pt", "run")
 
 
 def test_every_differing_setting_is_named_with_both_values():
     saved = {"epochs": 3, "seed": 1, "gone": True, "model": "FastCNN"}
     current = {"epochs": 4, "seed": 1, "added": 0.5, "model": "CIFAR100CNN"}
     with pytest.raises(CheckpointError) as refusal:
-        checkpoint.check_same_run(saved, current, "a.pt")
+        checkpoint.check_same_run(saved, current, "a.pt", "run")
     message = str(refusal.value)
     for line in ("epochs: 3 in the checkpoint, 4 now", "gone: True in the checkpoint, None now",
                  "added: None in the checkpoint, 0.5 now", "model: 'FastCNN' in the checkpoint, 'CIFAR100CNN' now"):
         assert line in message
-    assert "seed" not in message and "resume='never'" in message and "a.pt" in message
+    assert "seed" not in message and "resume='never'" in message and "run_name='run'" in message and "a.pt" in message
 
 
 def test_numpy_numbers_and_arrays_are_plain_data(tmp_path):

@@ -171,9 +171,9 @@ def test_training_curves_show_the_history_and_its_best_epoch():
     assert list(line.get_xdata()) == [1, 2, 3] and list(line.get_ydata()) == [10, 50, 40]
 
 
-def test_training_loss_is_called_smoothed_only_when_it_is():
-    assert any("smoothed" in text for text in texts(plots.training_curves(history())))
-    assert not any("smoothed" in text for text in texts(plots.training_curves(history(), smoothed_labels=False)))
+def test_training_targets_are_called_soft_only_when_they_are():
+    assert any("soft" in text for text in texts(plots.training_curves(history())))
+    assert not any("soft" in text for text in texts(plots.training_curves(history(), soft_targets=False)))
 
 
 def test_one_epoch_is_visible():

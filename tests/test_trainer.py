@@ -503,6 +503,22 @@ def test_out_of_memory_with_accumulation_and_loss_scaling(tmp_path):
     assert_close(weights_of(trainer.model.network), expected, rtol=0.02, atol=1e-3)
 
 
+def test_a_step_done_again_for_lack_of_memory_is_not_taught_its_first_answer(tmp_path):
+    changes = {"self_distillation": 0.9, "self_distillation_from": 0, "gradient_accumulation_steps": 2}
+    model = SmallMemory(16, "forward")
+    trainer = make_trainer(tmp_path, model=model, **changes)
+
+    def fail_once(*_):
+        if len(model.counts) == 12:         # the second batch of the third epoch's first step
+            model.counts.append(0)
+            run_out_of_memory()
+
+    model.network.register_forward_pre_hook(fail_once)
+    trainer.fit()
+    assert trainer.splits == 2
+    assert_close(weights_of(model.network), fit_linear(tmp_path / "roomy", **changes), rtol=1e-4, atol=1e-6)
+
+
 def test_out_of_memory_with_a_single_image_is_raised(tmp_path):
     with pytest.raises(torch.cuda.OutOfMemoryError):
         make_trainer(tmp_path, model=SmallMemory(0, "forward")).fit()
@@ -634,7 +650,8 @@ def assert_same_run(found, expected):
     assert found.history.stopped == expected.history.stopped
 
 
-@pytest.mark.parametrize("settings", [SGD_RUN, MUON_RUN, DISTILLED_RUN, SGD_RUN | {"data_placement": "host", "cutmix_alpha": 1.0}])
+@pytest.mark.parametrize("settings", [SGD_RUN, MUON_RUN, DISTILLED_RUN,
+                                      SGD_RUN | {"data_placement": "host", "cutmix_alpha": 1.0}])
 def test_a_run_stopped_after_every_step_ends_in_the_same_weights(tmp_path, settings):
     expected = fit_without_a_break(tmp_path / "whole", settings)
     for step in range(1, 15):
@@ -649,7 +666,8 @@ def test_a_run_stopped_after_every_step_ends_in_the_same_weights(tmp_path, setti
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-@pytest.mark.parametrize("settings", [SGD_RUN, MUON_RUN | {"ema_decay": 0.9, "gradient_clip": 1.0, "patience": 10}])
+@pytest.mark.parametrize("settings", [SGD_RUN, MUON_RUN | {"ema_decay": 0.9, "gradient_clip": 1.0, "patience": 10},
+                                      DISTILLED_RUN | {"mix_probability": 0}])
 def test_a_16_bit_run_stopped_in_mid_epoch_ends_in_the_same_weights(tmp_path, monkeypatch, precision, settings):
     """With a loss scale that is too high at first, so that it moves."""
     restless = functools.partial(torch.amp.GradScaler, init_scale=2.0**30, growth_interval=2)
