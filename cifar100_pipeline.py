@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import difflib
+import glob
 import io
 import json
 import logging
@@ -28,7 +29,6 @@ from helpers.metrics import Evaluation, History
 from helpers.models import CIFAR100CNN, FastCNN, build_model, layer_table, model_stats, training_flops
 from helpers.picture import open_picture, square
 from helpers.pretrained import pretrained_path
-from helpers.report import PUBLISHED
 from helpers.system import DTYPES, SystemInfo, mount_drive, pick_device, pick_precision, progress_style
 from helpers.trainer import Trainer, TrainingDiverged, planned_flops, predict
 
@@ -71,6 +71,7 @@ class CIFAR100Pipeline:
         self._training_features: Tensor | None = None
         self._test_features: Tensor | None = None       # of the evaluation
         self._reliable: float | None = None     # see _reliable_confidence
+        self._stated_results: dict = {}         # those in the file that the weights were loaded from
         self._checkpoint_dir: Path | None = None
         self._found_finished = False            # did another pipeline train this run to its end?
 
@@ -98,8 +99,11 @@ class CIFAR100Pipeline:
         # What belongs to the machine and the moment it was trained on is not taken over.
         elsewhere = {"preset": None, "run_name": state["name"], "checkpoint_dir": None, "drive": False,
                      "resume": "auto", "device": "auto", "precision": "auto"}
-        if not Path(state["config"].get("data_dir", "")).expanduser().is_dir():
+        data_dir, runs_dir = (Path(state["config"].get(name, "")).expanduser() for name in ("data_dir", "runs_dir"))
+        if not data_dir.is_dir():
             elsewhere["data_dir"] = None
+        if runs_dir.anchor and not runs_dir.is_dir():
+            elsewhere["runs_dir"] = None
         pipeline = cls(TrainingConfig.from_settings(state["config"] | elsewhere | overrides, str(path)))
         pipeline.load_weights(path)
         return pipeline
@@ -332,9 +336,7 @@ class CIFAR100Pipeline:
         if self.evaluation is None:
             self._need_weights()
             data = self.prepare_data()
-            if tuple(self.class_names) != tuple(data.class_names):
-                raise DataError(f"the data from {data.source} hold other classes than the weights know, or in another "
-                                "order; give the data that the weights were trained on")
+            self._need_same_classes()
             loader = self._loader(data.test_images, data.test_labels)
             self._test_features, logits = explain.features_and_logits(self.model, loader, self.precision,
                                                                       self.config.progress)
@@ -459,19 +461,21 @@ class CIFAR100Pipeline:
         return self._keep("class_map", plots.class_map(points, data.class_names, data.superclass_of,
                                                        data.superclass_names, kept, note=self.note))
 
-    def show_superclass_affinity(self, pairs: int = 3) -> Figure:
+    def show_superclass_affinity(self, pairs: int = 3) -> Figure | None:
         """Which superclasses help each other: how far the gradients of their losses point the same way.
 
         Measured on the validation split, or on 5,000 training images where there is none; see
         `explain.superclass_affinity` for what this says and what it does not. The most alike and the most opposed
-        `pairs` are printed, and how well two halves of the images agree. Raises RuntimeError when the classes have no
-        superclasses.
+        `pairs` are printed, and how well two halves of the images agree. None, with a sentence, where the classes have
+        no superclasses.
         """
         self._need_weights()
         data = self.prepare_data()
-        if data.superclass_of is None:
-            raise RuntimeError(f"superclasses: none are known for the {data.num_classes} classes from {data.source}; "
-                               "only CIFAR-100 and the drawn set have them")
+        if data.superclass_of is None:      # a notebook's cells below go on
+            print(f"No superclasses are known for the {data.num_classes} classes from {data.source}; only CIFAR-100 "
+                  "and the drawn set have them.")
+            return None
+        self._need_same_classes()
         images, labels = self._images_to_look_at()
         matrix, *halves = [explain.superclass_affinity(self.model, self._loader(images[part], labels[part]),
                                                        data.superclass_of, self.config.progress)
@@ -494,6 +498,7 @@ class CIFAR100Pipeline:
         self._need_weights()
         if images is None:
             test_labels = self.prepare_data().test_labels
+            self._need_same_classes()
             images = [(test_labels == label).nonzero()[0, 0].item()
                       for label in torch.linspace(0, self.data.num_classes - 1, 9).long().unique()]
         if isinstance(images, (np.ndarray, Tensor)) and images.ndim == 1:
@@ -517,11 +522,12 @@ class CIFAR100Pipeline:
 
     def compare(self, pattern: str | None = None) -> Figure:
         """Finished runs whose folders match `pattern` (all of `runs_dir` by default), beside published results."""
-        runs = report.finished_runs(pattern or str(Path(self.config.runs_dir).expanduser() / "*"))
+        folder = Path(self.config.runs_dir).expanduser()
+        runs = report.finished_runs(pattern or f"{glob.escape(str(folder))}/*")
         if not runs:
             raise RuntimeError(f"no finished run matches {pattern or self.config.runs_dir + '/*'}; a run is finished "
                                "once pipeline.evaluate() has written its metrics.json")
-        published = () if all(run["note"] for run in runs) else PUBLISHED      # nothing compares with drawn data
+        published = report.published_beside(runs)
         print(report.runs_text(runs, published))
         note = "; ".join(sorted({f"{run['name']}: {run['note']}" for run in runs if run["note"]}))
         return self._keep("comparison", plots.compare_runs(runs, published, note=note))
@@ -533,7 +539,7 @@ class CIFAR100Pipeline:
             self.prepare_data()
         mean, std = self.normalisation
         state = {"model_state_dict": self.model.state_dict(), "config": self.config.to_dict(),
-                 "test_results": self.results, "model_stats": model_stats(self.model), "mean": list(mean),
+                 "test_results": self.results or self._stated_results, "model_stats": model_stats(self.model), "mean": list(mean),
                  "std": list(std), "classes": list(self.class_names), "note": self.note, "name": self.config.name,
                  "reliable_confidence": self._reliable_confidence()}
         path = checkpoint.save_atomically(state, self.checkpoint_dir / "final.pt")
@@ -545,8 +551,10 @@ class CIFAR100Pipeline:
         state = checkpoint.load(path)
         config = self.config
         model = build_model(**config.model_arguments())
+        # A step_*.pt holds the weights to go on with, and beside them those that the run would evaluate.
+        weights = state.get("best_weights") or state.get("ema") or state["model_state_dict"]
         try:
-            model.load_state_dict(state["model_state_dict"])
+            model.load_state_dict(weights)
         except RuntimeError as error:
             raise CheckpointError(f"{path}: does not fit {config.model} with widths={config.widths} and "
                                   f"num_classes={config.num_classes}; set these to the checkpoint's "
@@ -558,7 +566,7 @@ class CIFAR100Pipeline:
             self.note = state["note"]
         self.trainer, self.history = None, History()
         self._forget_results()
-        self._reliable = state.get("reliable_confidence")
+        self._reliable, self._stated_results = state.get("reliable_confidence"), state.get("test_results", {})
         return self.model
 
     def run(self) -> tuple[nn.Module, dict, dict]:
@@ -604,6 +612,12 @@ class CIFAR100Pipeline:
             raise RuntimeError("there is no trained network yet; call pipeline.train() or "
                                "pipeline.load_weights(path) first")
 
+    def _need_same_classes(self) -> None:
+        """Raise DataError when the labels of the data mean something else than those that the network learned."""
+        if tuple(self.class_names) != tuple(self.data.class_names):
+            raise DataError(f"the data from {self.data.source} hold other classes than the weights know, or in another "
+                            "order; give the data that the weights were trained on")
+
     def _loader(self, images: Tensor, labels: Tensor) -> BatchLoader:
         if self.normalisation is None:
             self.prepare_data()
@@ -623,7 +637,7 @@ class CIFAR100Pipeline:
 
     def _forget_results(self) -> None:
         """The weights have changed."""
-        self.evaluation, self.results = None, {}
+        self.evaluation, self.results, self._stated_results = None, {}, {}
         self._training_features = self._test_features = self._reliable = None
 
     def _features_of_training_images(self) -> Tensor:

@@ -12,6 +12,7 @@ import datetime
 import difflib
 import math
 import typing
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -273,7 +274,7 @@ class TrainingConfig:
         if self.run_name:
             return self.run_name
         changes = [f"{name}={short_text(value)}" for name, value in self.changed_settings().items()]
-        return "-".join([self.preset or "reference", *changes])[:120]
+        return shortened("-".join([self.preset or "reference", *changes]), 120)
 
     @property
     def run_dir(self) -> Path:
@@ -500,6 +501,11 @@ def _full_names(settings: dict) -> dict:
 def _given(settings: dict) -> dict:
     """Full names, without the `None`s: these are left out first, or `lr=None` would undo a `learning_rate`."""
     return _full_names({name: value for name, value in settings.items() if value is not None})
+
+
+def shortened(name: str, length: int) -> str:
+    """A name of at most `length` characters; two that only differ in what is cut off stay different."""
+    return name if len(name) <= length else f"{name[:length - 9]}-{zlib.crc32(name.encode()):08x}"
 
 
 def short_text(value) -> str:

@@ -158,12 +158,14 @@ def grad_cam(model: nn.Module, images: Tensor, classes: Tensor, layer: nn.Module
 
     The last group of FastCNN has only 3×3 places at 32 pixels. So the map is the mean over shifts × shifts copies
     of the image, moved by fractions of a quarter of its side, its mirror image around it; shifts=1 is plain Grad-CAM.
+    The copies are a pixel larger than that, 41 pixels: then no pooling of FastCNN leaves out a last row or column, by
+    which a plain map of it is up to six pixels off.
 
     images: normalised float [N, 3, H, W]; classes: int64 [N]; layer: a module whose output is [N, C, h, w], by
     default that of `grad_cam_layer`. Computed in fp32, in evaluation mode; frozen parameters make no difference.
     """
     layer, (height, width) = layer or grad_cam_layer(model), images.shape[2:]
-    margin = height // 4 if shifts > 1 else 0
+    margin = height // 4 + 1 if shifts > 1 else 0
     offsets = [place * margin // shifts for place in range(shifts)]
     heat = torch.zeros(len(images), height, width, device=images.device)
     with _evaluating(model):

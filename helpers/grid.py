@@ -41,7 +41,7 @@ import yaml
 
 from . import plots, report
 from .config import (ALIASES, SETTINGS, ConfigError, TrainingConfig, layered_settings, name_faults, read_settings,
-                     short_text)
+                     short_text, shortened)
 
 NOTEBOOK = Path(__file__).resolve().parent.parent / "CIFAR_100_CNN_Training.ipynb"
 STOP_SECONDS = 30       # papermill gives the kernel 5 seconds to save its checkpoint and to end
@@ -85,11 +85,11 @@ def read_items(items: list[str]) -> tuple[dict[str, list], list[Path], list[str]
     values, files, faults = {}, [], []
     for item in items:
         name, is_setting, text = item.partition("=")
-        if Path(item).is_dir():
+        if os.path.isdir(item):         # Path's own raises where the name is too long for a file
             inside = sorted(path for path in Path(item).iterdir() if path.suffix in (".yaml", ".yml"))
             faults += [] if inside else [f"{item}: the folder holds no YAML file"]
             files += inside
-        elif Path(item).is_file():
+        elif os.path.isfile(item):
             files.append(Path(item))
         elif not is_setting:
             faults.append(f"{item}: no such file or folder; settings are given as NAME=VALUE")
@@ -109,11 +109,11 @@ def read_items(items: list[str]) -> tuple[dict[str, list], list[Path], list[str]
 def grid_name(items: list[str], values: dict[str, list]) -> str:
     """The folder of a grid that is given no name: the preset, the files, what varies, and what else shapes training."""
     preset = [str(value) for value in values.get("preset", []) if value]
-    files = [Path(item).resolve().stem for item in items if Path(item).exists()]
+    files = [Path(item).resolve().stem for item in items if os.path.exists(item)]
     varied = [name for name, choices in values.items() if name != "preset" and len(choices) > 1]
     fixed = [f"{name}={short_text(choices[0])}" for name, choices in values.items()
              if name != "preset" and len(choices) == 1 and _shapes_training(name)]
-    return "-".join(preset + files + varied + fixed)[:80] or "grid"
+    return shortened("-".join(preset + files + varied + fixed), 80) or "grid"
 
 
 def _shapes_training(name: str) -> bool:
@@ -337,8 +337,7 @@ def html_report(name: str, runs: list[Run], command: str, notebook: str) -> str:
     """
     results = [(run, found) for run in runs if run.state == "finished" and (found := results_of(run))]
     finished, order = ranked([found | {"link": _link(run, notebook)} for run, found in results])
-    # Nothing compares with drawn data.
-    published = () if all(run["note"] for run in finished) else report.PUBLISHED
+    published = report.published_beside(finished)
     others = [run for run in runs if all(run is not done for done, _ in results)]
     differing = report.differing_settings([{"settings": run.config.training_settings()} for run in runs])
     states = [run.state for run in runs]

@@ -25,9 +25,10 @@ def open_picture(source, name: str = "") -> Image.Image:
         if not isinstance(source, Image.Image):
             picture = Image.open(source)
             picture.draft("RGB", (1024, 1024))      # a large JPEG need not be decoded in full
+        picture = ImageOps.exif_transpose(picture)
         if picture.mode.startswith("I"):        # 16 bits, which Pillow would cut off at 255
             picture = Image.fromarray((np.asarray(picture) / 257).clip(0, 255).astype(np.uint8))
-        picture = ImageOps.exif_transpose(picture).convert("RGBA")
+        picture = picture.convert("RGBA")
     except _NO_PICTURE as error:
         unknown = isinstance(error, UnidentifiedImageError)
         reason = "it is empty or of no known format" if unknown else getattr(error, "strerror", None) or error

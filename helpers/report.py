@@ -109,6 +109,12 @@ def _run_of(content: dict) -> dict:
             "settings": settings}
 
 
+def published_beside(runs: list[dict]) -> tuple:
+    """The published results where any of the runs compares with them: not of drawn data, nor of other classes."""
+    compares = any(not run["note"] and run["settings"]["num_classes"] == 100 for run in runs)
+    return PUBLISHED if compares else ()
+
+
 def differing_settings(runs: list[dict]) -> list[str]:
     """Names of the training settings in which the runs differ."""
     names = dict.fromkeys(name for run in runs for name in run["settings"])

@@ -232,8 +232,10 @@ def _is_click(session, frames, comm_id: str) -> bool:
     if message["msg_type"] != "comm_msg":
         return False
     content = session.unpack(message["content"])
+    if content.get("comm_id") != comm_id:       # another library's messages may hold anything
+        return False
     event = content.get("data", {}).get("content") or {}
-    return content.get("comm_id") == comm_id and event.get("event") == "click"
+    return event.get("event") == "click"
 
 
 # Errors ----------------------------------------------------------------------------------------------------

@@ -295,6 +295,10 @@ def test_name_and_run_dir_tell_what_is_special():
     assert TrainingConfig.from_preset("quick", epochs=3, seed=7).name == "quick-seed=7-epochs=3"
     assert TrainingConfig(widths=[8, 16, 32, 64]).name == "reference-widths=8x16x32x64"
     assert TrainingConfig.from_preset("quick", data_dir="/elsewhere", progress="none").name == "quick"
+    many = {"label_smoothing": 0.1, "augmentation": "strong", "crop_mode": "constant", "batch_size": 256, "epochs": 30,
+            "learning_rate": 0.05}
+    long, other = (TrainingConfig.from_preset("quick", **many, ema_decay=decay).name for decay in (0.9, 0.98))
+    assert long != other and max(len(long), len(other)) <= 120 and long.startswith("quick-")
     assert TrainingConfig(run_name="mine", runs_dir="out").run_dir.as_posix() == "out/mine"
     assert "~" not in TrainingConfig(runs_dir="~/out").run_dir.as_posix()
 

@@ -12,7 +12,7 @@ from torch import nn
 from cifar100_pipeline import CIFAR100Pipeline
 from helpers import explain
 from helpers.config import TrainingConfig
-from helpers.data import BatchLoader, ImageData, stratified_split
+from helpers.data import BatchLoader, DataError, ImageData, stratified_split
 from helpers.models import CIFAR100CNN, FastCNN
 from helpers.trainer import Trainer, TrainingDiverged, predict
 
@@ -224,7 +224,7 @@ def test_grad_cam_agrees_with_a_plain_loop(model, frozen):
     assert plain.min() >= 0 and plain.max() <= 1
     for place, (image, label) in enumerate(zip(images, labels)):
         torch.testing.assert_close(plain[place], plain_grad_cam(model, stages_of(model), image, label))
-        torch.testing.assert_close(moved[place], plain_grad_cam(model, stages_of(model), image, label, (0, 4), 8))
+        torch.testing.assert_close(moved[place], plain_grad_cam(model, stages_of(model), image, label, (0, 4), 9))
         torch.testing.assert_close(finer[place], plain_grad_cam(model, stages_of(model, True), image, label))
 
 
@@ -249,10 +249,21 @@ def test_heat_lies_where_the_class_is(shifts):
     for place, centre in enumerate(((5.5, 21.5), (25.5, 9.5))):
         weight = heat[place] / heat[place].sum()
         rows, columns = weight.sum(1) @ torch.arange(32.0), weight.sum(0) @ torch.arange(32.0)
-        assert (rows.item(), columns.item()) == pytest.approx(centre, abs=0.3)
+        assert (rows.item(), columns.item()) == pytest.approx(centre, abs=0.3 if shifts == 1 else 0.8)
         assert heat[place].max() == 1
     nothing = explain.grad_cam(BrightSpot(), images, torch.tensor([1, 1]), shifts=shifts)
     assert torch.equal(nothing, torch.zeros(2, 32, 32))
+
+
+@pytest.mark.parametrize("row, column", [(2, 5), (8, 27), (29, 14), (30, 30)])
+def test_heat_of_a_network_that_pools_as_fast_cnn_does_lies_where_the_class_is(row, column):
+    spot = BrightSpot()
+    spot.layer3 = nn.Sequential(nn.AvgPool2d(2, 1), nn.AvgPool2d(2), nn.AvgPool2d(2), nn.AvgPool2d(2))
+    images = torch.zeros(1, 3, 32, 32)
+    images[0, :, row - 1:row + 2, column - 1:column + 2] = 1.0
+    heat = explain.grad_cam(spot, images, torch.tensor([0]), shifts=2)[0]
+    hottest = (heat == heat.max()).nonzero().float().mean(0)
+    assert hottest.tolist() == pytest.approx([row, column], abs=4)
 
 
 def test_grad_cam_takes_half_precision_images(model):
@@ -486,11 +497,18 @@ def test_attention_of_any_picture_and_any_class(trained, tmp_path):
         trained.show_attention(0, name + "s")
 
 
-def test_affinity_needs_superclasses(trained, monkeypatch):
+def test_without_superclasses_the_affinity_is_a_sentence(trained, monkeypatch, capsys):
     monkeypatch.setattr(trained, "data", ImageData(*[getattr(trained.data, name) for name in (
         "train_images", "train_labels", "test_images", "test_labels", "class_names")]))
-    with pytest.raises(RuntimeError, match="superclasses"):
-        trained.show_superclass_affinity()
+    assert trained.show_superclass_affinity() is None
+    assert "No superclasses are known for the" in capsys.readouterr().out
+
+
+def test_other_classes_than_the_weights_know_are_refused(loaded, monkeypatch):
+    monkeypatch.setattr(loaded, "class_names", tuple(reversed(loaded.class_names)))
+    for look in (loaded.show_superclass_affinity, loaded.show_attention):
+        with pytest.raises(DataError, match="other classes"):
+            look()
 
 
 def test_agreement_is_the_correlation_off_the_diagonal():

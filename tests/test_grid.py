@@ -103,6 +103,11 @@ def test_a_value_that_is_none_is_an_error(text):
         split_values(text)
 
 
+def test_more_values_than_a_file_name_has_letters_are_values():
+    values, files, faults = read_items(["seed=" + ",".join(map(str, range(200)))])
+    assert values == {"seed": list(range(200))} and files == faults == []
+
+
 def test_every_combination_is_planned_and_named_by_what_differs():
     runs = plan("learning_rate=0.05,0.1", "augmentation=light,strong", "preset=demo")
     assert [(run.config.learning_rate, run.config.augmentation_strength) for run in runs] == [

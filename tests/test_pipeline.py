@@ -101,7 +101,26 @@ def test_final_checkpoint_is_read_back_to_the_same_results(finished, runs_dir):
     assert {"model_state_dict", "config", "test_results", "model_stats"} <= set(state)
     loaded = CIFAR100Pipeline.from_checkpoint(path, run_name="again", runs_dir=str(runs_dir))
     assert loaded.predict(np.zeros((32, 32, 3), np.uint8))[0][0] in loaded.class_names   # before any data
+    assert torch.load(loaded.save(), weights_only=True)["test_results"] == state["test_results"]
     assert loaded.evaluate()["top1"] == finished[1][2]["top1"]
+
+
+def test_a_step_checkpoint_gives_the_weights_that_its_run_evaluates(finished, runs_dir):
+    path = checkpoint.list_steps(runs_dir / "tiny" / "checkpoints")[0]
+    state = checkpoint.load(path)
+    raw, wanted = state["model_state_dict"], {key: tensor + 1 for key, tensor in state["model_state_dict"].items()}
+    for kept in ({"ema": wanted, "best_weights": None}, {"ema": raw, "best_weights": wanted}):
+        checkpoint.save_atomically(state | kept, runs_dir / "step.pt")
+        loaded = CIFAR100Pipeline.from_checkpoint(runs_dir / "step.pt", run_name="again", runs_dir=str(runs_dir))
+        assert all(torch.equal(tensor, wanted[key]) for key, tensor in loaded.model.state_dict().items())
+
+
+def test_folders_of_another_machine_are_not_taken_over(finished, runs_dir, tmp_path):
+    state = checkpoint.load(runs_dir / "tiny" / "checkpoints" / "final.pt")
+    path = tmp_path / "final.pt"
+    for there, expected in ((str(tmp_path / "gone"), "runs"), (str(tmp_path), str(tmp_path)), ("mine", "mine")):
+        checkpoint.save_atomically(state | {"config": state["config"] | {"runs_dir": there}}, path)
+        assert CIFAR100Pipeline.from_checkpoint(path).config.runs_dir == expected
 
 
 def test_looking_around_keeps_loaded_weights_until_training(finished, runs_dir):
@@ -187,9 +206,10 @@ def test_pictures_are_cropped_turned_upright_and_put_on_white(finished, tmp_path
     wide[:32, 32:96] = 255      # the upper half of the central square is white
     exif = Image.Exif()
     exif[0x0112] = 3            # the camera was upside down
-    Image.fromarray(wide).save(tmp_path / "turned.png", exif=exif)
-    seen = pipeline.as_input(tmp_path / "turned.png")
-    assert seen[4:12].float().mean() < 5 and seen[20:28].float().mean() > 250
+    for picture in (wide, wide[..., 0].astype(np.uint16) * 257):
+        Image.fromarray(picture).save(tmp_path / "turned.png", exif=exif)
+        seen = pipeline.as_input(tmp_path / "turned.png")
+        assert seen[4:12].float().mean() < 5 and seen[20:28].float().mean() > 250
     (tmp_path / "broken.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match="broken.png"):
         pipeline.predict(tmp_path / "broken.png")
@@ -206,6 +226,12 @@ def test_compare_lists_finished_and_published_runs(finished, runs_dir, tmp_path,
     finished[0].compare(str(tmp_path / "*"))
     text = capsys.readouterr().out
     assert "ResNet-18" in text and "published" in text and "drawn" not in text
+    (tmp_path / "[ML] ten" / "ten").mkdir(parents=True)
+    ten = content | {"name": "ten", "note": "", "config": content["config"] | {"num_classes": 10}}
+    (tmp_path / "[ML] ten" / "ten" / "metrics.json").write_text(json.dumps(ten))
+    CIFAR100Pipeline.from_preset("demo", runs_dir=str(tmp_path / "[ML] ten")).compare()
+    text = capsys.readouterr().out
+    assert "ten" in text and "ResNet-18" not in text
     with pytest.raises(RuntimeError, match="no finished run"):
         finished[0].compare(str(runs_dir / "nothing-*"))
 

@@ -236,6 +236,7 @@ def clicked(tmp_path_factory):
                 below = client.execute("print(pipeline.history.stopped, pipeline.trainer.stop_requested, "
                                        "len(pipeline.history) == len(epochs_seen) > 0, pipeline.trainer.step)")
                 button = next(comm for comm, model in models(messages).items() if model == "ButtonModel")
+                client.shell_channel.send(client.session.msg("comm_msg", {"comm_id": "another's", "data": "text"}))
                 client.shell_channel.send(client.session.msg("comm_msg", {
                     "comm_id": button, "data": {"method": "custom", "content": {"event": "click"}}}))
             if (below and message["parent_header"].get("msg_id") == below
