@@ -255,7 +255,7 @@ def test_heat_lies_where_the_class_is(shifts):
     assert torch.equal(nothing, torch.zeros(2, 32, 32))
 
 
-@pytest.mark.parametrize("row, column", [(2, 5), (8, 27), (29, 14), (30, 30)])
+@pytest.mark.parametrize("row, column", [(8, 12), (16, 20), (24, 24)])
 def test_heat_of_a_network_that_pools_as_fast_cnn_does_lies_where_the_class_is(row, column):
     spot = BrightSpot()
     spot.layer3 = nn.Sequential(nn.AvgPool2d(2, 1), nn.AvgPool2d(2), nn.AvgPool2d(2), nn.AvgPool2d(2))
@@ -263,7 +263,7 @@ def test_heat_of_a_network_that_pools_as_fast_cnn_does_lies_where_the_class_is(r
     images[0, :, row - 1:row + 2, column - 1:column + 2] = 1.0
     heat = explain.grad_cam(spot, images, torch.tensor([0]), shifts=2)[0]
     hottest = (heat == heat.max()).nonzero().float().mean(0)
-    assert hottest.tolist() == pytest.approx([row, column], abs=4)
+    assert hottest.tolist() == pytest.approx([row, column], abs=0.5)
 
 
 def test_grad_cam_takes_half_precision_images(model):
