@@ -29,7 +29,7 @@ from helpers.metrics import Evaluation, History
 from helpers.models import CIFAR100CNN, FastCNN, build_model, layer_table, model_stats, training_flops
 from helpers.picture import open_picture, square
 from helpers.pretrained import pretrained_path
-from helpers.system import DTYPES, SystemInfo, mount_drive, pick_device, pick_precision, progress_style
+from helpers.system import DTYPES, SystemInfo, memory_format, mount_drive, pick_device, pick_precision, progress_style
 from helpers.trainer import Trainer, TrainingDiverged, planned_flops, predict
 
 __all__ = ["CIFAR100CNN", "CIFAR100Pipeline", "CheckpointError", "ConfigError", "DataError", "Evaluation", "FastCNN",
@@ -236,8 +236,7 @@ class CIFAR100Pipeline:
     def preview_schedule(self) -> Figure:
         """The learning rate of each step to come."""
         trainer = self.build_trainer()
-        rates = [self.config.learning_rate * trainer.learning_rate_factor(step)
-                 for step in range(trainer.total_steps)]
+        rates = [trainer.learning_rate(step) for step in range(trainer.total_steps)]
         return self._keep("schedule", plots.learning_rate_schedule(rates, trainer.steps_per_epoch, note=self.note))
 
     def find_learning_rate(self, low: float | None = None, high: float | None = None, steps: int = 60) -> Figure:
@@ -559,8 +558,7 @@ class CIFAR100Pipeline:
             raise CheckpointError(f"{path}: does not fit {config.model} with widths={config.widths} and "
                                   f"num_classes={config.num_classes}; set these to the checkpoint's "
                                   f"({str(error).splitlines()[1].strip()})") from error
-        memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
-        self.model = model.to(self.device, memory_format=memory_format).eval()
+        self.model = model.to(self.device, memory_format=memory_format(self.device, config.channels_last)).eval()
         if "classes" in state:
             self.class_names, self.normalisation = tuple(state["classes"]), (state["mean"], state["std"])
             self.note = state["note"]

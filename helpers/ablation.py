@@ -81,9 +81,7 @@ def finished_rows(path: Path, runs: list[tuple[str, TrainingConfig]], note: str)
     Raises ConfigError when the file also holds other runs, which would be lost, or is of other data.
     """
     content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"note": note, "rows": []}
-    # A setting that is younger than a row stood, in effect, at its default.
-    known = {(row["change"], _text_of(TrainingConfig().training_settings() | row["settings"])): row
-             for row in content["rows"]}
+    known = {(row["change"], _text_of(TrainingConfig.with_defaults(row["settings"]))): row for row in content["rows"]}
     rows = [known.get((name, _text_of(config.training_settings()))) for name, config in runs]
     strangers = len(content["rows"]) - sum(row is not None for row in rows)
     if strangers or content["note"] != note:

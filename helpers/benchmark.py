@@ -37,8 +37,8 @@ from .config import SETTINGS, ConfigError, TrainingConfig
 from .data import IMAGE_SIZE, BatchLoader, DataError, ImageData, load_cifar100
 from .models import build_model, training_flops
 from .report import FIGURES
-from .system import (DTYPES, SystemInfo, cpu_cores, is_out_of_memory, peak_memory_mb, pick_device, pick_precision,
-                     progress_style, synchronize)
+from .system import (DTYPES, SystemInfo, cpu_cores, is_out_of_memory, memory_format, peak_memory_mb, pick_device,
+                     pick_precision, progress_style, synchronize)
 from .trainer import Trainer, autocast
 from .winograd import direct_convolutions
 
@@ -54,8 +54,8 @@ def inference_throughput(model: nn.Module, device: torch.device, precision: str,
     `_min` and `_max`, `milliseconds` (median of a batch), `memory_mb` (MB of 2**20 bytes: the peak of all that
     lies on the GPU, None without CUDA), `seconds` (of a batch, by repeat) and `error`: None or "out of memory".
     """
-    memory_format, cuda = torch.channels_last if channels_last else torch.contiguous_format, device.type == "cuda"
-    model = copy.deepcopy(model).to(device, memory_format=memory_format).eval()
+    layout, cuda = memory_format(device, channels_last), device.type == "cuda"
+    model = copy.deepcopy(model).to(device, memory_format=layout).eval()
     rows = []
     for size in _announced(batch_sizes, "inference at batch size", progress):
         if cuda:
@@ -63,7 +63,7 @@ def inference_throughput(model: nn.Module, device: torch.device, precision: str,
             torch.cuda.reset_peak_memory_stats(device)
         try:
             images = torch.randn(size, 3, image_size, image_size, device=device)
-            images = images.to(DTYPES[precision], memory_format=memory_format)
+            images = images.to(DTYPES[precision], memory_format=layout)
             seconds = _forward_seconds(model, images, precision, repeats, min_seconds)
         except RuntimeError as error:
             if not is_out_of_memory(error):
@@ -206,6 +206,8 @@ def step_profile(trainer: Trainer, steps: int = 2) -> dict[str, float]:
             step()
     seconds = dict.fromkeys([*KINDS, "other"], 0.0)
     for event in profiler.key_averages():
+        if event.device_type != torch.autograd.DeviceType.CPU:      # a kernel; its operation has the time as well
+            continue
         spent = event.self_device_time_total if cuda else event.self_cpu_time_total
         kind = next((kind for kind, names in KINDS.items() if any(name in event.key for name in names)), "other")
         seconds[kind] += spent / 1e6 / steps
@@ -464,7 +466,7 @@ def _alternate(unit: str, count: int, baseline, ours, repeats: int) -> dict:
 
 OPTIONS = {
     "repeats": {"type": int, "default": 5, "help": "timings of each thing"},
-    "seed": {"type": int, "default": 42, "help": "of the network, the batches and the drawn set"},
+    "seed": {"type": int, "default": 42, "help": "of the network and the batches"},
     "out": {"help": "file to write, in place of figures/benchmark_<command>.json"},
     "data-dir": {"help": "folder with CIFAR-100; without it the drawn set is taken"},
     "device": {"default": "auto", "help": "cpu, cuda, …"},

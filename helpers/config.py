@@ -243,6 +243,11 @@ class TrainingConfig:
         return {spec.name: values[spec.name] for spec in dataclasses.fields(self)
                 if spec.metadata["shapes_training"]}
 
+    @classmethod
+    def with_defaults(cls, training_settings: dict) -> dict:
+        """Those of an earlier run with what was no setting yet: it stood, in effect, at its default."""
+        return cls().training_settings() | training_settings
+
     def changed_settings(self) -> dict:
         """The training settings that differ from the preset's (from the defaults where there is no preset)."""
         base = type(self)(**_below(self._values(), preset_settings(self.preset))) if self.preset else type(self)()

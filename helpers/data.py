@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from . import demo_data
 from .augment import Augmentation, augment, resize
 from .config import TrainingConfig
-from .system import cpu_cores, progress_style
+from .system import cpu_cores, memory_format, progress_style
 
 log = logging.getLogger("cifar100")
 
@@ -406,7 +406,7 @@ class BatchLoader:
         self.batch_size = min(batch_size, len(images))
         self.count = len(images)
         self.device, self.dtype, self.seed, self.placement = device, dtype, seed, placement
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.memory_format = memory_format(device, channels_last)
         self.augmentation = augmentation
         self.labels = labels.to(device)
         self.source = images.to(device) if placement == "device" else _CopyAhead(images, device, self.batch_size)

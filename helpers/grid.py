@@ -170,9 +170,8 @@ def _read_files(files: list[Path]) -> tuple[dict[str, dict], list[str]]:
 def results_of(run: Run) -> dict | None:
     """What `report.finished_runs` gives for a run that is trained to its end with these settings; else None."""
     for found in report.finished_runs(glob.escape(str(run.folder))):
-        # A setting that is younger than the file stood, in effect, at its default.
-        settings = TrainingConfig().training_settings() | found["settings"]
-        if settings == run.config.training_settings() and found["history"].stopped != "interrupted":
+        is_of_run = found["settings"] == run.config.training_settings()
+        if is_of_run and found["history"].stopped != "interrupted":
             return found
     return None
 

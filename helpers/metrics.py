@@ -84,6 +84,11 @@ class History:
         return f"History({len(self)} epochs, best_epoch={self.best_epoch}, stopped={self.stopped!r})"
 
     @property
+    def best_top1(self) -> float | None:
+        """Validation accuracy in %, of `best_epoch`."""
+        return None if self.best_epoch is None else self["val_top1"][self["epoch"].index(self.best_epoch)]
+
+    @property
     def best_epoch(self) -> int | None:
         """The first epoch with the highest val_top1; None when no epoch was validated."""
         validated = [row for row in self.rows if not _missing(row.get("val_top1"))]

@@ -215,7 +215,8 @@ def _forward_once(model: nn.Module, image_size: int, backward: bool = False) -> 
     weight = next(model.parameters())
     training = model.training
     model.eval()
-    with direct_convolutions(), torch.set_grad_enabled(backward):
+    no_search = torch.backends.cudnn.flags(enabled=True, benchmark=False)       # for kernels that train nothing
+    with direct_convolutions(), no_search, torch.set_grad_enabled(backward):
         logits = model(torch.zeros(1, 3, image_size, image_size, device=weight.device, dtype=weight.dtype))
         if backward:
             logits.sum().backward()

@@ -65,8 +65,7 @@ class Muon(torch.optim.Optimizer):
 
     _step_supports_amp_scaling = True
 
-    def __init__(self, groups, newton_schulz_steps: int = 3, newton_schulz_dtype: torch.dtype = torch.float32):
-        self.newton_schulz_steps = newton_schulz_steps
+    def __init__(self, groups, newton_schulz_dtype: torch.dtype = torch.float32):
         self.newton_schulz_dtype = newton_schulz_dtype
         super().__init__(groups, {"lr": 0.1, "momentum": 0.6, "weight_decay": 0.0, "orthogonalize": False})
 
@@ -90,7 +89,7 @@ class Muon(torch.optim.Optimizer):
     def _muon_step(self, parameter: Tensor, grad: Tensor, buffer: Tensor, group: dict) -> tuple[Tensor, Tensor]:
         buffer = buffer * group["momentum"] + grad
         update = grad.add(buffer, alpha=group["momentum"]).reshape(len(grad), -1)
-        update = orthogonalize(update, self.newton_schulz_steps, self.newton_schulz_dtype)
+        update = orthogonalize(update, dtype=self.newton_schulz_dtype)
         parameter = parameter * (len(parameter) ** 0.5 / parameter.norm())
         return parameter.add(update.view(parameter.shape).to(parameter.dtype), alpha=-group["lr"]), buffer
 
@@ -124,7 +123,7 @@ def orthogonalize(matrix: Tensor, steps: int = 3, dtype: torch.dtype = torch.flo
         product = polynomial if product is None else polynomial @ product
         if step < steps - 1:
             gram = polynomial @ gram @ polynomial
-    wide = product @ wide if steps else wide
+    wide = product @ wide
     return wide.T if matrix.shape[0] > matrix.shape[1] else wide
 
 

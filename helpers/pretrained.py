@@ -22,7 +22,7 @@ from .config import ConfigError, TrainingConfig
 from .data import BatchLoader, DataError, ImageData, load_cifar100
 from .metrics import Evaluation
 from .models import build_model
-from .system import pick_device
+from .system import memory_format, pick_device
 from .trainer import predict
 
 FOLDER = Path(__file__).resolve().parent.parent / "pretrained"
@@ -74,7 +74,7 @@ def evaluate(content: dict, data: ImageData) -> dict:
     device = pick_device()
     model = build_model(**config.model_arguments())
     model.load_state_dict(content["model_state_dict"])
-    model.to(device, memory_format=torch.channels_last).eval()
+    model.to(device, memory_format=memory_format(device, True)).eval()
     evaluation = Evaluation.from_logits(_logits(model, content, data, device), data.test_labels, data.class_names)
     return {"top1": evaluation.top1, "top5": evaluation.top5, "images": len(data.test_labels)}
 
@@ -83,7 +83,8 @@ def _logits(model: nn.Module, content: dict, data: ImageData, device: torch.devi
     if list(data.class_names) != content["classes"]:
         raise DataError(f"the data hold other classes than the weights know ({data.source}); give the real CIFAR-100")
     loader = BatchLoader(data.test_images, data.test_labels, 500, device, content["mean"], content["std"])
-    return predict(model, loader)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):        # fp32 as it says, on recent GPUs too
+        return predict(model, loader)
 
 
 def main(arguments: list[str] | None = None) -> int:

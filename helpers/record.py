@@ -41,8 +41,7 @@ def recipes(folder) -> list[dict]:
 
 
 def _settings_of(config: dict) -> TrainingConfig:
-    # A setting that is younger than the run stood, in effect, at its default.
-    return TrainingConfig(**config)
+    return TrainingConfig(**config)         # a setting that is younger than the run stood, in effect, at its default
 
 
 def _recipe_of(config: dict) -> str:

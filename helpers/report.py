@@ -99,10 +99,9 @@ def finished_runs(pattern: str) -> list[dict]:
 
 def _run_of(content: dict) -> dict:
     history = History.from_list(content["history"], content["training"].get("stopped", ""))
-    # A setting that is younger than the run stood, in effect, at its default.
-    settings = TrainingConfig().training_settings() | {
+    settings = TrainingConfig.with_defaults({
         name: value for name, value in content["config"].items()
-        if name in SETTINGS and SETTINGS[name].metadata["shapes_training"]}
+        if name in SETTINGS and SETTINGS[name].metadata["shapes_training"]})
     return {"name": content["name"], "history": history, "top1": float(content["results"]["top1"]),
             "top5": float(content["results"]["top5"]), "seconds": float(content["training"]["seconds"]),
             "petaflops": float(content["training"]["petaflops"]), "epochs": len(history), "note": content["note"],

@@ -83,17 +83,24 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 @functools.lru_cache(maxsize=1)
-def keep_freed_memory() -> bool:
-    """Let the C library keep the memory of freed tensors for the next ones; True where that can be set (glibc).
+def memory_format(device: torch.device, channels_last: bool) -> torch.memory_format:
+    """The layout of images and weights; contiguous on MPS, where the backward pass of batch norm and max pooling is
+    wrong or ends the process for `channels_last` (pytorch issues 175189 and 175190, seen in torch 2.10)."""
+    return torch.channels_last if channels_last and device.type != "mps" else torch.contiguous_format
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep the memory of freed tensors for the next ones, where that can be set (glibc).
 
     glibc gives each block over 32 MiB back to the system at once, and the next tensor of that size is faulted in
     page by page and zeroed. Training FastCNN (128, 384, 512) at 32 px, batch 500, went from 180 to 280 GFLOP/s.
     """
     if platform.libc_ver()[0] != "glibc":
-        return False
+        return
     m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4      # of malloc.h
     mallopt = ctypes.CDLL(None).mallopt
-    return all([mallopt(m_mmap_max, 0), mallopt(m_trim_threshold, -1), mallopt(m_top_pad, 256 * 2**20)])
+    for option, value in ((m_mmap_max, 0), (m_trim_threshold, -1), (m_top_pad, 256 * 2**20)):
+        mallopt(option, value)
 
 
 def pick_precision(device: torch.device, mixed_precision: bool = True, precision: str = "auto") -> str:
@@ -156,8 +163,7 @@ def peak_memory_mb(device: torch.device) -> float | None:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Is this the device's out-of-memory error, or that of the allocator on a CPU?"""
-    # torch.cuda's name of the class, since torch.OutOfMemoryError is newer than torch 2.4.
-    if isinstance(error, torch.cuda.OutOfMemoryError):
+    if isinstance(error, torch.OutOfMemoryError):
         return True
     phrases = ("DefaultCPUAllocator: can't allocate memory", "MPS backend out of memory", "CUDA error: out of memory",
                "CUBLAS_STATUS_ALLOC_FAILED",

@@ -59,7 +59,7 @@ class Trainer:
         self.config, self.data, self.checkpoint_dir = config, data, Path(checkpoint_dir)
         self.on_epoch, self.on_progress = on_epoch, on_progress
         self.device = pick_device(config.device)
-        torch.backends.cudnn.benchmark = True       # the shapes stay: look for the fastest kernels
+        torch.backends.cudnn.benchmark = True       # few shapes, many steps: look for the fastest kernels
         keep_freed_memory()
         self._fingerprint = data.fingerprint()
         saved = self._find_checkpoint()
@@ -267,7 +267,7 @@ class Trainer:
 
     def _diverged(self, what: str, step: int) -> TrainingDiverged:
         """The error for a run that cannot go on since optimiser step `step`, from 0."""
-        rate = self.config.learning_rate * self.learning_rate_factor(step)
+        rate = self.learning_rate(step)
         return TrainingDiverged(
             f"the {what} since step {step + 1} (epoch {step // self.steps_per_epoch + 1}, learning rate {rate:.4g}). "
             f"Try a lower learning_rate (now {self.config.learning_rate}), a longer warmup_epochs, gradient_clip=1.0 "
@@ -279,7 +279,7 @@ class Trainer:
         self._check_weights()
         row = {"epoch": epoch + 1, "train_loss": self._running.loss, "train_accuracy": self._running.accuracy,
                "val_loss": None, "val_top1": None, "val_top5": None,
-               "learning_rate": self.config.learning_rate * self.learning_rate_factor(self.step - 1),
+               "learning_rate": self.learning_rate(self.step - 1),
                "image_size": self.image_size(self.step - 1), "images_per_second": self._images_per_second(),
                "petaflops": self.flops / 1e15}
         if self.val_loader is not None:
@@ -374,9 +374,8 @@ class Trainer:
         if "training_settings" not in state:
             raise checkpoint.CheckpointError(f"{path}: holds weights only and cannot be continued; use a step_*.pt "
                                              "file")
-        # A setting that is younger than the checkpoint stood, in effect, at its default.
         ours = self._training_settings()
-        settings = ours | TrainingConfig().training_settings() | state["training_settings"]
+        settings = ours | TrainingConfig.with_defaults(state["training_settings"])
         checkpoint.check_same_run(settings, ours, path, state["name"])
         log.info("continuing from %s, step %d", path, state["step"])
         return state
@@ -409,6 +408,9 @@ class Trainer:
         for group, value in zip(self.optimizer.param_groups, fused):     # the kernel belongs to this device
             if "fused" in group:
                 group["fused"] = value
+        for parameter, state in self.optimizer.state.items():            # and so does the layout
+            if "momentum_buffer" in state:
+                state["momentum_buffer"] = torch.empty_like(parameter).copy_(state["momentum_buffer"])
         if saved["scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(saved["scaler"])
         if self.ema is not None:
@@ -427,14 +429,21 @@ class Trainer:
             self.machine = saved.get("machine", self.machine)
 
     def _rng_state(self) -> dict:
-        """States of torch's own generators, which dropout draws from."""
-        cuda = self.device.type == "cuda"
-        return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state(self.device) if cuda else None}
+        """States of torch's own generators, which dropout draws from, by kind of device."""
+        states = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            states["cuda"] = torch.cuda.get_rng_state(self.device)
+        elif self.device.type == "mps":
+            states["mps"] = torch.mps.get_rng_state()
+        return states
 
     def _set_rng_state(self, state: dict) -> None:
         torch.set_rng_state(state["cpu"])
-        if self.device.type == "cuda" and state["cuda"] is not None:
-            torch.cuda.set_rng_state(state["cuda"], self.device)
+        of_device = state.get(self.device.type)
+        if self.device.type == "cuda" and of_device is not None:
+            torch.cuda.set_rng_state(of_device, self.device)
+        elif self.device.type == "mps" and of_device is not None:
+            torch.mps.set_rng_state(of_device)
 
     def _save_is_due(self, now: float) -> bool:
         minutes = self.config.checkpoint_minutes
@@ -488,13 +497,17 @@ class Trainer:
         return {"epoch": self.step / self.steps_per_epoch,
                 "train_loss": self._running.loss if started else None,
                 "train_accuracy": self._running.accuracy if started else None,
-                "learning_rate": self.config.learning_rate * self.learning_rate_factor(max(self.step - 1, 0)),
+                "learning_rate": self.learning_rate(max(self.step - 1, 0)),
                 "images_per_second": self._images_per_second()}
 
     @property
     def averaged_model(self) -> nn.Module:
         """The network with the averaged weights, the trained one where no average is kept."""
         return self.model if self.ema is None else self.ema
+
+    def learning_rate(self, step: int) -> float:
+        """That of optimiser step `step`, from 0; under muon the rate of the convolution filters."""
+        return self.config.learning_rate * self.learning_rate_factor(step)
 
     def learning_rate_factor(self, step: int) -> float:
         """Factor on the peak learning rate at optimiser step `step`, from 0."""

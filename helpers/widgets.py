@@ -120,8 +120,7 @@ class LiveView:
         why = {"early": ", stopped early", "interrupted": ", interrupted"}.get(history.stopped, "")
         text = f"{len(history)} of {trainer.config.epochs} epochs in {report.duration(history['seconds'][-1])}{why}"
         if history.best_epoch is not None:
-            best = history["val_top1"][history["epoch"].index(history.best_epoch)]
-            text += f"; best validation accuracy {best:.1f} % in epoch {history.best_epoch}"
+            text += f"; best validation accuracy {history.best_top1:.1f} % in epoch {history.best_epoch}"
         return text
 
     def _stop(self) -> None:
@@ -140,8 +139,7 @@ class LiveView:
         if now["train_loss"] is not None:
             parts.append(f"training loss {now['train_loss']:.3f}, accuracy {now['train_accuracy']:.1f} %")
         if history.best_epoch is not None:
-            best = history["val_top1"][history["epoch"].index(history.best_epoch)]
-            parts.append(f"validation {history['val_top1'][-1]:.1f} % (best {best:.1f} % in epoch "
+            parts.append(f"validation {history['val_top1'][-1]:.1f} % (best {history.best_top1:.1f} % in epoch "
                          f"{history.best_epoch})")
         parts += [f"learning rate {now['learning_rate']:.4g}", f"{speed:,.0f} images/s"]
         if memory is not None:

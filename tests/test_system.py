@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from helpers import system
-from helpers.system import (SystemInfo, cpu_cores, host_kind, is_out_of_memory, mount_drive, peak_memory_mb,
-                            pick_device, pick_precision, progress_style, synchronize)
+from helpers.system import (SystemInfo, cpu_cores, host_kind, is_out_of_memory, memory_format, mount_drive,
+                            peak_memory_mb, pick_device, pick_precision, progress_style, synchronize)
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
 
@@ -94,10 +94,9 @@ def test_other_errors_are_told_apart_from_out_of_memory(error, expected):
     assert is_out_of_memory(error) is expected
 
 
-def test_out_of_memory_is_known_without_the_newer_name_of_its_class(monkeypatch):
-    """torch 2.4 has torch.cuda.OutOfMemoryError only."""
-    monkeypatch.delattr(torch, "OutOfMemoryError", raising=False)
-    assert is_out_of_memory(torch.cuda.OutOfMemoryError("CUDA out of memory"))
+def test_images_are_contiguous_on_mps():
+    assert memory_format(CPU, True) is memory_format(CUDA, True) is torch.channels_last
+    assert memory_format(MPS, True) is memory_format(CPU, False) is torch.contiguous_format
 
 
 def test_peak_memory_of_the_process_is_in_mebibytes():
