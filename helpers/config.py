@@ -145,15 +145,15 @@ class TrainingConfig:
     start_image_size: int = setting(32, "image side at the start; grows to 32 during the first "
                                     "image_growth_fraction of training (progressive resizing)", low=12, high=32)
     image_growth_fraction: float = setting(0.6, "share of training in which the image side grows", low=0, high=1)
-    ema_decay: float = setting(0.0, "decay a step of the averaged weights used for evaluation, 0 for none; less at first",
-                               low=0, below=1)
+    ema_decay: float = setting(0.0, "decay a step of the averaged weights used for evaluation, 0 for none; less at "
+                               "first", low=0, below=1)
 
     # Machine
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps, …", shapes_training=False)
     mixed_precision: bool = setting(True, "run the network in 16-bit floating point under autocast")
     precision: str = setting("auto", "16-bit type: auto takes bf16 where it is fast, fp16 with loss scaling on "
                              "other GPUs, fp32 else", choices=("auto", "fp32", "bf16", "fp16"))
-    channels_last: bool = setting(True, "NHWC memory layout, faster on tensor cores and in oneDNN")
+    channels_last: bool = setting(True, "NHWC memory layout, faster on tensor cores and in oneDNN; not used on MPS")
     compile: bool = setting(False, "torch.compile the network: slow to start, faster afterwards on a recent GPU")
 
     # Evaluation and files
