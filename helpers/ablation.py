@@ -3,9 +3,9 @@
     python -m helpers.ablation --data-dir data
 
 Trains what configs/ablation.yaml lists, one run after another, and compares them on a validation split of the
-training images; the test split is never read. After each run figures/ablation.json and figures/ablation.png are
-written anew. A run that stands in that file is not repeated and one that was cut off is continued, so the command can
-be stopped and started again.
+training images; the test split is never read. After each run figures/ablation.json, .txt (the table) and .png are
+written anew. A run that stands in the first of them is not repeated and one that was cut off is continued, so the
+command can be stopped and started again.
 """
 
 from __future__ import annotations
@@ -104,8 +104,9 @@ def summary(rows: list[dict]) -> list[dict]:
 
 
 def write_results(rows: list[dict], out: Path, system: SystemInfo, note: str = "") -> None:
-    """`out` as JSON with every row, and the figure beside it."""
+    """`out` as JSON with every row, the table (.txt) and the figure (.png) beside it."""
     report.write_json({"note": note, "system": system.to_dict(), "rows": rows}, out)
+    report.write_text(report.table(summary(rows)) + "\n", out.with_suffix(".txt"))
     plots.ablation(rows, FULL_RECIPE, note).savefig(out.with_suffix(".png"))
 
 

@@ -28,6 +28,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset, RandomSampler
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 from tqdm.auto import tqdm
 
@@ -406,7 +407,8 @@ def _inference(args, config: TrainingConfig, data: None) -> dict:
 def _step(args, config: TrainingConfig, data: ImageData) -> dict:
     """Achieved GFLOP/s of training steps by image size, and of nothing but their convolutions, in turn.
 
-    Both count what the direct convolution takes; a step may be faster than PyTorch's convolutions alone.
+    Both count what the direct convolution takes; a step may be faster than PyTorch's convolutions alone. Beside them,
+    the GFLOP of the optimiser a step, which no other number here or in metrics.json contains.
     """
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -427,7 +429,18 @@ def _step(args, config: TrainingConfig, data: ImageData) -> dict:
                          "convolutions_gflops": speed["convolutions"],
                          "percent": 100 * speed["step"] / speed["convolutions"], "seconds": timings,
                          **{f"{kind}_s": value for kind, value in step_profile(trainer).items()}})
-    return {"preset": args.preset, "batch_size": config.effective_batch_size, "rows": rows}
+    return {"preset": args.preset, "batch_size": config.effective_batch_size,
+            "optimizer_gflop": _optimizer_flops(trainer) / 1e9, "rows": rows}
+
+
+def _optimizer_flops(trainer: Trainer) -> int:
+    """FLOPs of one optimiser step, which for Muon are those of Newton-Schulz; spoils the weights."""
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.ones_like(parameter)
+    with FlopCounterMode(display=False) as counter:
+        trainer.optimizer.step()
+    return counter.get_total_flops()
 
 
 def _live_view(args, config: TrainingConfig, data: ImageData) -> dict:

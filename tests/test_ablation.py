@@ -85,6 +85,7 @@ def test_differences_are_to_the_mean_of_the_full_recipe(tmp_path):
     ablation.write_results(rows, tmp_path / "ablation.json", SystemInfo.of(torch.device("cpu"), "fp32"))
     assert json.loads((tmp_path / "ablation.json").read_text())["rows"] == rows
     assert (tmp_path / "ablation.png").stat().st_size > 1000
+    assert (tmp_path / "ablation.txt").read_text().split("\n")[1].startswith("more ")
 
 
 def test_command_trains_what_its_file_does_not_hold(plan, data, tmp_path, monkeypatch, capsys):

@@ -257,8 +257,9 @@ def test_step_command_gives_the_share_of_the_bare_convolutions(images, tmp_path,
     monkeypatch.setattr(benchmark.TrainingConfig, "from_settings", lambda settings: replaced(
         settings | {"num_classes": 4, "widths": (4, 4, 8), "batch_size": 8, "progress": "none"}))
     benchmark.main(["step", "--image-sizes", "16", "32", "--repeats", "1", "--device", "cpu", "--out", str(out)])
-    rows = json.loads(out.read_text())["rows"]
-    assert [row["image_size"] for row in rows] == [16, 32]
+    content = json.loads(out.read_text())
+    rows = content["rows"]
+    assert content["optimizer_gflop"] > 0 and [row["image_size"] for row in rows] == [16, 32]
     for row in rows:
         assert row["percent"] == pytest.approx(100 * row["seconds"]["convolutions"][0] / row["seconds"]["step"][0])
         assert row["convolution_s"] > 0
