@@ -199,11 +199,11 @@ def _weighted_activations(model: nn.Module, images: Tensor, classes: Tensor, lay
 def grad_cam_layer(model: nn.Module) -> nn.Module:
     """The layer that `grad_cam` looks at by default: the last group of FastCNN, the last stage of CIFAR100CNN.
 
-    Coarse as it is, it localises better than the finer map of the group before. With a FastCNN of `quick`, on 400 test
-    images that are classified right with a probability above 0.5, blurring the hottest 30 % of the pixels lowered the
-    mean probability of the class from 0.74 to 0.23; by the last-but-one group (7×7 places) to 0.42, at random places
-    to 0.57. In mosaics of four images the hottest pixel lay in the right one for 98 % of the classes (last-but-one
-    group: 63 %). The mean over four shifted copies is better again: 0.20; a disc in the middle of the image: 0.22.
+    Coarse as it is, it tells the right object better than the finer map of the group before. With the weights that come
+    with the project, in mosaics of four of 400 test images that are classified right with a probability above 0.5, the
+    hottest pixel lay in the right one for 98 % of the classes (last-but-one group: 79 %). Within an image the finer map
+    finds what matters as well: blurring (σ 5) the hottest 30 % of the pixels lowered the mean probability of the class
+    from 0.75 to 0.18, with the mean over four shifted copies to 0.15; by the last-but-one group to 0.13.
     """
     return model.groups[-1] if hasattr(model, "groups") else model.layer3
 
