@@ -906,8 +906,8 @@ def _line(axes: Axes, history: History, key: str, label: str, colour: str) -> No
 
 def _mark_best(axes: Axes, history: History) -> None:
     if history.best_epoch is not None:
-        axes.plot(history.best_epoch, history.best_top1, "*", color=ORANGE, markersize=16, markeredgecolor="0.15", zorder=5,
-                  label=f"best: {history.best_top1:.1f} % in epoch {history.best_epoch}")
+        axes.plot(history.best_epoch, history.best_top1, "*", color=ORANGE, markersize=16, markeredgecolor="0.15",
+                  zorder=5, label=f"best: {history.best_top1:.1f} % in epoch {history.best_epoch}")
 
 
 def _marker(history: History) -> str:
