@@ -539,8 +539,8 @@ class CIFAR100Pipeline:
         mean, std = self.normalisation
         state = {"model_state_dict": self.model.state_dict(), "config": self.config.to_dict(),
                  "test_results": self.results or self._stated_results, "model_stats": model_stats(self.model),
-                 "mean": list(mean), "std": list(std), "classes": list(self.class_names), "note": self.note, "name": self.config.name,
-                 "reliable_confidence": self._reliable_confidence()}
+                 "mean": list(mean), "std": list(std), "classes": list(self.class_names), "note": self.note,
+                 "name": self.config.name, "reliable_confidence": self._reliable_confidence()}
         path = checkpoint.save_atomically(state, self.checkpoint_dir / "final.pt")
         print(f"wrote {path} ({path.stat().st_size / 2**20:.1f} MB)")
         return path
