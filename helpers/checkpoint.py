@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from .files import replacing
+
 log = logging.getLogger("cifar100")
 
 KEEP_NEWEST = 2
@@ -43,18 +45,12 @@ def save_atomically(state: dict, path) -> Path:
     Raises OSError when it cannot be written; torch.save on a full disk would raise a RuntimeError about a position.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     content = io.BytesIO()
     torch.save(state, content)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        file.write(content.getbuffer())
+        file.flush()
+        os.fsync(file.fileno())
     return path
 
 

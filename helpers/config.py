@@ -89,6 +89,8 @@ class TrainingConfig:
     skip: bool = setting(True, "FastCNN: a skip over the last two convolutions of each group")
     norm_scale: bool = setting(False, "FastCNN: train the scales of the batch norms")
     input_skip: bool = setting(False, "FastCNN: groups after the first also have a skip over their first convolution")
+    mean_features: bool = setting(False, "FastCNN: the classifier also takes each channel's mean over the image, not "
+                                  "only its maximum")
 
     # Optimiser
     optimizer: str = setting("sgd", "sgd: SGD with Nesterov momentum; muon: Muon for convolution filters, SGD "
@@ -256,7 +258,8 @@ class TrainingConfig:
 
     def model_arguments(self) -> dict:
         """The settings that `models.build_model` takes, by its names."""
-        names = ("num_classes", "widths", "dropout_rate", "whitening", "pool_first", "skip", "norm_scale", "input_skip")
+        names = ("num_classes", "widths", "dropout_rate", "whitening", "pool_first", "skip", "norm_scale", "input_skip",
+                 "mean_features")
         return {"name": self.model, **{name: getattr(self, name) for name in names}}
 
     def training_images(self, available: int) -> int:

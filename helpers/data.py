@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 from . import demo_data
 from .augment import Augmentation, augment, resize
 from .config import TrainingConfig
+from .files import replacing
 from .system import cpu_cores, memory_format, progress_style
 
 log = logging.getLogger("cifar100")
@@ -265,17 +266,12 @@ def _cached_fingerprint(path: Path) -> str | None:
 
 
 def _write_cache(path: Path, arrays: dict) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
+        with replacing(path) as temporary, open(temporary, "wb") as file:
             np.savez(file, **arrays)
-        os.replace(temporary, path)
         log.info("kept the decoded images in %s", path)
     except OSError as error:
         log.warning("the decoded images could not be kept in %s (%s); they are decoded again next time", path, error)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _decode(paths: list[Path], split: str, progress: str) -> np.ndarray:

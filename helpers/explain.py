@@ -6,7 +6,6 @@ Nothing here changes the network: each function puts every module back into the 
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import itertools
 import math
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .data import BatchLoader
+from .models import evaluating
 from .system import progress_style
 from .trainer import Trainer, TrainingDiverged, autocast
 
@@ -42,7 +42,7 @@ def features_and_logits(model: nn.Module, loader: BatchLoader, precision: str = 
     features, logits = [], []
     hook = _classifier(model).register_forward_pre_hook(lambda _, inputs: features.append(inputs[0].float().cpu()))
     try:
-        with _evaluating(model):
+        with evaluating(model):
             for images, _ in _with_bar(loader.batches(), len(loader), "features", progress):
                 with autocast(loader.device, precision):
                     logits.append(model(images).float().cpu())
@@ -168,7 +168,7 @@ def grad_cam(model: nn.Module, images: Tensor, classes: Tensor, layer: nn.Module
     margin = height // 4 + 1 if shifts > 1 else 0
     offsets = [place * margin // shifts for place in range(shifts)]
     heat = torch.zeros(len(images), height, width, device=images.device)
-    with _evaluating(model):
+    with evaluating(model):
         for top, left in itertools.product(offsets, offsets):
             moved = F.pad(images.float(), (left, margin - left, top, margin - top), mode="reflect")
             coarse = _weighted_activations(model, moved, classes, layer)
@@ -237,7 +237,7 @@ def superclass_affinity(model: nn.Module, loader: BatchLoader, superclass_of: Te
     superclass_of = superclass_of.to(loader.device)
     counts = torch.bincount(superclass_of[loader.labels], minlength=int(superclass_of.max()) + 1)
     gradients = torch.zeros(len(counts), sum(weight.numel() for weight in filters), device=loader.device)
-    with _evaluating(model), torch.enable_grad():
+    with evaluating(model), torch.enable_grad():
         for images, labels in _with_bar(loader.batches(), len(loader), "gradients", progress):
             members = superclass_of[labels]
             for place in members.unique().tolist():
@@ -330,18 +330,6 @@ def _steepest(rates: list[float], smoothed: list[float]) -> float | None:
 
 def _classifier(model: nn.Module) -> nn.Linear:
     return [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module):
-    """Evaluation mode inside; afterwards each module is in its own mode again."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _with_bar(items, total: int, what: str, progress: str):

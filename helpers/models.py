@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -106,25 +108,27 @@ class FastCNN(nn.Module):
     A 2×2 whitening layer of 24 frozen filters (see `whiten`) with trained biases, three groups of three convolutions,
     global max pooling, and a linear head whose logits are divided by 9. Each group pools what its first convolution
     gives. The norms have no scale, the 3×3 convolutions no bias. Maps float [N, 3, H, W], H and W from 9 up, to logits
-    float [N, num_classes].
+    float [N, num_classes]; `features` gives what the head takes.
 
     `whitening=False` trains the first layer instead, `pool_first=True` lets all groups but the first pool before
     their first convolution, `skip=False` leaves out the skips, `norm_scale=True` trains the norms' scales,
-    `input_skip=True` lets all groups but the first have a skip over their first convolution too: figures/ablation.txt,
-    from `python -m helpers.ablation`, has what each is worth. The max pooling, the division by 9, biases and a fast
-    average (0.4) in the norms are airbench's and were not compared here.
+    `input_skip=True` lets all groups but the first have a skip over their first convolution too, `mean_features=True`
+    gives the head each channel's mean beside its maximum: figures/ablation.txt and figures/ablation_long.txt, from
+    `python -m helpers.ablation`, have what each is worth. The division by 9, biases and a fast average (0.4) in the
+    norms are airbench's and were not compared here.
     """
 
     def __init__(self, num_classes: int = 100, widths=(128, 384, 512), logit_divisor: float = 9.0,
                  whitening: bool = True, pool_first: bool = False, skip: bool = True, norm_scale: bool = False,
-                 input_skip: bool = False):
+                 input_skip: bool = False, mean_features: bool = False):
         super().__init__()
         self.whitening = nn.Conv2d(3, 24, 2)
         self.whitening.weight.requires_grad_(not whitening)
         self.groups = nn.Sequential(*[ConvGroup(i, o, pool_first and place > 0, skip, norm_scale,
                                                 input_skip and place > 0)
                                       for place, (i, o) in enumerate(zip((24, *widths[:-1]), widths))])
-        self.head = nn.Linear(widths[-1], num_classes, bias=False)
+        self.mean_features = mean_features
+        self.head = nn.Linear(widths[-1] * (2 if mean_features else 1), num_classes, bias=False)
         self.logit_divisor = logit_divisor
         nn.init.zeros_(self.whitening.bias)
 
@@ -142,7 +146,9 @@ class FastCNN(nn.Module):
         self.whitening.weight.copy_(torch.cat([filters, -filters]))
 
     def features(self, images: Tensor) -> Tensor:
-        return self.groups(F.gelu(self.whitening(images))).amax((2, 3))
+        maps = self.groups(F.gelu(self.whitening(images)))
+        largest = maps.amax((2, 3))
+        return torch.cat([largest, maps.mean((2, 3))], 1) if self.mean_features else largest
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.features(images)) / self.logit_divisor
@@ -157,14 +163,14 @@ def _norm(channels: int, scale: bool) -> nn.BatchNorm2d:
 
 def build_model(name: str = "CIFAR100CNN", num_classes: int = 100, widths=None, dropout_rate: float = 0.3,
                 whitening: bool = True, pool_first: bool = False, skip: bool = True,
-                norm_scale: bool = False, input_skip: bool = False) -> nn.Module:
-    """The network called `name`; `widths=None` takes its own. Dropout is CIFAR100CNN's, the last five FastCNN's."""
+                norm_scale: bool = False, input_skip: bool = False, mean_features: bool = False) -> nn.Module:
+    """The network called `name`; `widths=None` takes its own. Dropout is CIFAR100CNN's, the last six FastCNN's."""
     sizes = {} if widths is None else {"widths": tuple(widths)}
     if name == "CIFAR100CNN":
         return CIFAR100CNN(num_classes, dropout_rate, **sizes)
     if name == "FastCNN":
         return FastCNN(num_classes, **sizes, whitening=whitening, pool_first=pool_first, skip=skip,
-                       norm_scale=norm_scale, input_skip=input_skip)
+                       norm_scale=norm_scale, input_skip=input_skip, mean_features=mean_features)
     raise ValueError(f"model={name!r}: must be CIFAR100CNN or FastCNN")
 
 
@@ -197,6 +203,18 @@ def layer_table(model: nn.Module, image_size: int = 32) -> list[dict]:
              "mflops": sum(counts.get(f"{root}.{name}", {}).values()) / 1e6} for name, module in layers.items()]
 
 
+@contextmanager
+def evaluating(model: nn.Module):
+    """Evaluation mode inside; afterwards each module is in its own mode again."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
 def training_flops(model: nn.Module, image_size: int = 32) -> int:
     """FLOPs of one image's forward and backward pass at `image_size`, from torch's counter."""
     gradients = [parameter.grad for parameter in model.parameters()]
@@ -214,11 +232,8 @@ def _forward_once(model: nn.Module, image_size: int, backward: bool = False) -> 
     By direct convolutions, whose arithmetic is what is counted whatever algorithm trains.
     """
     weight = next(model.parameters())
-    training = model.training
-    model.eval()
     no_search = torch.backends.cudnn.flags(enabled=True, benchmark=False)       # for kernels that train nothing
-    with direct_convolutions(), no_search, torch.set_grad_enabled(backward):
+    with evaluating(model), direct_convolutions(), no_search, torch.set_grad_enabled(backward):
         logits = model(torch.zeros(1, 3, image_size, image_size, device=weight.device, dtype=weight.dtype))
         if backward:
             logits.sum().backward()
-    model.train(training)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import glob
 import json
 import logging
-import os
 import re
 from pathlib import Path
 
 from tqdm.auto import tqdm
 
 from .config import SETTINGS, TrainingConfig
+from .files import replacing
 from .metrics import History
 
 # The reference project's own run: top-1 and top-5 (%) on the test split, PFLOP (9.68 GFLOP an image forward and
@@ -64,15 +64,9 @@ def write_json(content: dict, path) -> Path:
 
 def write_text(text: str, path) -> Path:
     """Write `text` to `path` in UTF-8, whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    return Path(path)
 
 
 def finished_runs(pattern: str) -> list[dict]:

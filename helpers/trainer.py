@@ -20,7 +20,7 @@ from .augment import Augmentation
 from .config import TrainingConfig
 from .data import IMAGE_SIZE, BatchLoader, ImageData, stratified_split
 from .metrics import History, topk_accuracy
-from .models import build_model, training_flops
+from .models import build_model, evaluating, training_flops
 from .optim import build_optimizer, learning_rate_factor, set_learning_rate
 from .system import (DTYPES, SystemInfo, is_out_of_memory, keep_freed_memory, peak_memory_mb, pick_device,
                      pick_precision, progress_style, synchronize)
@@ -83,7 +83,7 @@ class Trainer:
             newton_schulz_dtype=DTYPES[self.precision])
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
-        self.past = self._smoothed_labels() if config.self_distillation else None
+        self.past_predictions = self._smoothed_labels() if config.self_distillation else None
         self.forward = torch.compile(self.model) if config.compile else self.model
 
         self.history = History()
@@ -216,23 +216,24 @@ class Trainer:
                     loss_sum = loss_sum + loss.detach()
                     hard_targets = targets if targets.ndim == 1 else targets.argmax(1)
                     correct = correct + (logits.argmax(1) == hard_targets).sum()
-                    if self.past is not None and targets.ndim == 1:
+                    if self.past_predictions is not None and targets.ndim == 1:
                         predictions.append((which, logits.detach()))
         except RuntimeError as error:
             if not is_out_of_memory(error) or self.splits >= self.loader.batch_size:
                 raise
             return None
         for which, logits in predictions:       # only now, as a step that ran out of memory is done again
-            self.past[which] = logits.float().softmax(1).half()
+            self.past_predictions[which] = logits.float().softmax(1).half()
         return loss_sum, correct
 
     def _loss(self, logits: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
         """Mean loss of a batch that holds the images `rows`, with the share of self-distillation that is due."""
         loss = self.criterion(logits, targets)
+        due = self.epoch >= self.config.self_distillation_from * self.config.epochs
         mixed = targets.ndim == 2
-        if self.past is None or mixed or self.epoch < self.config.self_distillation_from * self.config.epochs:
+        if self.past_predictions is None or mixed or not due:
             return loss
-        from_past = nn.functional.cross_entropy(logits, self.past[rows].float())
+        from_past = nn.functional.cross_entropy(logits, self.past_predictions[rows].float())
         return torch.lerp(loss, from_past, self.config.self_distillation)
 
     def _smoothed_labels(self) -> Tensor:
@@ -336,9 +337,9 @@ class Trainer:
         path = checkpoint.save_step({
             "model_state_dict": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
             "scheduler": {"step": self.step, "total_steps": self.total_steps}, "scaler": self.scaler.state_dict(),
-            "ema": self.ema.state_dict() if self.ema is not None else None, "past": self.past, "epoch": self.epoch,
-            "history": self.history.to_list(), "stopped": self.history.stopped, "running": self._running.state(),
-            "rng": self._rng_state(),
+            "ema": self.ema.state_dict() if self.ema is not None else None, "past_predictions": self.past_predictions,
+            "epoch": self.epoch, "history": self.history.to_list(), "stopped": self.history.stopped,
+            "running": self._running.state(), "rng": self._rng_state(),
             "best_weights": self.best_weights, "precision": self.precision, "device": self.device.type,
             "machine": self.machine,
             "training_settings": self._training_settings(), **self.about(),
@@ -415,8 +416,8 @@ class Trainer:
             self.scaler.load_state_dict(saved["scaler"])
         if self.ema is not None:
             self.ema.load_state_dict(saved["ema"])
-        if self.past is not None:
-            self.past = saved["past"].to(self.device)
+        if self.past_predictions is not None:
+            self.past_predictions = saved["past_predictions"].to(self.device)
         if saved["best_weights"] is not None:
             self.best_weights = {name: tensor.to(self.device) for name, tensor in saved["best_weights"].items()}
         self.history = History.from_list(saved["history"])
@@ -582,16 +583,14 @@ def predict(model: nn.Module, loader: BatchLoader, precision: str = "fp32", flip
     With `flip` each is the mean over the image and its mirror image (test-time augmentation). `bar` is the text of
     a progress bar, without which there is none.
     """
-    training = model.training
-    model.eval()
     outputs = []
-    for images, _ in tqdm(loader.batches(), bar, len(loader), disable=not bar, leave=False):
-        with autocast(loader.device, precision):
-            logits = model(images).float()
-            if flip:
-                logits = (logits + model(images.flip(3)).float()) / 2
-        outputs.append(logits)
-    model.train(training)
+    with evaluating(model):
+        for images, _ in tqdm(loader.batches(), bar, len(loader), disable=not bar, leave=False):
+            with autocast(loader.device, precision):
+                logits = model(images).float()
+                if flip:
+                    logits = (logits + model(images.flip(3)).float()) / 2
+            outputs.append(logits)
     return torch.cat(outputs).cpu()
 
 

@@ -298,6 +298,17 @@ def test_input_skip_costs_no_multiplication():
         training_flops(build_model("FastCNN", 10, (4, 6, 8)))
 
 
+def test_mean_features_give_the_head_maximum_and_mean_of_each_channel():
+    torch.manual_seed(0)
+    model = build_model("FastCNN", 10, (4, 6, 8), mean_features=True).eval()
+    images = smooth_images(2, 30)
+    maps = model.groups(F.gelu(model.whitening(images)))
+    features = model.features(images)
+    torch.testing.assert_close(features[:, :8], maps.flatten(2).max(2).values)
+    torch.testing.assert_close(features[:, 8:], maps.flatten(2).mean(2))
+    torch.testing.assert_close(model(images), features @ model.head.weight.T / 9)
+
+
 def test_what_is_trained_follows_the_switches():
     def trained(**switches):
         model = build_model("FastCNN", 10, (4, 4, 8), **switches)
