@@ -4,6 +4,7 @@
     python -m helpers.benchmark augmentation --data-dir data
     python -m helpers.benchmark training --data-dir data
     python -m helpers.benchmark step --preset fast --data-dir data
+    python -m helpers.benchmark step-options --preset fast --data-dir data
     python -m helpers.benchmark live-view --data-dir data
 
 Each command writes its timings to a file, figures/benchmark_<command>.json, and prints the gist.
@@ -443,6 +444,56 @@ def _optimizer_flops(trainer: Trainer) -> int:
     return counter.get_total_flops()
 
 
+def _step_options(args, config: TrainingConfig, data: ImageData) -> dict:
+    """A training step at the full image size as the preset has it, and with one thing done otherwise, in turn.
+
+    oneDNN's graph fusion is not among them: PyTorch offers it for inference only (torch.jit.enable_onednn_fusion).
+    """
+    config = config.replace(start_image_size=IMAGE_SIZE, resume="never")
+    options = {"as the preset has it": {}, "torch.compile": {"compile": True},
+               "the batch in two halves": {"batch_size": max(1, config.batch_size // 2),
+                                           "gradient_accumulation_steps": 2 * config.gradient_accumulation_steps},
+               "twice the batch": {"batch_size": 2 * config.batch_size}, "filters kept in 16 bit": {}}
+    steps, images = {}, {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, change in options.items():
+            trainer = Trainer(config.replace(**change), data, folder)
+            if name == "filters kept in 16 bit":
+                _keep_filters_in_16_bit(trainer)
+            steps[name], images[name] = _training_step(trainer), trainer.config.effective_batch_size
+            steps[name]()       # warm-up
+        seconds = {name: [] for name in options}
+        for _ in _announced(range(1, args.repeats + 1), "each option, repeat"):
+            for name, step in steps.items():
+                seconds[name].append(_seconds(step, trainer.device))
+    rows = [{"option": name, "batch_size": images[name], "images_per_second": images[name] / median(seconds[name]),
+             "seconds": seconds[name]} for name in options]
+    for row in rows:
+        row["ratio"] = row["images_per_second"] / rows[0]["images_per_second"]
+    return {"preset": args.preset, "rows": rows}
+
+
+def _keep_filters_in_16_bit(trainer: Trainer) -> None:
+    """The network's filters become the trainer's 16-bit type before each forward pass; the optimiser steps on fp32."""
+    filters = [parameter for parameter in trainer.model.parameters() if parameter.ndim == 4 and parameter.requires_grad]
+    masters = [parameter.data for parameter in filters]
+    forward, optimizer_step = trainer.forward, trainer.optimizer.step
+
+    def narrow_forward(images: Tensor) -> Tensor:
+        for parameter, master in zip(filters, masters):
+            parameter.data = master.to(DTYPES[trainer.precision])
+        return forward(images)
+
+    def wide_step():
+        for parameter, master in zip(filters, masters):
+            gradient, parameter.grad = parameter.grad.float(), None
+            parameter.data = master
+            parameter.grad = gradient
+        return optimizer_step()
+
+    trainer.forward, trainer.optimizer.step = narrow_forward, wide_step
+
+
 def _live_view(args, config: TrainingConfig, data: ImageData) -> dict:
     """What the updates of the live view take of a training in a notebook's kernel, from the line in the run's log.
 
@@ -494,6 +545,7 @@ OPTIONS = {
 COMMANDS = {"augmentation": (_augmentation, "data-dir images repeats seed out"),
             "training": (_training, "data-dir batch-size widths steps device repeats seed out"),
             "step": (_step, "preset data-dir image-sizes device repeats seed out"),
+            "step-options": (_step_options, "preset data-dir device repeats seed out"),
             "live-view": (_live_view, "preset data-dir epochs device seed out"),
             "inference": (_inference, "preset batch-sizes device repeats seed out")}
 

@@ -249,13 +249,18 @@ def test_bare_convolutions_are_those_of_the_network(monkeypatch):
     assert counter.get_total_flops() == 2 * (training_flops(model, 32) - head)
 
 
-def test_step_command_gives_the_share_of_the_bare_convolutions(images, tmp_path, monkeypatch):
+@pytest.fixture
+def few_images(images, monkeypatch):
+    """A step's commands on 4 classes, with a narrow network and small batches."""
     monkeypatch.setattr(benchmark, "load_cifar100", lambda config: ImageData(
         images, torch.arange(len(images)) % 4, images[:4], torch.arange(4), ("a", "b", "c", "d")))
-    out = tmp_path / "step.json"
-    replaced = benchmark.TrainingConfig.from_settings
-    monkeypatch.setattr(benchmark.TrainingConfig, "from_settings", lambda settings: replaced(
+    from_settings = benchmark.TrainingConfig.from_settings
+    monkeypatch.setattr(benchmark.TrainingConfig, "from_settings", lambda settings: from_settings(
         settings | {"num_classes": 4, "widths": (4, 4, 8), "batch_size": 8, "progress": "none"}))
+
+
+def test_step_command_gives_the_share_of_the_bare_convolutions(few_images, tmp_path):
+    out = tmp_path / "step.json"
     benchmark.main(["step", "--image-sizes", "16", "32", "--repeats", "1", "--device", "cpu", "--out", str(out)])
     content = json.loads(out.read_text())
     rows = content["rows"]
@@ -264,6 +269,29 @@ def test_step_command_gives_the_share_of_the_bare_convolutions(images, tmp_path,
         assert row["percent"] == pytest.approx(100 * row["seconds"]["convolutions"][0] / row["seconds"]["step"][0])
         assert row["convolution_s"] > 0
     assert rows[0]["resize_s"] > 0 == rows[1]["resize_s"]
+
+
+def test_step_options_command_compares_with_the_step_as_it_is(few_images, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch, "compile", lambda model: model)       # takes half a minute
+    out = tmp_path / "options.json"
+    benchmark.main(["step-options", "--preset", "fast", "--repeats", "1", "--device", "cpu", "--out", str(out)])
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["batch_size"] for row in rows] == [8, 8, 8, 16, 8] and rows[0]["ratio"] == 1
+    assert all(row["images_per_second"] == row["batch_size"] / row["seconds"][0] for row in rows)
+    assert "filters kept in 16 bit" in capsys.readouterr().out
+
+
+def test_filters_kept_in_16_bit_learn_as_others_do(images, tmp_path):
+    """The optimiser's fp32 filters move as without it, up to what bf16 rounds."""
+    settings = {"model": "FastCNN", "widths": (4, 4, 8), "optimizer": "muon", "precision": "bf16", "ema_decay": 0.9}
+    usual, narrow = (make_trainer(images, tmp_path, **settings) for _ in range(2))
+    start = usual.model.groups[1].conv2.weight.detach().clone()
+    benchmark._keep_filters_in_16_bit(narrow)
+    for trainer in (usual, narrow):
+        trainer._train_step(0)
+    moved, moved_narrow = (trainer.model.groups[1].conv2.weight.detach() - start for trainer in (usual, narrow))
+    assert moved_narrow.dtype == torch.float32
+    torch.testing.assert_close(moved_narrow, moved, rtol=0.1, atol=0.05 * moved.abs().max().item())
 
 
 def test_live_view_command(tmp_path, capsys):
