@@ -29,7 +29,8 @@ from helpers.metrics import Evaluation, History
 from helpers.models import CIFAR100CNN, FastCNN, build_model, layer_table, model_stats, training_flops
 from helpers.picture import open_picture, square
 from helpers.pretrained import pretrained_path
-from helpers.system import DTYPES, SystemInfo, memory_format, mount_drive, pick_device, pick_precision, progress_style
+from helpers.system import (DTYPES, SystemInfo, lies_on_drive, memory_format, mount_drive, pick_device, pick_precision,
+                            progress_style)
 from helpers.trainer import Trainer, TrainingDiverged, planned_flops, predict
 
 __all__ = ["CIFAR100CNN", "CIFAR100Pipeline", "CheckpointError", "ConfigError", "DataError", "Evaluation", "FastCNN",
@@ -50,10 +51,15 @@ class CIFAR100Pipeline:
 
     Args:
         config: all settings; `None` takes TrainingConfig's defaults, the 150-epoch reference recipe.
+
+    On Colab this mounts Google Drive where `drive` or a folder's name asks for it. Raises ValueError when it cannot.
     """
 
     def __init__(self, config: TrainingConfig | None = None):
         self.config = config or TrainingConfig()
+        folders = (self.config.data_dir, self.config.runs_dir, self.config.checkpoint_dir)
+        if self.config.drive or any(lies_on_drive(folder) for folder in folders if folder):
+            mount_drive()       # before anything is written, which would make a plain folder of its name
         self.device = pick_device(self.config.device)
         self.precision = pick_precision(self.device, self.config.mixed_precision, self.config.precision)
         self.run_dir = self.config.run_dir
@@ -159,11 +165,22 @@ class CIFAR100Pipeline:
         if self.trainer is None:
             data = self.prepare_data()
             report.log_to(self.run_dir / "train.log", progress_style(self.config.progress))
-            self.trainer = Trainer(config or self.config, data, self.checkpoint_dir)
+            config = config or self.config
+            self._warn_of(config)
+            self.trainer = Trainer(config, data, self.checkpoint_dir)
             self._found_finished = self.trainer.is_finished
             if self.model is None:      # else it was loaded, and only training may take its place
                 self._take_trainers_network()
         return self.trainer
+
+    def _warn_of(self, config: TrainingConfig) -> None:
+        """Say what is allowed but hardly meant."""
+        for name, need in config.idle_settings().items():
+            log.warning("%s has no effect here: it needs %s", name, need)
+        steps = checkpoint.list_steps(self.checkpoint_dir) if config.resume == "never" else []
+        if steps:
+            log.warning("resume='never': starts over beside %s, which the next checkpoints push out; resume='auto' "
+                        "continues it", steps[0])
 
     def _take_trainers_network(self) -> None:
         trainer, data = self.trainer, self.data
@@ -180,19 +197,22 @@ class CIFAR100Pipeline:
         return self._keep("model", plots.model_layers(rows, note=self.note))
 
     def benchmark_training(self, steps: int = 1, repeats: int = 3) -> dict:
-        """Time real training steps; print and return their speed and `minutes`, an estimate for the whole training.
+        """Time real training steps; print and return their speed and `minutes`, an estimate for what is left to train.
 
         The steps have full-size images. Smaller ones are taken to be faster in proportion to their FLOPs.
         """
         trainer = self.build_trainer()
         speed = benchmark.training_throughput(trainer, steps, repeats, progress=self.config.progress)
         flops_a_minute = 60 * speed["steps_per_second"] * speed["batch_size"] * training_flops(trainer.model)
-        speed["minutes"] = trainer.total_flops() / flops_a_minute
+        speed["minutes"] = 0.0 if trainer.is_finished else (trainer.total_flops() - trainer.flops) / flops_a_minute
         self.speeds["training"] = speed
         growing = ", small images first," if self.config.start_image_size < IMAGE_SIZE else ""
+        whole = f"{self.config.epochs} epochs{growing}"
+        take = f"about {report.duration(60 * speed['minutes'])} on this machine"
+        outlook = (f"the training of {whole} is complete" if trainer.is_finished else
+                   f"what is left of {whole} takes {take}" if trainer.step else f"{whole} take {take}")
         print(f"{speed['steps_per_second']:.2f} training steps/s of {speed['batch_size']} images, "
-              f"{speed['images_per_second']:,.0f} images/s at full size; {self.config.epochs} epochs{growing} take "
-              f"about {report.duration(60 * speed['minutes'])} on this machine")
+              f"{speed['images_per_second']:,.0f} images/s at full size; {outlook}")
         if speed["minutes"] > LONG_MINUTES:
             print(self._shorter_presets(flops_a_minute))
         return speed
@@ -519,13 +539,19 @@ class CIFAR100Pipeline:
 
     # Compare and save ------------------------------------------------------------------------------------------
 
-    def compare(self, pattern: str | None = None) -> Figure:
-        """Finished runs whose folders match `pattern` (all of `runs_dir` by default), beside published results."""
+    def compare(self, pattern: str | None = None) -> Figure | None:
+        """Finished runs whose folders match `pattern` (all of `runs_dir` by default), beside published results.
+
+        Raises RuntimeError when a `pattern` is given and there is none.
+        """
         folder = Path(self.config.runs_dir).expanduser()
         runs = report.finished_runs(pattern or f"{glob.escape(str(folder))}/*")
+        if not runs and pattern is None:        # as after from_pretrained: a notebook's cells below go on
+            print(f"There is no finished run in {folder} to compare; one is finished once it was trained and evaluated.")
+            return None
         if not runs:
-            raise RuntimeError(f"no finished run matches {pattern or self.config.runs_dir + '/*'}; a run is finished "
-                               "once pipeline.evaluate() has written its metrics.json")
+            raise RuntimeError(f"no finished run matches {pattern}; a run is finished once pipeline.evaluate() has "
+                               "written its metrics.json")
         published = report.published_beside(runs)
         print(report.runs_text(runs, published))
         note = "; ".join(sorted({f"{run['name']}: {run['note']}" for run in runs if run["note"]}))
@@ -593,7 +619,7 @@ class CIFAR100Pipeline:
 
     @property
     def checkpoint_dir(self) -> Path:
-        """Where this run keeps its checkpoints; with `drive=True` on Google Drive, which is mounted here."""
+        """Where this run keeps its checkpoints; with `drive=True` on Google Drive."""
         if self._checkpoint_dir is None:
             if self.config.drive:
                 self._checkpoint_dir = mount_drive() / "checkpoints" / self.config.name

@@ -94,20 +94,31 @@ def _text_of(settings: dict) -> str:
     return json.dumps(settings, sort_keys=True)
 
 
-def summary(rows: list[dict]) -> list[dict]:
-    """The table: a line for each change with its difference to the mean of the full recipe, in points, best first."""
-    full = [row["val_top1"] for row in rows if row["change"] == FULL_RECIPE]
-    lines = [{"change": row["change"], "val top-1 %": f"{row['val_top1']:.2f}",
-              "difference": f"{row['val_top1'] - mean(full):+.2f}", "train %": f"{row['train_accuracy']:.1f}",
-              "PFLOP": f"{row['petaflops']:.4f}", "minutes": f"{row['seconds'] / 60:.1f}"} for row in rows]
-    return sorted(lines, key=lambda line: -float(line["val top-1 %"]))
+def with_differences(rows: list[dict]) -> list[dict]:
+    """The rows, each with its `difference` in points of validation top-1, best first.
+
+    To the full recipe with the same seed, and so with the same split and the same initial weights. That of the full
+    recipe itself, and of a seed that it was not trained with, is to its mean.
+    """
+    full = {row["seed"]: row["val_top1"] for row in rows if row["change"] == FULL_RECIPE}
+    base = {row["seed"]: full.get(row["seed"], mean(full.values())) for row in rows}
+    compared = [row | {"difference": row["val_top1"] - (mean(full.values()) if row["change"] == FULL_RECIPE else
+                                                        base[row["seed"]])} for row in rows]
+    return sorted(compared, key=lambda row: -row["difference"])
 
 
-def write_results(rows: list[dict], out: Path, system: SystemInfo, note: str = "") -> None:
-    """`out` as JSON with every row, the table (.txt) and the figure (.png) beside it."""
-    report.write_json({"note": note, "system": system.to_dict(), "rows": rows}, out)
-    report.write_text(report.table(summary(rows)) + "\n", out.with_suffix(".txt"))
-    plots.ablation(rows, FULL_RECIPE, note).savefig(out.with_suffix(".png"))
+def table(rows: list[dict]) -> str:
+    return report.table([
+        {"change": row["change"], "seed": row["seed"], "val top-1 %": f"{row['val_top1']:.2f}",
+         "difference": f"{row['difference']:+.2f}", "train %": f"{row['train_accuracy']:.1f}",
+         "PFLOP": f"{row['petaflops']:.4f}", "minutes": f"{row['seconds'] / 60:.1f}"}
+        for row in with_differences(rows)])
+
+
+def draw_results(rows: list[dict], out: Path, note: str = "") -> None:
+    """The table (.txt) and the figure (.png) beside `out`."""
+    report.write_text(table(rows) + "\n", out.with_suffix(".txt"))
+    plots.ablation(with_differences(rows), FULL_RECIPE, note).savefig(out.with_suffix(".png"))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -128,9 +139,12 @@ def main(arguments: list[str] | None = None) -> int:
                      ": is finished already" if rows[place] else "")
             if rows[place] is None:
                 rows[place] = train_one(name, config, data)
-                write_results([row for row in rows if row], args.out,
-                              SystemInfo.of(pick_device(config.device), rows[place]["precision"]), data.note)
-        print(report.table(summary(rows)))
+                system = SystemInfo.of(pick_device(config.device), rows[place]["precision"])
+                so_far = [row for row in rows if row]
+                report.write_json({"note": data.note, "system": system.to_dict(), "rows": so_far}, args.out)
+                draw_results(so_far, args.out, data.note)
+        draw_results(rows, args.out, data.note)
+        print(table(rows))
     except (ConfigError, OSError, yaml.YAMLError) as error:
         print(f"ablation: {error}", file=sys.stderr)
         return 2

@@ -103,7 +103,7 @@ def training_throughput(trainer: Trainer, steps: int = 5, repeats: int = 5, prog
         step()
         seconds = [_seconds(step, trainer.device, steps) / steps
                    for _ in _announced(range(1, repeats + 1), "training steps, repeat", progress)]
-    images = trainer.loader.batch_size * min(config.gradient_accumulation_steps, len(trainer.loader))
+    images = _images_of_step(trainer)
     rates = _rates("steps", 1, seconds) | _rates("images", images, seconds)
     return {"batch_size": images, **rates, "seconds": seconds}
 
@@ -113,6 +113,11 @@ def _training_step(trainer: Trainer):
     trainer.model.train()
     trainer._epoch_images = 0       # as its own loop begins an epoch
     return lambda: trainer._train_step(trainer.epoch)
+
+
+def _images_of_step(trainer: Trainer) -> int:
+    """The effective batch, as far as there are images."""
+    return trainer.loader.batch_size * min(trainer.config.gradient_accumulation_steps, len(trainer.loader))
 
 
 def profile_loader(loader: BatchLoader, batches: int = 20, step_milliseconds: float | None = None) -> dict:
@@ -264,6 +269,10 @@ def plain_training(config: TrainingConfig, data: ImageData, device: torch.device
     criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
 
     def measure() -> float:
+        with direct_convolutions():     # PyTorch's own, not helpers.winograd's
+            return seconds_of_steps()
+
+    def seconds_of_steps() -> float:
         clock = {}
         for step, (images, labels) in enumerate(loader):
             images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
@@ -416,8 +425,8 @@ def _step(args, config: TrainingConfig, data: ImageData) -> dict:
         for size in _announced(args.image_sizes, "training step at image side"):
             trainer = Trainer(config.replace(resume="never"), data, folder)
             trainer.image_size = lambda step, size=size: size
-            flops = training_flops(trainer.model, size) * config.effective_batch_size
-            convolutions = bare_convolutions(trainer.model, config.batch_size, size, trainer.device,
+            flops = training_flops(trainer.model, size)         # of an image
+            convolutions = bare_convolutions(trainer.model, trainer.loader.batch_size, size, trainer.device,
                                              trainer.precision)
             step = _training_step(trainer)
             step(), convolutions()
@@ -425,12 +434,13 @@ def _step(args, config: TrainingConfig, data: ImageData) -> dict:
             for _ in range(args.repeats):
                 timings["step"].append(_seconds(step, trainer.device))
                 timings["convolutions"].append(_seconds(convolutions, trainer.device))
-            speed = {name: flops / median(values) / 1e9 for name, values in timings.items()}
+            images = {"step": _images_of_step(trainer), "convolutions": trainer.loader.batch_size}
+            speed = {name: flops * images[name] / median(values) / 1e9 for name, values in timings.items()}
             rows.append({"image_size": size, "step_gflops": speed["step"],
                          "convolutions_gflops": speed["convolutions"],
                          "percent": 100 * speed["step"] / speed["convolutions"], "seconds": timings,
                          **{f"{kind}_s": value for kind, value in step_profile(trainer).items()}})
-    return {"preset": args.preset, "batch_size": config.effective_batch_size,
+    return {"preset": args.preset, "batch_size": images["step"],
             "optimizer_gflop": _optimizer_flops(trainer) / 1e9, "rows": rows}
 
 
@@ -447,20 +457,23 @@ def _optimizer_flops(trainer: Trainer) -> int:
 def _step_options(args, config: TrainingConfig, data: ImageData) -> dict:
     """A training step at the full image size as the preset has it, and with one thing done otherwise, in turn.
 
-    oneDNN's graph fusion is not among them: PyTorch offers it for inference only (torch.jit.enable_onednn_fusion).
+    Compiled, 3×3 convolutions in fp32 on a CPU are PyTorch's own (helpers.winograd). oneDNN's graph fusion is not
+    among the options: PyTorch offers it for inference only (torch.jit.enable_onednn_fusion).
     """
     config = config.replace(start_image_size=IMAGE_SIZE, resume="never")
     options = {"as the preset has it": {}, "torch.compile": {"compile": True},
                "the batch in two halves": {"batch_size": max(1, config.batch_size // 2),
                                            "gradient_accumulation_steps": 2 * config.gradient_accumulation_steps},
-               "twice the batch": {"batch_size": 2 * config.batch_size}, "filters kept in 16 bit": {}}
+               "twice the batch": {"batch_size": 2 * config.batch_size}}
+    if pick_precision(pick_device(config.device), config.mixed_precision, config.precision) != "fp32":
+        options["filters kept in 16 bit"] = {}
     steps, images = {}, {}
     with tempfile.TemporaryDirectory() as folder:
         for name, change in options.items():
             trainer = Trainer(config.replace(**change), data, folder)
             if name == "filters kept in 16 bit":
                 _keep_filters_in_16_bit(trainer)
-            steps[name], images[name] = _training_step(trainer), trainer.config.effective_batch_size
+            steps[name], images[name] = _training_step(trainer), _images_of_step(trainer)
             steps[name]()       # warm-up
         seconds = {name: [] for name in options}
         for _ in _announced(range(1, args.repeats + 1), "each option, repeat"):
@@ -474,24 +487,22 @@ def _step_options(args, config: TrainingConfig, data: ImageData) -> dict:
 
 
 def _keep_filters_in_16_bit(trainer: Trainer) -> None:
-    """The network's filters become the trainer's 16-bit type before each forward pass; the optimiser steps on fp32."""
+    """The network's filters are the trainer's 16-bit type in forward and backward passes; the optimiser has fp32."""
     filters = [parameter for parameter in trainer.model.parameters() if parameter.ndim == 4 and parameter.requires_grad]
     masters = [parameter.data for parameter in filters]
-    forward, optimizer_step = trainer.forward, trainer.optimizer.step
+    forward_backward = trainer._forward_backward
 
-    def narrow_forward(images: Tensor) -> Tensor:
+    def narrow_forward_backward(*args):
         for parameter, master in zip(filters, masters):
             parameter.data = master.to(DTYPES[trainer.precision])
-        return forward(images)
-
-    def wide_step():
+        result = forward_backward(*args)
         for parameter, master in zip(filters, masters):
-            gradient, parameter.grad = parameter.grad.float(), None
+            gradient, parameter.grad = parameter.grad, None
             parameter.data = master
-            parameter.grad = gradient
-        return optimizer_step()
+            parameter.grad = None if gradient is None else gradient.float()
+        return result
 
-    trainer.forward, trainer.optimizer.step = narrow_forward, wide_step
+    trainer._forward_backward = narrow_forward_backward
 
 
 def _live_view(args, config: TrainingConfig, data: ImageData) -> dict:

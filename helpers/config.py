@@ -256,6 +256,11 @@ class TrainingConfig:
         before = base.training_settings()
         return {name: value for name, value in self.training_settings().items() if value != before[name]}
 
+    def idle_settings(self) -> dict[str, str]:
+        """Those of `changed_settings` that have no effect beside the others, each with what it needs."""
+        changed = self.changed_settings()
+        return {name: need for names, need, is_met in _NEEDS if not is_met(self) for name in names if name in changed}
+
     def model_arguments(self) -> dict:
         """The settings that `models.build_model` takes, by its names."""
         names = ("num_classes", "widths", "dropout_rate", "whitening", "pool_first", "skip", "norm_scale", "input_skip",
@@ -269,7 +274,7 @@ class TrainingConfig:
     @property
     def has_soft_targets(self) -> bool:
         """Is the training loss measured against more than the label?"""
-        return self.label_smoothing > 0 or self.self_distillation > 0
+        return max(self.label_smoothing, self.self_distillation, self.mixup_alpha, self.cutmix_alpha) > 0
 
     @property
     def effective_batch_size(self) -> int:
@@ -294,6 +299,21 @@ SETTINGS = {spec.name: spec for spec in dataclasses.fields(TrainingConfig)}
 SETTING_NAMES = frozenset(SETTINGS)
 KNOWN_NAMES = SETTING_NAMES | set(ALIASES)
 HINTS = typing.get_type_hints(TrainingConfig)
+
+
+# (settings, what they need to have an effect, is it so?)
+_NEEDS = [
+    (("dropout_rate",), "model='CIFAR100CNN'", lambda config: config.model == "CIFAR100CNN"),
+    (("whitening", "pool_first", "skip", "norm_scale", "input_skip", "mean_features"), "model='FastCNN'",
+     lambda config: config.model == "FastCNN"),
+    (("norm_learning_rate", "head_learning_rate", "head_momentum"), "optimizer='muon'",
+     lambda config: config.optimizer == "muon"),
+    (("lr_milestones", "lr_gamma"), "lr_scheduler='step'", lambda config: config.lr_scheduler == "step"),
+    (("min_delta",), "patience above 0", lambda config: config.patience > 0),
+    (("mix_probability", "mix_until"), "mixup_alpha or cutmix_alpha above 0",
+     lambda config: config.mixup_alpha > 0 or config.cutmix_alpha > 0),
+    (("self_distillation_from",), "self_distillation above 0", lambda config: config.self_distillation > 0),
+    (("image_growth_fraction",), "start_image_size below 32", lambda config: config.start_image_size < 32)]
 
 
 def name_faults(settings, full_names_only: bool = False) -> list[str]:
@@ -398,7 +418,7 @@ def notebook_settings(namespace: dict) -> dict:
     """The settings a notebook's parameter cells hold, misspelt names included.
 
     papermill puts what it is given, unknown names too, into a cell of its own below the one tagged
-    `parameters`; both begin with the comment `# Parameters`, papermill's with nothing else in that line. Reading
+    `parameters`; both have a comment `# Parameters`, papermill's with nothing else in that line. Reading
     the names that these cells assign (their text is in IPython's `In`) finds a misspelt one without mistaking
     a user's own variables for settings. Of each kind the cell run last counts, so that a line taken out of it is
     out. Where cells leave no text (nbval keeps no history) the variables named like settings are taken.
@@ -406,18 +426,19 @@ def notebook_settings(namespace: dict) -> dict:
     """
     last_run = {}
     for source in namespace.get("In", []):
-        first_line = source.strip().partition("\n")[0].rstrip()
-        assigned = _assigned_names(source) if first_line.startswith("# Parameters") else None
+        marks = [line.rstrip() for line in source.splitlines() if line.startswith("# Parameters")]
+        assigned = _assigned_names(source) if marks else None
         if assigned is not None:
-            last_run[first_line == "# Parameters"] = assigned
+            last_run[marks[0] == "# Parameters"] = assigned
     names = sorted(set().union(*last_run.values())) if last_run else KNOWN_NAMES & set(namespace)
     return layered_settings({name: namespace.get(name) for name in names})
 
 
 def _assigned_names(source: str) -> set[str] | None:
     """The names that the statements of a cell assign; None for a cell that is no Python and so did not run."""
+    python = "\n".join(line for line in source.splitlines() if not line.startswith(("%", "!")))      # no magics
     try:
-        statements = ast.parse(source).body
+        statements = ast.parse(python).body
     except SyntaxError:
         return None
     targets = [target for node in statements for target in getattr(node, "targets", [getattr(node, "target", None)])

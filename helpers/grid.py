@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
 import datetime
 import glob
 import html
@@ -33,6 +34,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -44,7 +46,7 @@ from .config import (ALIASES, SETTINGS, ConfigError, TrainingConfig, layered_set
                      short_text, shortened)
 
 NOTEBOOK = Path(__file__).resolve().parent.parent / "CIFAR_100_CNN_Training.ipynb"
-STOP_SECONDS = 30       # papermill gives the kernel 5 seconds to save its checkpoint and to end
+STOP_SECONDS = 120      # for the training to end its step and to save; papermill alone would give it 5
 DRAWN_RUNS = 10         # the best so many runs are drawn: there are no more colours to tell them apart
 
 
@@ -176,6 +178,11 @@ def results_of(run: Run) -> dict | None:
     return None
 
 
+def finished_beside(runs: list[Run], folder: Path) -> list[str]:
+    """The names of finished runs in `folder` that are none of `runs`."""
+    return sorted({path.parent.name for path in folder.glob("*/metrics.json")} - {run.folder.name for run in runs})
+
+
 def execute(run: Run, notebook: Path) -> None:
     """Run the notebook with papermill; sets `state` and `error`. On Ctrl-C, ends it and raises KeyboardInterrupt."""
     run.folder.mkdir(parents=True, exist_ok=True)
@@ -205,17 +212,27 @@ def _papermill(arguments: list[str], log: Path) -> int:
         try:
             return process.wait()
         except KeyboardInterrupt:
-            if os.name == "posix":      # elsewhere the console has told papermill as well
-                process.send_signal(signal.SIGINT)      # which interrupts the kernel: the training saves a checkpoint
-            try:
-                process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                pass                    # killed below
+            _end(process)
             raise
         finally:
             if process.poll() is None:
                 process.kill()
                 process.wait()
+
+
+def _end(papermill: subprocess.Popen) -> None:
+    """Let the training save a checkpoint, and the kernel and papermill end; what does not, the caller kills."""
+    kernels = Path(f"/proc/{papermill.pid}/task/{papermill.pid}/children")
+    if kernels.exists():
+        for kernel in kernels.read_text().split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(kernel), signal.SIGTERM)    # after its step the training saves, and then ends the kernel
+    elif os.name == "posix":            # elsewhere the console has told papermill as well
+        papermill.send_signal(signal.SIGINT)            # which interrupts the kernel, and kills it 5 seconds later
+    try:
+        papermill.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        pass
 
 
 def last_error(notebook: Path, log: Path) -> str:
@@ -491,6 +508,13 @@ def main(arguments: list[str] | None = None) -> int:
     folder = args.runs_dir.expanduser() / name
     print(f"{len(runs)} run{'s' * (len(runs) != 1)} of {args.notebook.name} in {folder}:")
     print("\n".join(f"  {run.config.name}{' (finished)' if results_of(run) else ''}" for run in runs), flush=True)
+    idle = Counter((name, need) for run in runs for name, need in run.config.idle_settings().items())
+    for (name, need), count in idle.items():
+        print(f"note: {name} has no effect in {count} of {len(runs)} runs: it needs {need}")
+    others = finished_beside(runs, folder)
+    if others:
+        print(f"note: {folder} also holds {', '.join(others)}, which the report leaves out; give all values in one "
+              "command for one report of them, or --name for another folder")
     if args.dry_run:
         return 0
     if importlib.util.find_spec("papermill") is None:

@@ -271,8 +271,9 @@ class Evaluation:
         """In [0, 1], over 15 equal-width bins (Guo et al. 2017, arXiv 1706.04599)."""
         return self.calibration.expected_error
 
-    def reliable_confidence(self, target: float = 0.9) -> float | None:
-        """The lowest confidence at which predictions are right at least `target` of the time, or None.
+    def reliable_confidence(self, target: float = 0.9, least: int = 20) -> float | None:
+        """The lowest confidence at which predictions are right at least `target` of the time; None where there is
+        none, or where fewer than `least` images are as sure.
 
         The share that is right at a confidence is an isotonic regression, the rising steps that fit best (Zadrozny &
         Elkan 2002, doi 10.1145/775047.775151). It is fitted to these very images, so expect slightly less on others.
@@ -285,7 +286,8 @@ class Evaluation:
                 lowest, right_before, images_before = steps.pop()
                 right, images = right + right_before, images + images_before
             steps.append((lowest, right, images))
-        return next((lowest for lowest, right, images in steps if right >= target * images), None)
+        good = [(lowest, images) for lowest, right, images in steps if right >= target * images]
+        return good[0][0] if sum(images for _, images in good) >= max(least, 1) else None
 
     # Writing -----------------------------------------------------------------------------------------------
 

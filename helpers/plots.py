@@ -293,20 +293,21 @@ def _machine(system: dict) -> str:
 
 @themed
 def ablation(rows: Sequence[dict], base: str, note: str = "") -> Figure:
-    """Validation accuracy of short trainings that differ in one thing, as points of difference to the mean of `base`.
+    """Validation accuracy of short trainings that differ in one thing, as points of difference to `base`.
 
-    A row is a dict with change (str), val_top1 (%). The runs called `base` give the band: the range over seeds.
+    A row is a dict with change (str), val_top1 (%) and difference. The runs called `base` give the band: the range
+    over seeds, about their mean.
     """
     full = [row["val_top1"] for row in rows if row["change"] == base]
     centre = sum(full) / len(full)
-    changed = sorted((row for row in rows if row["change"] != base), key=lambda row: row["val_top1"])
+    changed = sorted((row for row in rows if row["change"] != base), key=lambda row: row["difference"])
     figure = _new_figure(2.1 + 0.33 * max(len(changed), 3), "What one change does", note)
     axes = figure.subplots()
     axes.axvspan(min(full) - centre, max(full) - centre, color=BLUE, alpha=0.15,
                  label=f"{base}, {len(full)} seed{'s' * (len(full) > 1)}: {min(full):.1f} to {max(full):.1f} %")
     axes.axvline(0, color=BLUE)
     for place, row in enumerate(changed):
-        difference = row["val_top1"] - centre
+        difference = row["difference"]
         axes.plot([0, difference], [place, place], color="0.6", zorder=2)
         axes.plot(difference, place, "o", color=ORANGE, markeredgecolor="0.15", markersize=8, zorder=3)
         axes.annotate(f"{round(difference, 1) + 0.0:+.1f}", (difference, place), textcoords="offset points",
@@ -458,7 +459,8 @@ def confusion_matrix(evaluation: Evaluation, note: str = "") -> Figure:
     figure = _new_figure(9.2, "Confusion matrix" + ("" if evaluation.superclass_of is None else
                                                     ", classes grouped by superclass"), note)
     axes = figure.subplots()
-    sns.heatmap(shares, ax=axes, mask=counts == 0, norm=LogNorm(0.5, 100), cmap="viridis_r", square=True,
+    least = min(0.5, shares[counts > 0].min(initial=100))
+    sns.heatmap(shares, ax=axes, mask=counts == 0, norm=LogNorm(least, 100), cmap="viridis_r", square=True,
                 annot=counts if few else False, fmt="d", xticklabels=False, yticklabels=False,
                 cbar_kws={"label": "share of the true class's images (%), logarithmic; white: none", "shrink": 0.7,
                           "format": "{x:g} %", "ticks": [0.5, 1, 2, 5, 10, 20, 50, 100]})

@@ -70,7 +70,8 @@ def export(run_dir, data: ImageData | None = None, out=None) -> Path:
 
 def evaluate(content: dict, data: ImageData) -> dict:
     """Test top-1 and top-5 (%) of the weights in `content`, computed in fp32, one plain forward pass."""
-    config = TrainingConfig.from_settings(content["config"])
+    # Without its preset, whose file may have got settings since that the weights were trained without.
+    config = TrainingConfig.from_settings(content["config"] | {"preset": None})
     device = pick_device()
     model = build_model(**config.model_arguments())
     model.load_state_dict(content["model_state_dict"])

@@ -23,8 +23,8 @@ def recipes(folder) -> list[dict]:
     """The runs in `folder` by recipe, which is all settings but the seed, cheapest first.
 
     A row: `name` (the folder of the first run), `preset`, `runs`, `seeds`, `training_images`, `epochs`, `parameters`,
-    `top1`, `top1_std`, `top1_by_run`, `top5`, `tta_top1`, `tta_top5` (%, means), `petaflops`, `minutes` (means),
-    `machine` (of the first run) and `t4_minutes`, an estimate.
+    `top1`, `top1_std`, `top1_by_run`, `top5`, `tta_top1`, `tta_top5` (%, means; the last two where all runs have
+    them), `petaflops`, `minutes` (means), `machine` (of the first run) and `t4_minutes`, an estimate.
 
     The estimate is the compute over the rate at which the reference ran on a T4 by its own figures. Raises
     FileNotFoundError when there is no finished run.
@@ -59,8 +59,8 @@ def _row(runs: list[dict]) -> dict:
             "epochs": runs[0]["config"]["epochs"], "parameters": runs[0]["model_stats"]["total_parameters"],
             "top1": mean(top1), "top1_std": stdev(top1) if len(top1) > 1 else None, "top1_by_run": top1,
             "top5": mean(run["results"]["top5"] for run in runs),
-            "tta_top1": mean(run["results"]["flip_tta"]["top1"] for run in runs),
-            "tta_top5": mean(run["results"]["flip_tta"]["top5"] for run in runs), "petaflops": petaflops,
+            **{f"tta_{key}": mean(run["results"]["flip_tta"][key] for run in runs) for key in ("top1", "top5")
+               if all("flip_tta" in run["results"] for run in runs)}, "petaflops": petaflops,
             "minutes": mean(run["training"]["seconds"] for run in runs) / 60,
             "machine": runs[0]["system"], "t4_minutes": REFERENCE["minutes"] * petaflops / REFERENCE["petaflops"]}
 
@@ -86,7 +86,7 @@ def main(arguments: list[str] | None = None) -> int:
         args.out.with_suffix(".png"))
     for path in args.runs.glob("*/metrics.json"):
         run = json.loads(path.read_text(encoding="utf-8"))
-        plots.training_curves(History.from_list(run["history"]), run["note"],
+        plots.training_curves(History.from_list(run["history"], run["training"]["stopped"]), run["note"],
                               _settings_of(run["config"]).has_soft_targets).savefig(path.with_name("training.png"))
     print(report.table([{"recipe": row["name"], "runs": row["runs"], "top-1 %": f"{row['top1']:.2f}",
                          "top-5 %": f"{row['top5']:.2f}", "PFLOP": f"{row['petaflops']:.3f}",

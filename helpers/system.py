@@ -204,6 +204,11 @@ def _started_headless() -> bool:
     return any(Path(word).name in headless for word in words)
 
 
+def lies_on_drive(path) -> bool:
+    """Is `path` in the folder where Google Drive belongs on this Colab machine, mounted or not?"""
+    return host_kind() == "colab" and DRIVE in Path(path).expanduser().absolute().parents
+
+
 def mount_drive() -> Path:
     """Mount Google Drive on Colab, unless it is, and return the project's folder there.
 
@@ -211,16 +216,16 @@ def mount_drive() -> Path:
     """
     if host_kind() != "colab":
         raise ValueError("drive=True works on Google Colab only; elsewhere set checkpoint_dir to a folder that lasts")
-    if not (DRIVE / "MyDrive").is_dir():
+    if not os.path.ismount(DRIVE):      # a folder of that name may also be a plain one, which goes with the session
         remedy = ("run `from google.colab import drive; drive.mount('/content/drive')` in a cell of a notebook first, "
                   "or set checkpoint_dir")
         if "ipykernel" not in sys.modules or _started_headless():
-            raise ValueError(f"drive=True: Google Drive is not mounted, and nobody can be asked for it here; {remedy}")
+            raise ValueError(f"Google Drive is not mounted, and nobody can be asked for it here; {remedy}")
         from google.colab import drive
         try:
             drive.mount(str(DRIVE))
         except Exception as error:      # Colab's own classes; a refused dialog is a MessageError
-            raise ValueError(f"drive=True: Google Drive could not be mounted ({error}); {remedy}") from error
+            raise ValueError(f"Google Drive could not be mounted ({error}); {remedy}") from error
     return DRIVE / "MyDrive" / "cifar100-cnn-training"
 
 

@@ -9,7 +9,6 @@ import yaml
 from helpers import ablation
 from helpers.config import CONFIG_DIR, ConfigError
 from helpers.data import ImageData
-from helpers.system import SystemInfo
 from helpers.trainer import planned_flops
 
 PLAN = {"base": {"model": "FastCNN", "optimizer": "muon", "widths": [4, 4, 8], "epochs": 1, "batch_size": 8,
@@ -76,14 +75,13 @@ def row(change, seed, accuracy):
             "seconds": 60.0}
 
 
-def test_differences_are_to_the_mean_of_the_full_recipe(tmp_path):
+def test_differences_are_to_the_full_recipe_with_the_same_seed(tmp_path):
     rows = [row(ablation.FULL_RECIPE, 1, 60.0), row(ablation.FULL_RECIPE, 2, 62.0), row("less", 1, 58.5),
-            row("more", 1, 63.0)]
-    table = ablation.summary(rows)
-    assert [(line["change"], line["difference"]) for line in table] == [
-        ("more", "+2.00"), (ablation.FULL_RECIPE, "+1.00"), (ablation.FULL_RECIPE, "-1.00"), ("less", "-2.50")]
-    ablation.write_results(rows, tmp_path / "ablation.json", SystemInfo.of(torch.device("cpu"), "fp32"))
-    assert json.loads((tmp_path / "ablation.json").read_text())["rows"] == rows
+            row("more", 1, 63.0), row("more", 2, 63.0), row("more", 3, 63.5)]
+    assert [(found["change"], found["seed"], found["difference"]) for found in ablation.with_differences(rows)] == [
+        ("more", 1, 3.0), ("more", 3, 2.5), (ablation.FULL_RECIPE, 2, 1.0), ("more", 2, 1.0),
+        (ablation.FULL_RECIPE, 1, -1.0), ("less", 1, -1.5)]
+    ablation.draw_results(rows, tmp_path / "ablation.json")
     assert (tmp_path / "ablation.png").stat().st_size > 1000
     assert (tmp_path / "ablation.txt").read_text().split("\n")[1].startswith("more ")
 

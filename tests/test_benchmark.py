@@ -256,7 +256,8 @@ def few_images(images, monkeypatch):
         images, torch.arange(len(images)) % 4, images[:4], torch.arange(4), ("a", "b", "c", "d")))
     from_settings = benchmark.TrainingConfig.from_settings
     monkeypatch.setattr(benchmark.TrainingConfig, "from_settings", lambda settings: from_settings(
-        settings | {"num_classes": 4, "widths": (4, 4, 8), "batch_size": 8, "progress": "none"}))
+        settings | {"num_classes": 4, "widths": (4, 4, 8), "batch_size": 8, "progress": "none",
+                    "precision": "bf16"}))
 
 
 def test_step_command_gives_the_share_of_the_bare_convolutions(few_images, tmp_path):

@@ -56,7 +56,7 @@ def run_cells(*sources: str) -> dict:
     for source in sources:
         namespace["In"].append(source)
         try:
-            exec(source, namespace)
+            exec("\n".join(line for line in source.split("\n") if line[:1] not in ("%", "!")), namespace)   # no magics
         except SyntaxError:
             pass
     return namespace
@@ -397,6 +397,13 @@ def test_every_form_of_assignment_in_a_parameter_cell_is_seen():
     assert (made.epochs, made.batch_size, made.learning_rate, made.seed) == (3, 16, 0.5, 5)
 
 
+def test_a_parameter_cell_is_known_by_its_comment_wherever_it_stands():
+    for before in ("label_smoothing = 0.3\n", "%%time\n", "# mine\n!pip list\n", "\n"):
+        made = config_of_notebook(DECLARED, before + DECLARED + "epochs = 3\n", injected({"batch_size": 16}))
+        assert (made.epochs, made.batch_size) == (3, 16)
+    assert config_of_notebook("label_smoothing = 0.3\n" + DECLARED).label_smoothing == 0.3
+
+
 def test_a_corrected_cell_that_is_run_again_is_not_held_to_its_old_text():
     declared, put_in = DECLARED + "learnig_rate = 0.2\n", injected({"learnig_rate": 0.2})
     with pytest.raises(ConfigError, match="learnig_rate"):
@@ -435,3 +442,17 @@ def test_without_history_variables_named_like_settings_are_taken():
 def test_none_as_text_is_no_name(name):
     with pytest.raises(ConfigError, match=f"{name}='None': is the text 'None'; leave the setting out"):
         TrainingConfig.from_settings({name: "None"})
+
+
+# What has no effect ----------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("preset, settings, idle", [
+    ("fast", {"dropout_rate": 0.5}, {"dropout_rate": "model='CIFAR100CNN'"}),
+    ("reference", {"dropout_rate": 0.5, "mean_features": True}, {"mean_features": "model='FastCNN'"}),
+    ("reference", {"head_momentum": 0.5, "optimizer": "muon"}, {}),
+    ("quick", {"self_distillation_from": 0.5, "mix_until": 0.5}, {
+        "self_distillation_from": "self_distillation above 0", "mix_until": "mixup_alpha or cutmix_alpha above 0"}),
+    ("quick", {"self_distillation_from": 0.5, "self_distillation": 0.5}, {}),
+    *[(name, {}, {}) for name in preset_names()]])
+def test_changed_settings_without_effect_are_told_with_what_they_need(preset, settings, idle):
+    assert TrainingConfig.from_preset(preset, **settings).idle_settings() == idle

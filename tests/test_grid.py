@@ -35,16 +35,19 @@ preset = None""", """\
 from helpers.config import TrainingConfig, notebook_settings
 config = TrainingConfig.from_settings(notebook_settings(globals()))
 print("a line of the notebook's own")""", """\
-import json, pathlib, time
+import json, os, pathlib, signal, time
 if config.learning_rate > 0.5:
     raise ValueError("the <loss> is\\nnot finite & never was")
 if config.epochs == 77:
+    asked_to_stop = []
+    signal.signal(signal.SIGTERM, lambda *_: asked_to_stop.append(True))
     config.run_dir.joinpath("started").touch()
-    try:
-        time.sleep(120)
-    except KeyboardInterrupt:
-        config.run_dir.joinpath("saved").touch()
-        raise
+    end = time.monotonic() + 120
+    while not asked_to_stop and time.monotonic() < end:
+        time.sleep(0.1)
+    time.sleep(6)       # a slow step; papermill by itself would kill after 5 seconds
+    config.run_dir.joinpath("saved").touch()
+    os._exit(1)
 accuracy = 100 * config.learning_rate
 history = [{"epoch": epoch, "train_accuracy": accuracy * epoch, "val_top1": accuracy + epoch} for epoch in (1, 2)]
 config.run_dir.joinpath("metrics.json").write_text(json.dumps({
@@ -291,6 +294,17 @@ def test_a_notebook_that_leaves_no_results_has_failed(tmp_path, monkeypatch):
     assert run.state == "failed" and "left no results" in run.error
 
 
+def test_the_plan_tells_what_has_no_effect_and_what_else_is_in_the_folder(tmp_path, capsys):
+    arguments = ["--preset", "quick", "--name", "g", "--runs-dir", str(tmp_path), "--dry-run"]
+    assert grid.main(["dropout_rate=0.1,0.2", *arguments]) == 0
+    said = capsys.readouterr().out
+    assert "note: dropout_rate has no effect in 2 of 2 runs: it needs model='CIFAR100CNN'" in said
+    assert "also holds" not in said
+    write_metrics(plan("preset=quick", "seed=1", folder=tmp_path / "g")[0])
+    assert grid.main(["seed=2,3", *arguments]) == 0
+    assert "also holds quick-seed=1, which the report leaves out" in capsys.readouterr().out
+
+
 def test_where_no_cell_failed_the_last_word_of_papermill_is_the_error(tmp_path):
     log = tmp_path / "papermill.log"
     log.write_text("Traceback\n  some line\n\x1b[31mDeadKernelError\x1b[0m: Kernel died\n\n")
@@ -317,7 +331,7 @@ def test_ctrl_c_ends_the_run_and_the_grid_and_the_report_is_written(tmp_path):
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 130, said
     assert "Traceback" not in said and "the same command goes on" in said
-    assert (started.parent / "saved").exists()      # the kernel was interrupted, not just killed
+    assert (started.parent / "saved").exists()      # the kernel was asked to end, not just killed
     page = Page.of(tmp_path / "g" / "report.html")
     assert [[row["run"], row["state"]] for row in page.tables[0]] == [["demo-epochs=77", "interrupted"],
                                                                       ["demo-epochs=78", "waiting"]]

@@ -203,10 +203,11 @@ def test_certain_and_right_is_perfectly_calibrated():
 def test_reliable_confidence_by_hand():
     # Wrong at 0.6; right, wrong at 0.7 and 0.8, which must not fall and become a half; right at 0.9 and 0.95.
     evaluation = from_guesses([0, 1, 2, 3, 3], [0, 1, 3, 3, 1], [0.95, 0.9, 0.8, 0.7, 0.6])
-    assert evaluation.reliable_confidence(0.9) == pytest.approx(0.9)
-    assert evaluation.reliable_confidence(0.5) == pytest.approx(0.7)
-    assert evaluation.reliable_confidence(0) == pytest.approx(0.6)
-    assert from_guesses([0, 1], [1, 0]).reliable_confidence(0.9) is None
+    assert evaluation.reliable_confidence(0.9, least=2) == pytest.approx(0.9)
+    assert evaluation.reliable_confidence(0.9, least=3) is None and evaluation.reliable_confidence(0.9) is None
+    assert evaluation.reliable_confidence(0.5, least=1) == pytest.approx(0.7)
+    assert evaluation.reliable_confidence(0, least=1) == pytest.approx(0.6)
+    assert from_guesses([0, 1], [1, 0]).reliable_confidence(0.9, least=1) is None
 
 
 def test_reliable_confidence_is_about_its_neighbourhood_not_about_all_that_is_surer():
@@ -220,7 +221,7 @@ def test_reliable_confidence_is_about_its_neighbourhood_not_about_all_that_is_su
 def test_reliable_confidence_does_not_part_equal_confidences():
     logits = torch.tensor([[2.0, 0.0], [2.0, 0.0], [2.0, 0.0]])
     evaluation = Evaluation.from_logits(logits, torch.tensor([0, 1, 1]), NAMES[:2])
-    assert evaluation.reliable_confidence(0.9) is None
+    assert evaluation.reliable_confidence(0.9, least=1) is None
 
 
 # Evaluation: input and output ------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from PIL import Image
 import cifar100_pipeline
 from cifar100_pipeline import (CheckpointError, CIFAR100CNN, CIFAR100Pipeline, DataError, TrainingConfig,
                                train_cifar100)
-from helpers import checkpoint
+from helpers import checkpoint, system
 
 TINY = {"epochs": 1, "widths": [8, 16, 16, 16], "progress": "none"}     # oneDNN may crash below 16 at a stride
 
@@ -234,6 +234,8 @@ def test_compare_lists_finished_and_published_runs(finished, runs_dir, tmp_path,
     assert "ten" in text and "ResNet-18" not in text
     with pytest.raises(RuntimeError, match="no finished run"):
         finished[0].compare(str(runs_dir / "nothing-*"))
+    assert CIFAR100Pipeline.from_preset("demo", runs_dir=str(tmp_path / "empty")).compare() is None
+    assert "no finished run" in capsys.readouterr().out
 
 
 def test_an_interrupted_run_leaves_the_test_split_alone_and_goes_on(finished, runs_dir):
@@ -259,9 +261,21 @@ def test_train_cifar100_takes_the_short_names(runs_dir, monkeypatch):
 
 
 def test_drive_needs_colab(tmp_path):
-    pipeline = CIFAR100Pipeline.from_preset("demo", drive=True, runs_dir=str(tmp_path), **TINY)
     with pytest.raises(ValueError, match="checkpoint_dir"):
-        pipeline.train()
+        CIFAR100Pipeline.from_preset("demo", drive=True, runs_dir=str(tmp_path), **TINY)
+
+
+@pytest.mark.parametrize("setting", ["data_dir", "runs_dir", "checkpoint_dir"])
+def test_on_colab_a_folder_on_drive_mounts_it_before_anything_is_written(setting, tmp_path, monkeypatch):
+    mounted = []
+    monkeypatch.setattr(cifar100_pipeline, "mount_drive", lambda: mounted.append(True))
+    monkeypatch.setattr(system, "DRIVE", tmp_path / "drive")
+    folders = {"runs_dir": str(tmp_path / "runs"), setting: str(tmp_path / "drive" / "MyDrive" / "mine")}
+    CIFAR100Pipeline.from_preset("demo", **folders, **TINY)
+    assert not mounted
+    monkeypatch.setattr(system, "host_kind", lambda: "colab")
+    CIFAR100Pipeline.from_preset("demo", **folders, **TINY)
+    assert mounted
 
 
 def test_a_long_training_is_announced_with_what_would_be_shorter(tmp_path, capsys, monkeypatch):
@@ -276,6 +290,28 @@ def test_a_long_training_is_announced_with_what_would_be_shorter(tmp_path, capsy
     monkeypatch.setattr(cifar100_pipeline, "LONG_MINUTES", 10 * minutes)
     pipeline.benchmark_training()
     assert "GPU" not in capsys.readouterr().out
+
+
+def test_the_time_estimate_is_of_what_is_left_to_train(tmp_path, capsys):
+    pipeline = CIFAR100Pipeline.from_preset("demo", runs_dir=str(tmp_path), **TINY | {"epochs": 2})
+    whole = pipeline.build_trainer().total_flops()
+    pipeline.train(on_epoch=lambda trainer: trainer.stop())
+    assert 0 < pipeline.trainer.flops < whole
+    speed = pipeline.benchmark_training(repeats=1)
+    assert "what is left of 2 epochs takes about" in capsys.readouterr().out
+    assert 60 * speed["minutes"] == pytest.approx(speed["milliseconds"] / 1000 * pipeline.trainer.total_steps / 2)
+    pipeline.train()
+    assert pipeline.benchmark_training(repeats=1)["minutes"] == 0
+    assert "the training of 2 epochs is complete" in capsys.readouterr().out
+
+
+def test_what_is_allowed_but_hardly_meant_is_said(tmp_path, caplog):
+    settings = {"run_name": "run", "runs_dir": str(tmp_path), **TINY}
+    CIFAR100Pipeline.from_preset("demo", **settings).train()
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    CIFAR100Pipeline.from_preset("demo", **settings, resume="never", lr_gamma=0.5).build_trainer()
+    assert "lr_gamma has no effect here: it needs lr_scheduler='step'" in caplog.text
+    assert "resume='never': starts over beside" in caplog.text and "step_" in caplog.text
 
 
 def test_training_again_after_an_error_starts_over_until_there_is_a_checkpoint_of_it(tmp_path):

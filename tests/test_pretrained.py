@@ -56,6 +56,11 @@ def test_check_tells_whether_the_file_gives_what_it_states(run, folder, monkeypa
     assert pretrained.main(["check", "demo"]) == 0
     assert f"{run.results['top1']:.2f} % in the run itself" in capsys.readouterr().out
     content = checkpoint.load(path)
+    # A preset's file may have got settings since, which the network was trained without.
+    from_settings, asked = pretrained.TrainingConfig.from_settings, []
+    monkeypatch.setattr(pretrained.TrainingConfig, "from_settings",
+                        lambda settings: asked.append(settings["preset"]) or from_settings(settings))
+    assert pretrained.main(["check", "demo"]) == 0 and asked == [None]
     content["file_results"]["top1"] += 1
     checkpoint.save_atomically(content, path)
     assert pretrained.main(["check", "demo"]) == 1

@@ -196,9 +196,12 @@ def colab(environment, monkeypatch, tmp_path):
     return be
 
 
-def test_drive_is_mounted_once_on_colab(colab, tmp_path):
+def test_drive_is_mounted_once_on_colab(colab, tmp_path, monkeypatch):
+    """Also where a plain folder of its name stands, which goes with the session."""
     mounted = []
-    colab(lambda path: mounted.append(path) or (tmp_path / "MyDrive").mkdir())
+    (tmp_path / "MyDrive").mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda path: str(path) in mounted)
+    colab(mounted.append)
     for _ in range(2):
         assert mount_drive() == tmp_path / "MyDrive" / "cifar100-cnn-training"
     assert mounted == [str(tmp_path)]
