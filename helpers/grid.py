@@ -222,13 +222,13 @@ def _papermill(arguments: list[str], log: Path) -> int:
 
 def _end(papermill: subprocess.Popen) -> None:
     """Let the training save a checkpoint, and the kernel and papermill end; what does not, the caller kills."""
-    kernels = Path(f"/proc/{papermill.pid}/task/{papermill.pid}/children")
-    if kernels.exists():
-        for kernel in kernels.read_text().split():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(kernel), signal.SIGTERM)    # after its step the training saves, and then ends the kernel
-    elif os.name == "posix":            # elsewhere the console has told papermill as well
-        papermill.send_signal(signal.SIGINT)            # which interrupts the kernel, and kills it 5 seconds later
+    children = Path(f"/proc/{papermill.pid}/task/{papermill.pid}/children")      # Linux
+    kernels = children.read_text().split() if children.exists() else []
+    for kernel in kernels:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(kernel), signal.SIGTERM)        # after its step the training saves, and then ends the kernel
+    if not kernels and os.name == "posix":      # elsewhere the console has told papermill as well
+        papermill.send_signal(signal.SIGINT)    # which interrupts the kernel, if any, and kills it 5 seconds later
     try:
         papermill.wait(STOP_SECONDS)
     except subprocess.TimeoutExpired:

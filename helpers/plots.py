@@ -303,8 +303,8 @@ def ablation(rows: Sequence[dict], base: str, note: str = "") -> Figure:
     changed = sorted((row for row in rows if row["change"] != base), key=lambda row: row["difference"])
     figure = _new_figure(2.1 + 0.33 * max(len(changed), 3), "What one change does", note)
     axes = figure.subplots()
-    axes.axvspan(min(full) - centre, max(full) - centre, color=BLUE, alpha=0.15,
-                 label=f"{base}, {len(full)} seed{'s' * (len(full) > 1)}: {min(full):.1f} to {max(full):.1f} %")
+    accuracy = f"{len(full)} seeds: {min(full):.1f} to {max(full):.1f} %" if len(full) > 1 else f"{centre:.1f} %"
+    axes.axvspan(min(full) - centre, max(full) - centre, color=BLUE, alpha=0.15, label=f"{base}, {accuracy}")
     axes.axvline(0, color=BLUE)
     for place, row in enumerate(changed):
         difference = row["difference"]
