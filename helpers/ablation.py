@@ -101,10 +101,13 @@ def with_differences(rows: list[dict]) -> list[dict]:
     recipe itself, and of a seed that it was not trained with, is to its mean.
     """
     full = {row["seed"]: row["val_top1"] for row in rows if row["change"] == FULL_RECIPE}
-    base = {row["seed"]: full.get(row["seed"], mean(full.values())) for row in rows}
-    compared = [row | {"difference": row["val_top1"] - (mean(full.values()) if row["change"] == FULL_RECIPE else
-                                                        base[row["seed"]])} for row in rows]
-    return sorted(compared, key=lambda row: -row["difference"])
+    centre = mean(full.values())
+
+    def base_of(row: dict) -> float:
+        return centre if row["change"] == FULL_RECIPE else full.get(row["seed"], centre)
+
+    return sorted((row | {"difference": row["val_top1"] - base_of(row)} for row in rows),
+                  key=lambda row: -row["difference"])
 
 
 def table(rows: list[dict]) -> str:
