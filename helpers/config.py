@@ -91,6 +91,8 @@ class TrainingConfig:
     input_skip: bool = setting(False, "FastCNN: groups after the first also have a skip over their first convolution")
     mean_features: bool = setting(False, "FastCNN: the classifier also takes each channel's mean over the image, not "
                                   "only its maximum")
+    flip_equivariant: bool = setting(False, "FastCNN: layers that commute with mirroring, at half the arithmetic; an "
+                                     "image and its mirror image get the same logits")
 
     # Optimiser
     optimizer: str = setting("sgd", "sgd: SGD with Nesterov momentum; muon: Muon for convolution filters, SGD "
@@ -264,7 +266,7 @@ class TrainingConfig:
     def model_arguments(self) -> dict:
         """The settings that `models.build_model` takes, by its names."""
         names = ("num_classes", "widths", "dropout_rate", "whitening", "pool_first", "skip", "norm_scale", "input_skip",
-                 "mean_features")
+                 "mean_features", "flip_equivariant")
         return {"name": self.model, **{name: getattr(self, name) for name in names}}
 
     def training_images(self, available: int) -> int:
@@ -304,7 +306,8 @@ HINTS = typing.get_type_hints(TrainingConfig)
 # (settings, what they need to have an effect, is it so?)
 _NEEDS = [
     (("dropout_rate",), "model='CIFAR100CNN'", lambda config: config.model == "CIFAR100CNN"),
-    (("whitening", "pool_first", "skip", "norm_scale", "input_skip", "mean_features"), "model='FastCNN'",
+    (("whitening", "pool_first", "skip", "norm_scale", "input_skip", "mean_features",
+      "flip_equivariant"), "model='FastCNN'",
      lambda config: config.model == "FastCNN"),
     (("norm_learning_rate", "head_learning_rate", "head_momentum"), "optimizer='muon'",
      lambda config: config.optimizer == "muon"),
@@ -505,6 +508,12 @@ def _cross_faults(config: TrainingConfig, wrong: set[str]) -> list[str]:
         stages = {"CIFAR100CNN": 4, "FastCNN": 3}[config.model]
         if len(config.widths) != stages:
             faults.append(f"widths={list(config.widths)}: {config.model} takes {stages} of them")
+    if right("flip_equivariant", "widths", "input_skip") and config.flip_equivariant:
+        if any(width % 2 for width in config.widths or ()):
+            faults.append(f"widths={list(config.widths)}: with flip_equivariant=True channels come in pairs; "
+                          "make them even")
+        if config.input_skip:
+            faults.append("input_skip=True: not with flip_equivariant=True, whose pairs of channels it would part")
     if right("precision", "mixed_precision") and config.precision in ("bf16", "fp16") and not config.mixed_precision:
         faults.append(f"precision={config.precision!r}: contradicts mixed_precision=False; "
                       "set mixed_precision=True, or precision to 'auto' or 'fp32'")

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from .equivariant import FlipConv3x3, LiftingConv3x3, MirroredConv2d, PairNorm, symmetric_max_pool
 from .winograd import Conv3x3, direct_convolutions
 
 
@@ -77,29 +78,40 @@ class ConvGroup(nn.Module):
     With `pool_first` the pooling comes before the first convolution, which then takes a quarter of the arithmetic.
     With `input_skip` the first convolution has a skip as well: the input, average-pooled 2×2, with zeros for the
     channels that it lacks (He et al. 2015, arXiv 1512.03385, option A). It costs no multiplication.
+
+    With `flip_equivariant` the channels are pairs, and all commutes with mirroring (see helpers.equivariant). `mirrored`
+    then says of channels that come without pairs which each becomes in the mirror image.
     """
 
     def __init__(self, in_channels: int, out_channels: int, pool_first: bool = False, skip: bool = True,
-                 norm_scale: bool = False, input_skip: bool = False):
+                 norm_scale: bool = False, input_skip: bool = False, flip_equivariant: bool = False,
+                 mirrored: Tensor | None = None):
         super().__init__()
-        self.conv1 = Conv3x3(in_channels, out_channels)
-        self.conv2 = Conv3x3(out_channels, out_channels)
-        self.conv3 = Conv3x3(out_channels, out_channels)
-        self.norm1, self.norm2, self.norm3 = (_norm(out_channels, norm_scale) for _ in range(3))
+        conv = FlipConv3x3 if flip_equivariant else Conv3x3
+        self.conv1 = (conv(in_channels, out_channels) if not flip_equivariant or mirrored is None
+                      else LiftingConv3x3(mirrored, out_channels))
+        self.conv2 = conv(out_channels, out_channels)
+        self.conv3 = conv(out_channels, out_channels)
+        self.norm1, self.norm2, self.norm3 = (_norm(out_channels, norm_scale, flip_equivariant) for _ in range(3))
         self.pool_first, self.skip, self.input_skip = pool_first, skip, input_skip
+        self.flip_equivariant = flip_equivariant
 
     def forward(self, images: Tensor) -> Tensor:
-        if self.pool_first:
-            halved = self.conv1(F.max_pool2d(images, 2))
-        else:
-            halved = F.max_pool2d(self.conv1(images, for_pooling=True), 2)
-        first = F.gelu(self.norm1(halved))
+        first = F.gelu(self.norm1(self._halve(images)))
         if self.input_skip:
             lacking = first.shape[1] - images.shape[1]      # negative where the group narrows: then the rest is dropped
             first = first + F.pad(F.avg_pool2d(images, 2), (0, 0, 0, 0, 0, lacking))
         out = F.gelu(self.norm2(self.conv2(first)))
         out = self.norm3(self.conv3(out))
         return F.gelu(out + first if self.skip else out)
+
+    def _halve(self, images: Tensor) -> Tensor:
+        if self.flip_equivariant:
+            return (self.conv1(symmetric_max_pool(images)) if self.pool_first
+                    else symmetric_max_pool(self.conv1(images)))
+        if self.pool_first:
+            return self.conv1(F.max_pool2d(images, 2))
+        return F.max_pool2d(self.conv1(images, for_pooling=True), 2)
 
 
 class FastCNN(nn.Module):
@@ -120,15 +132,19 @@ class FastCNN(nn.Module):
 
     def __init__(self, num_classes: int = 100, widths=(128, 384, 512), logit_divisor: float = 9.0,
                  whitening: bool = True, pool_first: bool = False, skip: bool = True, norm_scale: bool = False,
-                 input_skip: bool = False, mean_features: bool = False):
+                 input_skip: bool = False, mean_features: bool = False, flip_equivariant: bool = False):
         super().__init__()
-        self.whitening = nn.Conv2d(3, 24, 2)
+        # 6 symmetric filters and their negatives, then 6 antisymmetric ones and theirs, which are their mirror images
+        mirrored = torch.tensor([*range(12), *range(18, 24), *range(12, 18)])
+        self.whitening = MirroredConv2d(3, mirrored, 2) if flip_equivariant else nn.Conv2d(3, 24, 2)
         self.whitening.weight.requires_grad_(not whitening)
-        self.groups = nn.Sequential(*[ConvGroup(i, o, pool_first and place > 0, skip, norm_scale,
-                                                input_skip and place > 0)
-                                      for place, (i, o) in enumerate(zip((24, *widths[:-1]), widths))])
-        self.mean_features = mean_features
-        self.head = nn.Linear(widths[-1] * (2 if mean_features else 1), num_classes, bias=False)
+        self.groups = nn.Sequential(*[
+            ConvGroup(i, o, pool_first and place > 0, skip, norm_scale, input_skip and place > 0, flip_equivariant,
+                      mirrored if place == 0 else None)
+            for place, (i, o) in enumerate(zip((24, *widths[:-1]), widths))])
+        self.mean_features, self.flip_equivariant = mean_features, flip_equivariant
+        features = widths[-1] * (2 if mean_features else 1) // (2 if flip_equivariant else 1)
+        self.head = nn.Linear(features, num_classes, bias=False)
         self.logit_divisor = logit_divisor
         nn.init.zeros_(self.whitening.bias)
 
@@ -138,39 +154,57 @@ class FastCNN(nn.Module):
 
         The 12 eigenvectors of the 2×2 patches' second moments, each divided by the root of its eigenvalue,
         and their negatives: what they give is decorrelated and of unit variance from the first step on.
+        With `flip_equivariant` the moments are those of the images and their mirror images.
         """
         patches = F.unfold(images.float(), 2).transpose(1, 2).reshape(-1, 12)
         moments = (patches.T @ patches / len(patches)).cpu()        # not every device has eigh
-        eigenvalues, eigenvectors = torch.linalg.eigh(moments)
-        filters = (eigenvectors / (eigenvalues + eps).sqrt()).T.reshape(12, 3, 2, 2)
-        self.whitening.weight.copy_(torch.cat([filters, -filters]))
+        if not self.flip_equivariant:
+            filters = _whitening_filters(moments, torch.eye(12), eps)
+            self.whitening.weight.copy_(torch.cat([filters, -filters]))
+            return
+        left = torch.eye(12).view(12, 3, 2, 2)[:, :, :, 0].flatten(1)       # [12, 6]: which is a patch's left half
+        right = torch.eye(12).view(12, 3, 2, 2)[:, :, :, 1].flatten(1)
+        parts = [_whitening_filters(moments, (left + sign * right) * 0.5 ** 0.5, eps) for sign in (1, -1)]
+        self.whitening.weight.copy_(torch.cat([filters * sign for filters in parts for sign in (1, -1)]))
 
     def features(self, images: Tensor) -> Tensor:
         maps = self.groups(F.gelu(self.whitening(images)))
-        largest = maps.amax((2, 3))
-        return torch.cat([largest, maps.mean((2, 3))], 1) if self.mean_features else largest
+        found = [maps.amax((2, 3))]
+        if self.mean_features:
+            found.append(maps.mean((2, 3)))
+        if self.flip_equivariant:       # the even part: the same of an image and its mirror image
+            found = [values.unflatten(1, (2, -1)).sum(1) * 0.5 ** 0.5 for values in found]
+        return torch.cat(found, 1)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.features(images)) / self.logit_divisor
 
 
-def _norm(channels: int, scale: bool) -> nn.BatchNorm2d:
+def _whitening_filters(moments: Tensor, basis: Tensor, eps: float) -> Tensor:
+    """Filters [n, 3, 2, 2] that whiten what patches with second moments [12, 12] are in a `basis` [12, n]."""
+    eigenvalues, eigenvectors = torch.linalg.eigh(basis.T @ moments @ basis)
+    return (basis @ eigenvectors / (eigenvalues + eps).sqrt()).T.reshape(-1, 3, 2, 2)
+
+
+def _norm(channels: int, scale: bool, pairs: bool) -> nn.BatchNorm2d:
     # The running statistics follow fast (0.4), since a short training has few steps for them.
-    norm = nn.BatchNorm2d(channels, momentum=0.4)
+    norm = (PairNorm if pairs else nn.BatchNorm2d)(channels, momentum=0.4)
     norm.weight.requires_grad_(scale)
     return norm
 
 
 def build_model(name: str = "CIFAR100CNN", num_classes: int = 100, widths=None, dropout_rate: float = 0.3,
                 whitening: bool = True, pool_first: bool = False, skip: bool = True,
-                norm_scale: bool = False, input_skip: bool = False, mean_features: bool = False) -> nn.Module:
-    """The network called `name`; `widths=None` takes its own. Dropout is CIFAR100CNN's, the last six FastCNN's."""
+                norm_scale: bool = False, input_skip: bool = False, mean_features: bool = False,
+                flip_equivariant: bool = False) -> nn.Module:
+    """The network called `name`; `widths=None` takes its own. Dropout is CIFAR100CNN's, the last seven FastCNN's."""
     sizes = {} if widths is None else {"widths": tuple(widths)}
     if name == "CIFAR100CNN":
         return CIFAR100CNN(num_classes, dropout_rate, **sizes)
     if name == "FastCNN":
         return FastCNN(num_classes, **sizes, whitening=whitening, pool_first=pool_first, skip=skip,
-                       norm_scale=norm_scale, input_skip=input_skip, mean_features=mean_features)
+                       norm_scale=norm_scale, input_skip=input_skip, mean_features=mean_features,
+                       flip_equivariant=flip_equivariant)
     raise ValueError(f"model={name!r}: must be CIFAR100CNN or FastCNN")
 
 

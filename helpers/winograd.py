@@ -50,22 +50,26 @@ class Conv3x3(nn.Conv2d):
 
     def forward(self, images: Tensor, for_pooling: bool = False) -> Tensor:
         without_last = for_pooling and self.stride == (1, 1) and images.shape[2] % 2 == images.shape[3] % 2 == 1
-        if self._winograd_is_faster(images, without_last):
+        if self.stride == (1, 1) and winograd_is_faster(images, self.weight.dtype, self.in_channels, self.out_channels,
+                                                        without_last):
             return winograd_conv(images, self.weight, without_last)
         if without_last:
             return F.conv2d(F.pad(images, (1, 0, 1, 0)), self.weight)
         return super().forward(images)
 
-    def _winograd_is_faster(self, images: Tensor, without_last: bool) -> bool:
-        if not (_allowed and images.device.type == "cpu" and images.dtype == self.weight.dtype == torch.float32
-                and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
-                and self.stride == (1, 1) and images.ndim == 4 and images.shape[1] == self.in_channels
-                and min(self.in_channels, self.out_channels) >= 64):    # else the transforms take longer than they save
-            return False
-        height, width = (side - without_last for side in images.shape[2:])
-        rows, columns = _Tiling.of(height), _Tiling.of(width)
-        return (len(images) * rows.count * columns.count >= 64          # else transforming the filters takes longer
-                and rows.multiplications * columns.multiplications < 0.6 * 9 * height * width)
+
+def winograd_is_faster(images: Tensor, weight_dtype: torch.dtype, in_channels: int, out_channels: int,
+                       without_last: bool = False) -> bool:
+    """Is `winograd_conv` to be taken for such a convolution? Only in fp32 on a CPU, and not within direct_convolutions."""
+    if not (_allowed and images.device.type == "cpu" and images.dtype == weight_dtype == torch.float32
+            and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
+            and images.ndim == 4 and images.shape[1] == in_channels
+            and min(in_channels, out_channels) >= 64):      # else the transforms take longer than they save
+        return False
+    height, width = (side - without_last for side in images.shape[2:])
+    rows, columns = _Tiling.of(height), _Tiling.of(width)
+    return (len(images) * rows.count * columns.count >= 64          # else transforming the filters takes longer
+            and rows.multiplications * columns.multiplications < 0.6 * 9 * height * width)
 
 
 def winograd_conv(images: Tensor, weight: Tensor, without_last: bool = False) -> Tensor:

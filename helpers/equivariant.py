@@ -1,0 +1,158 @@
+"""Convolutions that commute with mirroring an image left to right, at half the multiplications.
+
+Cohen & Welling 2016 (arXiv 1602.07576) for networks of such layers, Bökman, Nordström & Kahl 2025 (arXiv 2502.05169) for
+the saving. The C channels are C/2 pairs, the first of each pair in the first half of the channels: mirroring the image
+mirrors every channel and swaps the two of each pair. The sum of a pair is its even part, the difference its odd part. A
+filter between parts of the same kind has to be symmetric, one between even and odd antisymmetric, so three columns of
+filter values are two numbers or one: half the parameters and half the arithmetic of any convolution with C channels.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from .winograd import winograd_conv, winograd_is_faster
+
+
+class FlipConv3x3(nn.Module):
+    """A 3×3 convolution between pairs of channels, padding 1, no bias: float [N, C_in, H, W] to [N, C_out, H, W].
+
+    `even.weight` and `odd.weight`, float [C_out/2, 3·C_in/2, 3, 1], hold what gives the even and the odd part of the
+    result. Of the 3·C_in/2 the first third is for the middle column, the second for the sum of its neighbours, the last
+    for the difference of the neighbours in the parts of the other kind. All bases are orthogonal and of one length.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.even, self.odd = (nn.Conv2d(in_channels // 2 * 3, out_channels // 2, (3, 1), padding=(1, 0), bias=False)
+                               for _ in range(2))
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.device.type == "mps":         # where channels_last is not safe, see helpers.system.memory_format
+            return F.conv2d(images, self.weight(), padding=1)
+        if winograd_is_faster(images, self.even.weight.dtype, self.even.in_channels // 3 * 2,
+                              self.even.out_channels * 2):
+            return winograd_conv(images, self.weight())
+        even, odd = _Neighbours.apply(images)
+        return _Pairs.apply(self.even(even), self.odd(odd))
+
+    def weight(self) -> Tensor:
+        """The same as the filters of a common convolution, float [C_out, C_in, 3, 3]."""
+        (even, even_from_odd), (odd, odd_from_even) = map(_columns, (self.even.weight, self.odd.weight))
+        same, other = even + even_from_odd + odd_from_even + odd, even - even_from_odd + odd_from_even - odd
+        return torch.cat([torch.cat([same, other], 1), torch.cat([other.flip(3), same.flip(3)], 1)])
+
+
+class MirroredConv2d(nn.Conv2d):
+    """A convolution of images without padding, some of whose filters are each other's mirror images, or their own.
+
+    `mirrored` int64 [C_out] names for each the one that is its mirror image, which is kept so while they are trained.
+    """
+
+    def __init__(self, in_channels: int, mirrored: Tensor, kernel_size: int):
+        super().__init__(in_channels, len(mirrored), kernel_size)
+        self.register_buffer("mirrored", mirrored, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.conv2d(images, (self.weight + self.weight[self.mirrored].flip(3)) / 2,
+                        (self.bias + self.bias[self.mirrored]) / 2)
+
+
+class LiftingConv3x3(nn.Conv2d):
+    """A 3×3 convolution that makes pairs of channels, padding 1, no bias: float [N, C_in, H, W] to [N, C_out, H, W].
+
+    `weight` float [C_out/2, C_in, 3, 3] has the filters of the first of each pair; those of the second are their mirror
+    images. `mirrored` int64 [C_in] names the channel that each becomes in the mirror image.
+    """
+
+    def __init__(self, mirrored: Tensor, out_channels: int):
+        super().__init__(len(mirrored), out_channels // 2, 3, padding=1, bias=False)
+        self.register_buffer("mirrored", mirrored, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.conv2d(images, torch.cat([self.weight, self.weight[:, self.mirrored].flip(3)]), padding=1)
+
+
+class PairNorm(nn.BatchNorm2d):
+    """Batch norm for pairs of channels, which share their statistics and biases: float [N, C, H, W] to the same."""
+
+    def __init__(self, channels: int, **options):
+        super().__init__(channels // 2, **options)
+
+    def forward(self, images: Tensor) -> Tensor:
+        number, channels, height, width = images.shape
+        if images.is_contiguous(memory_format=torch.channels_last):     # then without a copy
+            side_by_side = images.permute(0, 2, 3, 1).reshape(number, height, 2 * width, channels // 2)
+            normed = super().forward(side_by_side.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            return normed.reshape(number, height, width, channels).permute(0, 3, 1, 2)
+        stacked = images.view(number, 2, channels // 2, height, width).transpose(1, 2).flatten(2, 3)
+        return super().forward(stacked).unflatten(2, (2, height)).transpose(1, 2).flatten(1, 2)
+
+
+def symmetric_max_pool(images: Tensor) -> Tensor:
+    """Max pooling that halves the sides, rounded down, and commutes with mirroring: by windows of 2, along an odd side by
+    overlapping windows of 3."""
+    return F.max_pool2d(images, [2 + side % 2 for side in images.shape[2:]], 2)
+
+
+def _columns(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Filters [C_out/2, C_in/2, 3, 3] for the parts of the same and of the other kind."""
+    middle, sums, differences = weight.unflatten(1, (3, -1)).unbind(1)
+    return (torch.cat([sums, 2 ** 0.5 * middle, sums], 3),
+            torch.cat([-differences, torch.zeros_like(differences), differences], 3))
+
+
+class _Neighbours(torch.autograd.Function):
+    # [N, C, H, W] to what `even` and `odd` take, each [N, 3·C/2, H, W]. In between, images are [N, H, W, C].
+
+    @staticmethod
+    def forward(ctx, images):
+        first, second = images.permute(0, 2, 3, 1).chunk(2, 3)
+        even, odd = first + second, first - second
+        number, height, width, pairs = even.shape
+        results = [even.new_empty(number, height, width, 3, pairs) for _ in range(2)]
+        for part, own, other in ((even, *results), (odd, *results[::-1])):
+            torch.mul(part, 2 ** 0.5, out=own[..., 0, :])
+            sums, differences = own[..., 1, :], other[..., 2, :]
+            torch.add(part[:, :, :-2], part[:, :, 2:], out=sums[:, :, 1:-1])
+            torch.sub(part[:, :, 2:], part[:, :, :-2], out=differences[:, :, 1:-1])
+            for border in (sums, differences):
+                border[:, :, 0] = part[:, :, 1] if width > 1 else 0
+            sums[:, :, -1] = part[:, :, -2] if width > 1 else 0
+            differences[:, :, -1] = -part[:, :, -2] if width > 1 else 0
+        return tuple(result.flatten(3).permute(0, 3, 1, 2) for result in results)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, even_grad, odd_grad):
+        grads = [grad.permute(0, 2, 3, 1).unflatten(3, (3, -1)) for grad in (even_grad, odd_grad)]
+        parts = []
+        for own, other in (grads, grads[::-1]):
+            part = own[..., 0, :] * 2 ** 0.5
+            sums, differences = own[..., 1, :], other[..., 2, :]
+            part[:, :, 1:] += (sums + differences)[:, :, :-1]
+            part[:, :, :-1] += (sums - differences)[:, :, 1:]
+            parts.append(part)
+        return _Pairs.forward(ctx, *[part.permute(0, 3, 1, 2) for part in parts])
+
+
+class _Pairs(torch.autograd.Function):
+    # Even and odd parts [N, C/2, H, W] to pairs of channels [N, C, H, W]. Its transpose is of the same form.
+
+    @staticmethod
+    def forward(ctx, even, odd):
+        even, odd = even.permute(0, 2, 3, 1), odd.permute(0, 2, 3, 1)
+        pairs = even.new_empty(*even.shape[:3], 2 * even.shape[3])
+        first, second = pairs.chunk(2, 3)
+        torch.add(even, odd, out=first)
+        torch.sub(even, odd, out=second)
+        return pairs.permute(0, 3, 1, 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        first, second = grad.chunk(2, 1)
+        return first + second, first - second

@@ -1,0 +1,113 @@
+"""equivariant: layers that commute with mirroring, against common convolutions of the same filters."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from helpers.equivariant import FlipConv3x3, LiftingConv3x3, MirroredConv2d, PairNorm, symmetric_max_pool
+from helpers.models import FastCNN, training_flops
+
+FORMATS = [torch.channels_last, torch.contiguous_format]
+
+
+def mirror_pairs(images):
+    """What mirroring an image does to maps [N, C, H, W] of pairs of channels."""
+    return torch.cat(images.flip(3).chunk(2, 1)[::-1], 1)
+
+
+def maps(channels, *sides, number=3):
+    return torch.randn(number, channels, *sides, dtype=torch.double, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("sides", [(1, 1), (1, 5), (2, 2), (6, 3), (5, 7)])
+@pytest.mark.parametrize("memory_format", FORMATS)
+def test_convolution_is_a_common_one_of_its_filters(sides, memory_format):
+    conv = FlipConv3x3(8, 6).double()
+    images = maps(8, *sides).to(memory_format=memory_format).requires_grad_()
+    torch.testing.assert_close(conv(images), F.conv2d(images, conv.weight(), padding=1))
+    assert torch.autograd.gradcheck(conv, (images,))
+
+
+def test_filters_get_the_gradient_of_the_common_convolution():
+    conv, images = FlipConv3x3(8, 6).double(), maps(8, 5, 5)
+    grads = [torch.autograd.grad(out.square().sum(), list(conv.parameters()))
+             for out in (conv(images), F.conv2d(images, conv.weight(), padding=1))]
+    torch.testing.assert_close(*grads)
+
+
+def test_filters_of_unit_length_are_orthogonal_in_the_common_convolution():
+    # Else Muon and the rescaling of filters would weigh the columns of a filter differently.
+    conv = FlipConv3x3(4, 2).double()
+    rows = []
+    for parameter in conv.parameters():
+        for place in range(parameter.numel()):
+            torch.nn.init.zeros_(conv.even.weight), torch.nn.init.zeros_(conv.odd.weight)
+            with torch.no_grad():
+                parameter.view(-1)[place] = 1
+            rows.append(conv.weight().detach().flatten())
+    rows = torch.stack(rows)
+    torch.testing.assert_close(rows @ rows.T, torch.eye(len(rows)).double() * (rows[0] @ rows[0]))
+
+
+@pytest.mark.parametrize("layer", [FlipConv3x3(8, 6).double(), PairNorm(8).double(), symmetric_max_pool], ids=str)
+@pytest.mark.parametrize("sides", [(6, 4), (5, 7)])
+@pytest.mark.parametrize("memory_format", FORMATS)
+def test_layers_commute_with_mirroring(layer, sides, memory_format):
+    images = maps(8, *sides).to(memory_format=memory_format)
+    torch.testing.assert_close(layer(mirror_pairs(images).to(memory_format=memory_format)), mirror_pairs(layer(images)))
+
+
+def test_layers_that_see_the_image_make_pairs_of_it():
+    mirrored = torch.tensor([0, 2, 1])
+    first, second = MirroredConv2d(3, mirrored, 2).double(), LiftingConv3x3(mirrored, 10).double()
+    images = maps(3, 6, 6)
+    torch.testing.assert_close(first(images.flip(3)), first(images)[:, mirrored].flip(3))
+    torch.testing.assert_close(second(first(images.flip(3))), mirror_pairs(second(first(images))))
+
+
+def test_pairs_share_their_norm():
+    norm = PairNorm(8).double()
+    torch.nn.init.uniform_(norm.bias)
+    images = maps(8, 5, 5)
+    pairs = images.unflatten(1, (2, 4))
+    mean, spread = pairs.mean((0, 1, 3, 4)), pairs.var((0, 1, 3, 4), correction=0)
+    expected = (pairs - mean.view(-1, 1, 1)) / (spread + norm.eps).sqrt().view(-1, 1, 1) + norm.bias.view(-1, 1, 1)
+    torch.testing.assert_close(norm(images), expected.flatten(1, 2))
+
+
+@pytest.mark.parametrize("side", [9, 20, 31, 32])
+@pytest.mark.parametrize("pool_first", [False, True])
+@pytest.mark.parametrize("whitening", [False, True])
+def test_an_image_and_its_mirror_image_get_the_same_logits(side, pool_first, whitening):
+    if pool_first and side < 16:
+        pytest.skip("too small to pool first")
+    torch.manual_seed(0)
+    model = FastCNN(10, (8, 16, 20), whitening=whitening, pool_first=pool_first, mean_features=True,
+                    flip_equivariant=True)
+    images = torch.randn(40, 3, side, side)
+    if whitening:
+        model.whiten(images)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1)
+    F.cross_entropy(model(images), torch.arange(40) % 10).backward()
+    optimizer.step()                # also after a step no part may have left the pairs
+    model.double().eval()
+    images = images.double()
+    torch.testing.assert_close(model(images.flip(3)), model(images))
+    assert model(images).std(0).min() > 1e-6
+
+
+def test_whitening_is_that_of_the_images_and_their_mirror_images():
+    torch.manual_seed(0)
+    images = F.avg_pool2d(torch.randn(200, 3, 20, 20), 3, 1)
+    model = FastCNN(flip_equivariant=True)
+    model.whiten(images, eps=0)
+    both = torch.cat([images, images.flip(3)])
+    found = F.conv2d(both, model.whitening.weight).transpose(0, 1).flatten(1)[[*range(6), *range(12, 18)]]
+    torch.testing.assert_close(found @ found.T / found.shape[1], torch.eye(12), atol=2e-3, rtol=0)
+
+
+def test_half_the_arithmetic():
+    # All but the first two layers, which see channels without pairs, and the pooling, which looks at every place.
+    plain, pairs = (training_flops(FastCNN(flip_equivariant=value), 33) for value in (False, True))
+    first = 3 * 2 * 9 * 24 * 128 * 32 ** 2
+    assert pairs - first == pytest.approx((plain - first) / 2, rel=0.002)
