@@ -158,8 +158,8 @@ def grad_cam(model: nn.Module, images: Tensor, classes: Tensor, layer: nn.Module
 
     The last group of FastCNN has only 3×3 places at 32 pixels. So the map is the mean over shifts × shifts copies
     of the image, moved by fractions of a quarter of its side, its mirror image around it; shifts=1 is plain Grad-CAM.
-    The copies are a pixel larger than that, 41 pixels: then no pooling of FastCNN leaves out a last row or column, by
-    which a plain map of it is up to six pixels off.
+    The copies are a pixel larger than that, 41 pixels: then no pooling of FastCNN leaves out a last row or column (those
+    of flip-equivariant layers never do), by which a plain map of it is up to six pixels off.
 
     images: normalised float [N, 3, H, W]; classes: int64 [N]; layer: a module whose output is [N, C, h, w], by
     default that of `grad_cam_layer`. Computed in fp32, in evaluation mode; frozen parameters make no difference.
@@ -197,14 +197,7 @@ def _weighted_activations(model: nn.Module, images: Tensor, classes: Tensor, lay
 
 
 def grad_cam_layer(model: nn.Module) -> nn.Module:
-    """The layer that `grad_cam` looks at by default: the last group of FastCNN, the last stage of CIFAR100CNN.
-
-    Coarse as it is, it tells the right object better than the finer map of the group before. With the weights that come
-    with the project, in mosaics of four of 400 test images that are classified right with a probability above 0.5, the
-    hottest pixel lay in the right one for 98 % of the classes (last-but-one group: 79 %). Within an image the finer map
-    finds what matters as well: blurring (σ 5) the hottest 30 % of the pixels lowered the mean probability of the class
-    from 0.75 to 0.18, with the mean over four shifted copies to 0.15; by the last-but-one group to 0.13.
-    """
+    """The layer that `grad_cam` looks at by default: the last group of FastCNN, the last stage of CIFAR100CNN."""
     return model.groups[-1] if hasattr(model, "groups") else model.layer3
 
 

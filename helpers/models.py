@@ -125,9 +125,10 @@ class FastCNN(nn.Module):
     `whitening=False` trains the first layer instead, `pool_first=True` lets all groups but the first pool before
     their first convolution, `skip=False` leaves out the skips, `norm_scale=True` trains the norms' scales,
     `input_skip=True` lets all groups but the first have a skip over their first convolution too, `mean_features=True`
-    gives the head each channel's mean beside its maximum: figures/ablation.txt and figures/ablation_long.txt, from
-    `python -m helpers.ablation`, have what each is worth. The division by 9, biases and a fast average (0.4) in the
-    norms are airbench's and were not compared here.
+    gives the head each channel's mean beside its maximum, `flip_equivariant=True` makes all layers commute with
+    mirroring (helpers.equivariant), so that an image and its mirror image get the same logits: figures/ablation.txt
+    and figures/ablation_long.txt, from `python -m helpers.ablation`, have what each is worth. The division by 9, biases
+    and a fast average (0.4) in the norms are airbench's and were not compared here.
     """
 
     def __init__(self, num_classes: int = 100, widths=(128, 384, 512), logit_divisor: float = 9.0,

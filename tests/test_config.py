@@ -276,6 +276,9 @@ def test_settings_that_contradict_each_other_are_named_together():
 def test_no_contradiction_is_claimed_of_a_setting_that_is_wrong_itself():
     assert len(faults_of(TrainingConfig, epochs="x", lr_scheduler="step", lr_milestones=[200])) == 1
     assert len(faults_of(TrainingConfig, model="Unet", widths=[8, 16])) == 1
+    pairs = faults_of(TrainingConfig, model="FastCNN", flip_equivariant=True, widths=[8, 15, 16], input_skip=True)
+    assert len(pairs) == 2 and "widths=[8, 15, 16]" in pairs[0] and "make them even" in pairs[0]
+    assert "input_skip=True: not with flip_equivariant=True" in pairs[1]
 
 
 @pytest.mark.parametrize("milestones", [[], [30, 20], [20, 20], [150]])

@@ -19,10 +19,12 @@ def reference():
     return CIFAR100CNN()
 
 
-@pytest.fixture(params=["CIFAR100CNN", "FastCNN"])
+@pytest.fixture(params=["CIFAR100CNN", "FastCNN", "flip-equivariant FastCNN"])
 def narrow(request):
     torch.manual_seed(0)
-    return build_model(request.param, 10, widths=NARROW if request.param == "CIFAR100CNN" else NARROW[1:])
+    if request.param == "CIFAR100CNN":
+        return build_model("CIFAR100CNN", 10, widths=NARROW)
+    return build_model("FastCNN", 10, widths=NARROW[1:], flip_equivariant=request.param != "FastCNN")
 
 
 def smooth_images(count, side, seed=0):
