@@ -36,7 +36,7 @@ log = logging.getLogger("cifar100")
 
 def planned_runs(path, **overrides) -> list[tuple[str, TrainingConfig]]:
     """What the YAML file `path` asks for, as (name of the change, configuration): the base with each seed, then each
-    change with the first seed. `overrides` go on top of all. Raises ConfigError."""
+    change with its own `seeds`, or with the first seed. `overrides` go on top of all. Raises ConfigError."""
     plan = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     absent = [name for name in ("base", "seeds", "changes") if not (plan or {}).get(name)]
     if absent:
@@ -44,7 +44,9 @@ def planned_runs(path, **overrides) -> list[tuple[str, TrainingConfig]]:
                           str(path))
     base, seeds, changes = plan["base"], plan["seeds"], plan["changes"]
     wanted = [(FULL_RECIPE, {"seed": seed}) for seed in seeds]
-    wanted += [(name, {"seed": seeds[0]} | change) for name, change in changes.items()]
+    for name, change in changes.items():
+        settings = {key: value for key, value in change.items() if key != "seeds"}
+        wanted += [(name, settings | {"seed": seed}) for seed in change.get("seeds", seeds[:1])]
     runs = []
     for name, change in wanted:
         slug = re.sub(r"\W+", "-", name).strip("-").lower()

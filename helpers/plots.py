@@ -257,10 +257,11 @@ def record(recipes: Sequence[dict], reference: dict, published: Sequence[tuple] 
     if ablations:
         axes.plot([row["petaflops"] for row in ablations], [row["val_top1"] for row in ablations], "o", color="0.6",
                   markersize=4, label="ablations (validation accuracy)")
+    variant_markers = itertools.cycle("osv^Pd")
     for recipe, colour in zip(recipes, itertools.cycle(PALETTE)):
         if recipe["name"] != recipe["preset"]:
-            axes.plot(recipe["petaflops"], recipe["top1"], "*", color="none", markersize=11, markeredgecolor="0.15",
-                      zorder=4, label=f"{recipe['name']}: {recipe['top1']:.2f} %")
+            axes.plot(recipe["petaflops"], recipe["top1"], next(variant_markers), color="none", markersize=7,
+                      markeredgecolor="0.15", zorder=4, label=f"{recipe['name']}: {recipe['top1']:.2f} %")
             continue
         axes.plot([recipe["petaflops"]] * len(recipe["top1_by_run"]), recipe["top1_by_run"], "_", color=colour,
                   markersize=16)
@@ -296,29 +297,34 @@ def ablation(rows: Sequence[dict], base: str, note: str = "") -> Figure:
     """Validation accuracy of short trainings that differ in one thing, as points of difference to `base`.
 
     A row is a dict with change (str), val_top1 (%) and difference. The runs called `base` give the band: the range
-    over seeds, about their mean.
+    over seeds, about their mean. Runs of one change, with several seeds, share a line; the number is their mean.
     """
     full = [row["val_top1"] for row in rows if row["change"] == base]
     centre = sum(full) / len(full)
-    changed = sorted((row for row in rows if row["change"] != base), key=lambda row: row["difference"])
-    figure = _new_figure(2.1 + 0.33 * max(len(changed), 3), "What one change does", note)
+    changes = {}
+    for row in rows:
+        if row["change"] != base:
+            changes.setdefault(row["change"], []).append(row["difference"])
+    means = sorted((sum(differences) / len(differences), change) for change, differences in changes.items())
+    figure = _new_figure(2.1 + 0.33 * max(len(means), 3), "What one change does", note)
     axes = figure.subplots()
     accuracy = f"{len(full)} seeds: {min(full):.1f} to {max(full):.1f} %" if len(full) > 1 else f"{centre:.1f} %"
     axes.axvspan(min(full) - centre, max(full) - centre, color=BLUE, alpha=0.15, label=f"{base}, {accuracy}")
     axes.axvline(0, color=BLUE)
-    for place, row in enumerate(changed):
-        difference = row["difference"]
+    for place, (difference, change) in enumerate(means):
         axes.plot([0, difference], [place, place], color="0.6", zorder=2)
-        axes.plot(difference, place, "o", color=ORANGE, markeredgecolor="0.15", markersize=8, zorder=3)
-        axes.annotate(f"{round(difference, 1) + 0.0:+.1f}", (difference, place), textcoords="offset points",
-                      xytext=(9 if difference >= 0 else -9, 0), va="center",
-                      ha="left" if difference >= 0 else "right")
-    axes.set_yticks(range(len(changed)), [row["change"] for row in changed])
+        axes.plot(changes[change], [place] * len(changes[change]), "o", color=ORANGE, markeredgecolor="0.15",
+                  markersize=8, zorder=3)
+        right = difference >= 0
+        axes.annotate(f"{round(difference, 1) + 0.0:+.1f}", ((max if right else min)(changes[change]), place),
+                      textcoords="offset points", xytext=(9 if right else -9, 0), va="center",
+                      ha="left" if right else "right")
+    axes.set_yticks(range(len(means)), [change for _, change in means])
     axes.margins(x=0.15)
     axes.set_xlabel("difference in validation top-1 accuracy (percentage points)")
     axes.set_ylabel("change")
     axes.grid(axis="y", visible=False)
-    axes.set_ylim(-0.7, max(len(changed), 1) - 0.3)
+    axes.set_ylim(-0.7, max(len(means), 1) - 0.3)
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1))
     return figure
 

@@ -33,6 +33,12 @@ def data():
     return ImageData(images, labels, None, None, ("a", "b", "c", "d"), source="this test")
 
 
+def test_a_change_is_trained_with_the_first_seed_or_with_its_own(plan):
+    runs = ablation.planned_runs(plan(changes={"small": {"epochs": 2, "seeds": [4, 6]}, "A/B test": {"flip": "random"}}))
+    assert [(name, config.seed) for name, config in runs[2:]] == [("small", 4), ("small", 6), ("A/B test", 3)]
+    assert all(config.epochs == 2 for name, config in runs if name == "small")
+
+
 def test_a_plan_is_the_base_with_every_seed_and_each_change_with_the_first(plan):
     runs = ablation.planned_runs(plan(), runs_dir="here")
     assert [(name, config.seed, config.run_name.rpartition("-")[0]) for name, config in runs] == [

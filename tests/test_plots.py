@@ -330,6 +330,14 @@ def test_heat_maps_lie_on_their_pictures():
         plots.grad_cam_overlay(pictures, heat[:1], ["one", "two"])
 
 
+def test_seeds_of_one_change_share_a_line_and_show_their_mean():
+    rows = [{"change": name, "val_top1": 60 + difference, "difference": difference}
+            for name, difference in [("base", 0.0), ("wider", 1.0), ("wider", 2.0), ("no skip", -3.0)]]
+    axes = plots.ablation(rows, "base").axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["no skip", "wider"]
+    assert [text.get_text() for text in axes.texts] == ["-3.0", "+1.5"]
+
+
 def test_class_map_tells_twenty_superclasses_apart():
     points = np.random.default_rng(0).normal(size=(100, 2))
     names, groups = [f"class {label:02d}" for label in range(100)], [f"group {place}" for place in range(20)]
