@@ -581,8 +581,9 @@ class CIFAR100Pipeline:
         try:
             model.load_state_dict(weights)
         except RuntimeError as error:
-            raise CheckpointError(f"{path}: does not fit {config.model} with widths={config.widths} and "
-                                  f"num_classes={config.num_classes}; set these to the checkpoint's "
+            raise CheckpointError(f"{path}: does not fit {config.model} with widths={config.widths}, "
+                                  f"num_classes={config.num_classes} and flip_equivariant="
+                                  f"{config.flip_equivariant}; set these to the checkpoint's "
                                   f"({str(error).splitlines()[1].strip()})") from error
         self.model = model.to(self.device, memory_format=memory_format(self.device, config.channels_last)).eval()
         if "classes" in state:

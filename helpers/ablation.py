@@ -45,6 +45,8 @@ def planned_runs(path, **overrides) -> list[tuple[str, TrainingConfig]]:
     base, seeds, changes = plan["base"], plan["seeds"], plan["changes"]
     wanted = [(FULL_RECIPE, {"seed": seed}) for seed in seeds]
     for name, change in changes.items():
+        if "seed" in change:
+            raise ConfigError([f"{name}: seed={change['seed']}: write seeds: [{change['seed']}]"], str(path))
         settings = {key: value for key, value in change.items() if key != "seeds"}
         wanted += [(name, settings | {"seed": seed}) for seed in change.get("seeds", seeds[:1])]
     runs = []

@@ -279,6 +279,11 @@ class TrainingConfig:
         return max(self.label_smoothing, self.self_distillation, self.mixup_alpha, self.cutmix_alpha) > 0
 
     @property
+    def has_mirrored_pairs(self) -> bool:
+        """Does the network say the same of an image and its mirror image?"""
+        return self.model == "FastCNN" and self.flip_equivariant
+
+    @property
     def effective_batch_size(self) -> int:
         """Images in one optimiser step."""
         return self.batch_size * self.gradient_accumulation_steps
@@ -309,6 +314,7 @@ _NEEDS = [
     (("whitening", "pool_first", "skip", "norm_scale", "input_skip", "mean_features",
       "flip_equivariant"), "model='FastCNN'",
      lambda config: config.model == "FastCNN"),
+    (("flip",), "flip_equivariant=False", lambda config: not config.has_mirrored_pairs),
     (("norm_learning_rate", "head_learning_rate", "head_momentum"), "optimizer='muon'",
      lambda config: config.optimizer == "muon"),
     (("lr_milestones", "lr_gamma"), "lr_scheduler='step'", lambda config: config.lr_scheduler == "step"),
@@ -508,7 +514,7 @@ def _cross_faults(config: TrainingConfig, wrong: set[str]) -> list[str]:
         stages = {"CIFAR100CNN": 4, "FastCNN": 3}[config.model]
         if len(config.widths) != stages:
             faults.append(f"widths={list(config.widths)}: {config.model} takes {stages} of them")
-    if right("flip_equivariant", "widths", "input_skip") and config.flip_equivariant:
+    if right("model", "flip_equivariant", "widths", "input_skip") and config.has_mirrored_pairs:
         if any(width % 2 for width in config.widths or ()):
             faults.append(f"widths={list(config.widths)}: with flip_equivariant=True channels come in pairs; "
                           "make them even")

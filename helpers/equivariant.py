@@ -1,10 +1,12 @@
 """Convolutions that commute with mirroring an image left to right, at half the multiplications.
 
-Cohen & Welling 2016 (arXiv 1602.07576) for networks of such layers, Bökman, Nordström & Kahl 2025 (arXiv 2502.05169) for
-the saving. The C channels are C/2 pairs, the first of each pair in the first half of the channels: mirroring the image
-mirrors every channel and swaps the two of each pair. The sum of a pair is its even part, the difference its odd part. A
-filter between parts of the same kind has to be symmetric, one between even and odd antisymmetric, so three columns of
-filter values are two numbers or one: half the parameters and half the arithmetic of any convolution with C channels.
+Cohen & Welling 2016 (arXiv 1602.07576) for networks of such layers, Bökman, Nordström & Kahl 2025 (arXiv 2502.05169)
+for the saving. The C channels are C/2 pairs, the first of each pair in the first half of the channels: mirroring the
+image mirrors every channel and swaps the two of each pair. The sum of a pair is its even part, the difference its odd
+part. A filter between parts of the same kind has to be symmetric, one between even and odd antisymmetric, so that of the
+three values in a row of it two are free, or one: half the parameters and half the arithmetic of any 3×3 convolution.
+
+All layers give their results in the memory format of what they get.
 """
 
 from __future__ import annotations
@@ -31,15 +33,13 @@ class FlipConv3x3(nn.Module):
                                for _ in range(2))
 
     def forward(self, images: Tensor) -> Tensor:
-        if images.device.type == "mps":         # where channels_last is not safe, see helpers.system.memory_format
-            return F.conv2d(images, self.weight(), padding=1)
         if winograd_is_faster(images, self.even.weight.dtype, self.even.in_channels // 3 * 2,
-                              self.even.out_channels * 2):
-            return winograd_conv(images, self.weight())
+                              self.even.out_channels * 2, direct_share=0.5):
+            return winograd_conv(images, self.filters())
         even, odd = _Neighbours.apply(images)
         return _Pairs.apply(self.even(even), self.odd(odd))
 
-    def weight(self) -> Tensor:
+    def filters(self) -> Tensor:
         """The same as the filters of a common convolution, float [C_out, C_in, 3, 3]."""
         (even, even_from_odd), (odd, odd_from_even) = map(_columns, (self.even.weight, self.odd.weight))
         same, other = even + even_from_odd + odd_from_even + odd, even - even_from_odd + odd_from_even - odd
@@ -55,10 +55,15 @@ class MirroredConv2d(nn.Conv2d):
     def __init__(self, in_channels: int, mirrored: Tensor, kernel_size: int):
         super().__init__(in_channels, len(mirrored), kernel_size)
         self.register_buffer("mirrored", mirrored, persistent=False)
+        with torch.no_grad():
+            self.weight.copy_(self._symmetric_weight())
+            self.bias.copy_((self.bias + self.bias[mirrored]) / 2)
 
     def forward(self, images: Tensor) -> Tensor:
-        return F.conv2d(images, (self.weight + self.weight[self.mirrored].flip(3)) / 2,
-                        (self.bias + self.bias[self.mirrored]) / 2)
+        return F.conv2d(images, self._symmetric_weight(), (self.bias + self.bias[self.mirrored]) / 2)
+
+    def _symmetric_weight(self) -> Tensor:
+        return (self.weight + self.weight[self.mirrored].flip(3)) / 2
 
 
 class LiftingConv3x3(nn.Conv2d):
@@ -84,7 +89,7 @@ class PairNorm(nn.BatchNorm2d):
 
     def forward(self, images: Tensor) -> Tensor:
         number, channels, height, width = images.shape
-        if images.is_contiguous(memory_format=torch.channels_last):     # then without a copy
+        if _format_of(images) == torch.channels_last:       # then without a copy
             side_by_side = images.permute(0, 2, 3, 1).reshape(number, height, 2 * width, channels // 2)
             normed = super().forward(side_by_side.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
             return normed.reshape(number, height, width, channels).permute(0, 3, 1, 2)
@@ -93,9 +98,15 @@ class PairNorm(nn.BatchNorm2d):
 
 
 def symmetric_max_pool(images: Tensor) -> Tensor:
-    """Max pooling that halves the sides, rounded down, and commutes with mirroring: by windows of 2, along an odd side by
-    overlapping windows of 3."""
+    """Max pooling that halves the sides, rounded down, and commutes with mirroring.
+
+    By windows of 2, along an odd side by overlapping windows of 3. [N, C, H, W], H and W from 2 up.
+    """
     return F.max_pool2d(images, [2 + side % 2 for side in images.shape[2:]], 2)
+
+
+def _format_of(images: Tensor) -> torch.memory_format:
+    return torch.contiguous_format if images.is_contiguous() else torch.channels_last
 
 
 def _columns(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,7 +134,8 @@ class _Neighbours(torch.autograd.Function):
                 border[:, :, 0] = part[:, :, 1] if width > 1 else 0
             sums[:, :, -1] = part[:, :, -2] if width > 1 else 0
             differences[:, :, -1] = -part[:, :, -2] if width > 1 else 0
-        return tuple(result.flatten(3).permute(0, 3, 1, 2) for result in results)
+        return tuple(result.flatten(3).permute(0, 3, 1, 2).contiguous(memory_format=_format_of(images))
+                     for result in results)
 
     @staticmethod
     @once_differentiable
@@ -136,7 +148,7 @@ class _Neighbours(torch.autograd.Function):
             part[:, :, 1:] += (sums + differences)[:, :, :-1]
             part[:, :, :-1] += (sums - differences)[:, :, 1:]
             parts.append(part)
-        return _Pairs.forward(ctx, *[part.permute(0, 3, 1, 2) for part in parts])
+        return _paired(*parts, _format_of(even_grad))
 
 
 class _Pairs(torch.autograd.Function):
@@ -144,15 +156,19 @@ class _Pairs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, even, odd):
-        even, odd = even.permute(0, 2, 3, 1), odd.permute(0, 2, 3, 1)
-        pairs = even.new_empty(*even.shape[:3], 2 * even.shape[3])
-        first, second = pairs.chunk(2, 3)
-        torch.add(even, odd, out=first)
-        torch.sub(even, odd, out=second)
-        return pairs.permute(0, 3, 1, 2)
+        return _paired(even.permute(0, 2, 3, 1), odd.permute(0, 2, 3, 1), _format_of(even))
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         first, second = grad.chunk(2, 1)
         return first + second, first - second
+
+
+def _paired(even: Tensor, odd: Tensor, memory_format: torch.memory_format) -> Tensor:
+    """Even and odd parts [N, H, W, C/2] as pairs of channels [N, C, H, W]."""
+    pairs = even.new_empty(*even.shape[:3], 2 * even.shape[3])
+    first, second = pairs.chunk(2, 3)
+    torch.add(even, odd, out=first)
+    torch.sub(even, odd, out=second)
+    return pairs.permute(0, 3, 1, 2).contiguous(memory_format=memory_format)

@@ -158,8 +158,8 @@ def grad_cam(model: nn.Module, images: Tensor, classes: Tensor, layer: nn.Module
 
     The last group of FastCNN has only 3×3 places at 32 pixels. So the map is the mean over shifts × shifts copies
     of the image, moved by fractions of a quarter of its side, its mirror image around it; shifts=1 is plain Grad-CAM.
-    The copies are a pixel larger than that, 41 pixels: then no pooling of FastCNN leaves out a last row or column (those
-    of flip-equivariant layers never do), by which a plain map of it is up to six pixels off.
+    The copies are a pixel larger than that, 41 pixels: then no pooling of FastCNN leaves out a last row or column, by
+    which a plain map of it is up to six pixels off (where its layers are flip-equivariant, none does at any size).
 
     images: normalised float [N, 3, H, W]; classes: int64 [N]; layer: a module whose output is [N, C, h, w], by
     default that of `grad_cam_layer`. Computed in fp32, in evaluation mode; frozen parameters make no difference.

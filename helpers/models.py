@@ -79,7 +79,7 @@ class ConvGroup(nn.Module):
     With `input_skip` the first convolution has a skip as well: the input, average-pooled 2×2, with zeros for the
     channels that it lacks (He et al. 2015, arXiv 1512.03385, option A). It costs no multiplication.
 
-    With `flip_equivariant` the channels are pairs, and all commutes with mirroring (see helpers.equivariant). `mirrored`
+    With `flip_equivariant` the channels are pairs, and all commutes with mirroring (helpers.equivariant). `mirrored`
     then says of channels that come without pairs which each becomes in the mirror image.
     """
 
@@ -135,6 +135,9 @@ class FastCNN(nn.Module):
                  whitening: bool = True, pool_first: bool = False, skip: bool = True, norm_scale: bool = False,
                  input_skip: bool = False, mean_features: bool = False, flip_equivariant: bool = False):
         super().__init__()
+        if flip_equivariant and (input_skip or any(width % 2 for width in widths)):
+            raise ValueError(f"flip_equivariant=True with input_skip={input_skip}, widths={list(widths)}: channels "
+                             "come in pairs, which input_skip would part; leave it out, and make the widths even")
         # 6 symmetric filters and their negatives, then 6 antisymmetric ones and theirs, which are their mirror images
         mirrored = torch.tensor([*range(12), *range(18, 24), *range(12, 18)])
         self.whitening = MirroredConv2d(3, mirrored, 2) if flip_equivariant else nn.Conv2d(3, 24, 2)

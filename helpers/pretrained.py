@@ -64,14 +64,18 @@ def export(run_dir, data: ImageData | None = None, out=None) -> Path:
     config = {name: value for name, value in state["config"].items() if name not in PATHS}
     content = {**state, "model_state_dict": in_half_precision(state["model_state_dict"]), "config": config,
                "training": metrics["training"], "system": metrics["system"]}
-    content["file_results"] = evaluate(content, data or load_cifar100(TrainingConfig.from_settings(state["config"])))
+    content["file_results"] = evaluate(content, data or load_cifar100(_config_of(state)))
     return checkpoint.save_atomically(content, out or FOLDER / f"{state['config']['preset'] or state['name']}.pt")
+
+
+def _config_of(content: dict) -> TrainingConfig:
+    # Without its preset, whose file may have got settings since that the weights were trained without.
+    return TrainingConfig.from_settings(content["config"] | {"preset": None})
 
 
 def evaluate(content: dict, data: ImageData) -> dict:
     """Test top-1 and top-5 (%) of the weights in `content`, computed in fp32, one plain forward pass."""
-    # Without its preset, whose file may have got settings since that the weights were trained without.
-    config = TrainingConfig.from_settings(content["config"] | {"preset": None})
+    config = _config_of(content)
     device = pick_device()
     model = build_model(**config.model_arguments())
     model.load_state_dict(content["model_state_dict"])

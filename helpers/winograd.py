@@ -59,8 +59,11 @@ class Conv3x3(nn.Conv2d):
 
 
 def winograd_is_faster(images: Tensor, weight_dtype: torch.dtype, in_channels: int, out_channels: int,
-                       without_last: bool = False) -> bool:
-    """Is `winograd_conv` to be taken for such a convolution? Only in fp32 on a CPU, and not within direct_convolutions."""
+                       without_last: bool = False, direct_share: float = 1.0) -> bool:
+    """Is `winograd_conv` faster than a convolution of stride 1? Only in fp32 on a CPU, not in direct_convolutions.
+
+    `direct_share`: what the alternative takes of a common convolution's multiplications.
+    """
     if not (_allowed and images.device.type == "cpu" and images.dtype == weight_dtype == torch.float32
             and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
             and images.ndim == 4 and images.shape[1] == in_channels
@@ -69,7 +72,7 @@ def winograd_is_faster(images: Tensor, weight_dtype: torch.dtype, in_channels: i
     height, width = (side - without_last for side in images.shape[2:])
     rows, columns = _Tiling.of(height), _Tiling.of(width)
     return (len(images) * rows.count * columns.count >= 64          # else transforming the filters takes longer
-            and rows.multiplications * columns.multiplications < 0.6 * 9 * height * width)
+            and rows.multiplications * columns.multiplications < 0.6 * direct_share * 9 * height * width)
 
 
 def winograd_conv(images: Tensor, weight: Tensor, without_last: bool = False) -> Tensor:

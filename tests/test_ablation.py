@@ -34,9 +34,12 @@ def data():
 
 
 def test_a_change_is_trained_with_the_first_seed_or_with_its_own(plan):
-    runs = ablation.planned_runs(plan(changes={"small": {"epochs": 2, "seeds": [4, 6]}, "A/B test": {"flip": "random"}}))
+    changes = {"small": {"epochs": 2, "seeds": [4, 6]}, "A/B test": {"flip": "random"}}
+    runs = ablation.planned_runs(plan(changes=changes))
     assert [(name, config.seed) for name, config in runs[2:]] == [("small", 4), ("small", 6), ("A/B test", 3)]
     assert all(config.epochs == 2 for name, config in runs if name == "small")
+    with pytest.raises(ConfigError, match=r"small: seed=4: write seeds: \[4\]"):
+        ablation.planned_runs(plan(changes={"small": {"epochs": 2, "seed": 4}}))
 
 
 def test_a_plan_is_the_base_with_every_seed_and_each_change_with_the_first(plan):

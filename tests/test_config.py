@@ -450,7 +450,8 @@ def test_none_as_text_is_no_name(name):
 # What has no effect ----------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("preset, settings, idle", [
-    ("fast", {"dropout_rate": 0.5}, {"dropout_rate": "model='CIFAR100CNN'"}),
+    ("fast", {"dropout_rate": 0.5, "flip": "random"}, {"dropout_rate": "model='CIFAR100CNN'",
+                                                       "flip": "flip_equivariant=False"}),
     ("reference", {"dropout_rate": 0.5, "mean_features": True}, {"mean_features": "model='FastCNN'"}),
     ("reference", {"head_momentum": 0.5, "optimizer": "muon"}, {}),
     ("quick", {"self_distillation_from": 0.5, "mix_until": 0.5}, {

@@ -1,11 +1,14 @@
 """equivariant: layers that commute with mirroring, against common convolutions of the same filters."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from helpers.equivariant import FlipConv3x3, LiftingConv3x3, MirroredConv2d, PairNorm, symmetric_max_pool
 from helpers.models import FastCNN, training_flops
+from helpers.winograd import direct_convolutions, winograd_is_faster
 
 FORMATS = [torch.channels_last, torch.contiguous_format]
 
@@ -24,14 +27,51 @@ def maps(channels, *sides, number=3):
 def test_convolution_is_a_common_one_of_its_filters(sides, memory_format):
     conv = FlipConv3x3(8, 6).double()
     images = maps(8, *sides).to(memory_format=memory_format).requires_grad_()
-    torch.testing.assert_close(conv(images), F.conv2d(images, conv.weight(), padding=1))
+    torch.testing.assert_close(conv(images), F.conv2d(images, conv.filters(), padding=1))
     assert torch.autograd.gradcheck(conv, (images,))
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+def test_layers_keep_the_memory_format(memory_format):
+    images = maps(8, 5, 4).to(memory_format=memory_format).requires_grad_()
+    for layer in (FlipConv3x3(8, 8).double(), PairNorm(8).double(), symmetric_max_pool):
+        result = layer(images)
+        gradient, = torch.autograd.grad(result, images, torch.ones_like(result))
+        assert result.is_contiguous(memory_format=memory_format), layer
+        assert gradient.is_contiguous(memory_format=memory_format), layer
+
+
+def test_fp32_may_take_winograds_algorithm_with_the_same_result():
+    torch.manual_seed(0)
+    conv, images = FlipConv3x3(64, 64), torch.randn(80, 64, 7, 7).requires_grad_()
+    assert winograd_is_faster(images, torch.float32, 64, 64, direct_share=0.5)
+    results = []
+    for context in (nullcontext(), direct_convolutions()):
+        with context:
+            result = conv(images)
+            results.append((result, *torch.autograd.grad(result.square().sum(), [images, *conv.parameters()])))
+    for found, expected in zip(*results):
+        assert (found - expected).norm() < 1e-4 * expected.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_computes_in_16_bits(dtype):
+    torch.manual_seed(0)
+    model = FastCNN(10, (16, 16, 32), flip_equivariant=True)
+    images = torch.randn(20, 3, 24, 24).to(memory_format=torch.channels_last)
+    with torch.autocast("cpu", dtype):
+        logits = model(images)
+    assert logits.dtype == dtype
+    logits.float().square().mean().backward()
+    expected = model.double()(images.double())
+    assert (logits - expected).abs().max() < 0.05 * expected.abs().max()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
 
 
 def test_filters_get_the_gradient_of_the_common_convolution():
     conv, images = FlipConv3x3(8, 6).double(), maps(8, 5, 5)
     grads = [torch.autograd.grad(out.square().sum(), list(conv.parameters()))
-             for out in (conv(images), F.conv2d(images, conv.weight(), padding=1))]
+             for out in (conv(images), F.conv2d(images, conv.filters(), padding=1))]
     torch.testing.assert_close(*grads)
 
 
@@ -44,12 +84,13 @@ def test_filters_of_unit_length_are_orthogonal_in_the_common_convolution():
             torch.nn.init.zeros_(conv.even.weight), torch.nn.init.zeros_(conv.odd.weight)
             with torch.no_grad():
                 parameter.view(-1)[place] = 1
-            rows.append(conv.weight().detach().flatten())
+            rows.append(conv.filters().detach().flatten())
     rows = torch.stack(rows)
     torch.testing.assert_close(rows @ rows.T, torch.eye(len(rows)).double() * (rows[0] @ rows[0]))
 
 
-@pytest.mark.parametrize("layer", [FlipConv3x3(8, 6).double(), PairNorm(8).double(), symmetric_max_pool], ids=str)
+@pytest.mark.parametrize("layer", [FlipConv3x3(8, 6).double(), PairNorm(8).double(), symmetric_max_pool],
+                         ids=["convolution", "norm", "pooling"])
 @pytest.mark.parametrize("sides", [(6, 4), (5, 7)])
 @pytest.mark.parametrize("memory_format", FORMATS)
 def test_layers_commute_with_mirroring(layer, sides, memory_format):
@@ -79,8 +120,6 @@ def test_pairs_share_their_norm():
 @pytest.mark.parametrize("pool_first", [False, True])
 @pytest.mark.parametrize("whitening", [False, True])
 def test_an_image_and_its_mirror_image_get_the_same_logits(side, pool_first, whitening):
-    if pool_first and side < 16:
-        pytest.skip("too small to pool first")
     torch.manual_seed(0)
     model = FastCNN(10, (8, 16, 20), whitening=whitening, pool_first=pool_first, mean_features=True,
                     flip_equivariant=True)
@@ -104,6 +143,12 @@ def test_whitening_is_that_of_the_images_and_their_mirror_images():
     both = torch.cat([images, images.flip(3)])
     found = F.conv2d(both, model.whitening.weight).transpose(0, 1).flatten(1)[[*range(6), *range(12, 18)]]
     torch.testing.assert_close(found @ found.T / found.shape[1], torch.eye(12), atol=2e-3, rtol=0)
+
+
+def test_what_cannot_be_pairs_is_refused():
+    for wrong in ({"widths": (8, 9, 8)}, {"input_skip": True}):
+        with pytest.raises(ValueError, match="channels come in pairs"):
+            FastCNN(flip_equivariant=True, **wrong)
 
 
 def test_half_the_arithmetic():
