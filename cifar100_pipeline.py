@@ -20,17 +20,23 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
 
-from helpers import benchmark, checkpoint, explain, plots, report, widgets
+from helpers import checkpoint
 from helpers.augment import augment
 from helpers.checkpoint import CheckpointError
 from helpers.config import ConfigError, TrainingConfig, notebook_settings, preset_names
 from helpers.data import IMAGE_SIZE, BatchLoader, DataError, ImageData, load_cifar100, stratified_split
+from helpers.files import write_json
+from helpers.image_files import open_picture, square
+from helpers.lesson import explain, plots, widgets
+from helpers.lesson.runs import finished_runs, published_beside, runs_text
+from helpers.logs import log_to
 from helpers.metrics import Evaluation, History
 from helpers.models import CIFAR100CNN, FastCNN, build_model, layer_table, model_stats, training_flops
-from helpers.picture import open_picture, square
-from helpers.pretrained import pretrained_path
 from helpers.system import (DTYPES, SystemInfo, lies_on_drive, memory_format, mount_drive, pick_device, pick_precision,
                             progress_style)
+from helpers.text import duration, layers_text, readable, results_text
+from helpers.tools import benchmark
+from helpers.tools.pretrained import pretrained_path
 from helpers.trainer import Trainer, TrainingDiverged, planned_flops, predict
 
 __all__ = ["CIFAR100CNN", "CIFAR100Pipeline", "CheckpointError", "ConfigError", "DataError", "Evaluation", "FastCNN",
@@ -164,7 +170,7 @@ class CIFAR100Pipeline:
         """The Trainer, which finds the checkpoint to continue from. Raises CheckpointError."""
         if self.trainer is None:
             data = self.prepare_data()
-            report.log_to(self.run_dir / "train.log", progress_style(self.config.progress))
+            log_to(self.run_dir / "train.log", progress_style(self.config.progress))
             config = config or self.config
             self._warn_of(config)
             self.trainer = Trainer(config, data, self.checkpoint_dir)
@@ -192,7 +198,7 @@ class CIFAR100Pipeline:
         """Print parameters, memory and FLOPs, in all and by layer; return the figure of them."""
         model = self.build_model()
         rows = layer_table(model)
-        print(report.layers_text(rows))
+        print(layers_text(rows))
         print(describe_model(model))
         return self._keep("model", plots.model_layers(rows, note=self.note))
 
@@ -208,7 +214,7 @@ class CIFAR100Pipeline:
         self.speeds["training"] = speed
         growing = ", small images first," if self.config.start_image_size < IMAGE_SIZE else ""
         whole = f"{self.config.epochs} epochs{growing}"
-        take = f"about {report.duration(60 * speed['minutes'])} on this machine"
+        take = f"about {duration(60 * speed['minutes'])} on this machine"
         outlook = (f"the training of {whole} is complete" if trainer.is_finished else
                    f"what is left of {whole} takes {take}" if trainer.step else f"{whole} take {take}")
         print(f"{speed['steps_per_second']:.2f} training steps/s of {speed['batch_size']} images, "
@@ -229,7 +235,7 @@ class CIFAR100Pipeline:
             if config.data_source != "drawn":
                 images = config.training_images(len(self.data.train_labels))
                 minutes[name] = planned_flops(config, images) / flops_a_minute
-        fitting = [f"preset = {name!r} takes about {report.duration(60 * value)}"
+        fitting = [f"preset = {name!r} takes about {duration(60 * value)}"
                    for name, value in sorted(minutes.items(), key=lambda item: item[1])
                    if value < min(self.speeds["training"]["minutes"], LONG_MINUTES)]
         if self.device.type != "cuda":
@@ -323,7 +329,7 @@ class CIFAR100Pipeline:
     def _fit(self, on_epoch, live: bool) -> History:
         """Train under the live view, or with what `progress` says."""
         trainer = self.trainer
-        report.log_to(self.run_dir / "train.log", "bar" if live else progress_style(self.config.progress))
+        log_to(self.run_dir / "train.log", "bar" if live else progress_style(self.config.progress))
         if not live:
             trainer.on_epoch = on_epoch
             return trainer.fit()
@@ -368,7 +374,7 @@ class CIFAR100Pipeline:
             self._write_metrics()
         if self.history.stopped == "interrupted":
             print(f"This training was stopped after {len(self.history)} of {self.config.epochs} epochs.")
-        print(report.results_text(self.results))
+        print(results_text(self.results))
         return self.results
 
     def plot_class_accuracy(self) -> Figure:
@@ -532,7 +538,7 @@ class CIFAR100Pipeline:
         heat = torch.cat([explain.grad_cam(self.model, batch, chosen) for (batch, _), chosen
                           in zip(loader.batches(), classes.split(loader.batch_size))])
         what = "predicted" if class_name is None else "looks for"
-        answers = [f"{what}: {report.readable(self.class_names[index])}, {100 * share[index]:.0f} %"
+        answers = [f"{what}: {readable(self.class_names[index])}, {100 * share[index]:.0f} %"
                    for index, share in zip(classes.tolist(), probabilities)]
         titles = [self._attention_title(image, answer) for image, answer in zip(images, answers)]
         return self._keep("attention", plots.grad_cam_overlay(pixels, heat, titles, note=self.note))
@@ -545,15 +551,15 @@ class CIFAR100Pipeline:
         Raises RuntimeError when a `pattern` is given and there is none.
         """
         folder = Path(self.config.runs_dir).expanduser()
-        runs = report.finished_runs(pattern or f"{glob.escape(str(folder))}/*")
+        runs = finished_runs(pattern or f"{glob.escape(str(folder))}/*")
         if not runs and pattern is None:        # as after from_pretrained: a notebook's cells below go on
             print(f"There is no finished run in {folder} to compare; one is finished once it was trained and evaluated.")
             return None
         if not runs:
             raise RuntimeError(f"no finished run matches {pattern}; a run is finished once pipeline.evaluate() has "
                                "written its metrics.json")
-        published = report.published_beside(runs)
-        print(report.runs_text(runs, published))
+        published = published_beside(runs)
+        print(runs_text(runs, published))
         note = "; ".join(sorted({f"{run['name']}: {run['note']}" for run in runs if run["note"]}))
         return self._keep("comparison", plots.compare_runs(runs, published, note=note))
 
@@ -694,7 +700,7 @@ class CIFAR100Pipeline:
         """`looked_for`, below the true class where that is known."""
         if isinstance(image, (int, np.integer)):
             true = self.class_names[self.data.test_labels[int(image)]]
-            return f"true: {report.readable(true)}\n{looked_for}"
+            return f"true: {readable(true)}\n{looked_for}"
         return looked_for
 
     def _answer(self, image, name: str = "") -> tuple[Figure, str]:
@@ -706,7 +712,7 @@ class CIFAR100Pipeline:
         original = np.array(square(picture, 256))
         pixels = self.as_input(picture)
         answers = self.predict(pixels)
-        words = ", ".join(f"{report.readable(answer)} {100 * share:.0f} %" for answer, share in answers)
+        words = ", ".join(f"{readable(answer)} {100 * share:.0f} %" for answer, share in answers)
         return self._explanation(pixels, answers, original=original, remark=self._trust(answers[0][1])), words
 
     def _explanation(self, pixels: Tensor, answers: list[tuple[str, float]], **more) -> Figure:
@@ -767,7 +773,7 @@ class CIFAR100Pipeline:
         if self._found_finished:        # this machine may be another than the one that trained
             before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
             system, benchmarks = before.get("system", system), before.get("speeds", {})
-        report.write_json({
+        write_json({
             "name": self.config.name, "note": self.note, "data": str(self.data), "config": self.config.to_dict(),
             "system": system, "model_stats": model_stats(self.model),
             "training": {"seconds": last["seconds"], "petaflops": last["petaflops"], "stopped": self.history.stopped,

@@ -1,8 +1,10 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all: JSON and text; checkpoints build on `replacing`."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,3 +23,17 @@ def replacing(path):
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_json(content: dict, path) -> Path:
+    """Write `content` to `path` whole or not at all."""
+    text = json.dumps(content, indent=1, allow_nan=False)
+    text = re.sub(r"\[[\s\d.,e+-]+\]", lambda numbers: " ".join(numbers[0].split()), text)      # a list, one line
+    return write_text(text + "\n", path)
+
+
+def write_text(text: str, path) -> Path:
+    """Write `text` to `path` in UTF-8, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return Path(path)

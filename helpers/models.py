@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .equivariant import FlipConv3x3, LiftingConv3x3, MirroredConv2d, PairNorm, symmetric_max_pool
-from .winograd import Conv3x3, direct_convolutions
+from .layers.equivariant import FlipConv3x3, LiftingConv3x3, MirroredConv2d, PairNorm, symmetric_max_pool
+from .layers.winograd import Conv3x3, direct_convolutions
 
 
 class ResidualBlock(nn.Module):
@@ -79,7 +79,7 @@ class ConvGroup(nn.Module):
     With `input_skip` the first convolution has a skip as well: the input, average-pooled 2×2, with zeros for the
     channels that it lacks (He et al. 2015, arXiv 1512.03385, option A). It costs no multiplication.
 
-    With `flip_equivariant` the channels are pairs, and all commutes with mirroring (helpers.equivariant). `mirrored`
+    With `flip_equivariant` the channels are pairs, and all commutes with mirroring (helpers.layers.equivariant). `mirrored`
     then says of channels that come without pairs which each becomes in the mirror image.
     """
 
@@ -126,8 +126,8 @@ class FastCNN(nn.Module):
     their first convolution, `skip=False` leaves out the skips, `norm_scale=True` trains the norms' scales,
     `input_skip=True` lets all groups but the first have a skip over their first convolution too, `mean_features=True`
     gives the head each channel's mean beside its maximum, `flip_equivariant=True` makes all layers commute with
-    mirroring (helpers.equivariant), so that an image and its mirror image get the same logits: figures/ablation.txt
-    and figures/ablation_long.txt, from `python -m helpers.ablation`, have what each is worth. The division by 9, biases
+    mirroring (helpers.layers.equivariant), so that an image and its mirror image get the same logits: figures/ablation.txt
+    and figures/ablation_long.txt, from `python -m helpers.tools.ablation`, have what each is worth. The division by 9, biases
     and a fast average (0.4) in the norms are airbench's and were not compared here.
     """
 

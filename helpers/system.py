@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch.nn.functional import conv2d
 
-from .winograd import winograd_conv
+from .layers.winograd import winograd_conv
 
 DRIVE = Path("/content/drive")      # where Colab mounts Google Drive
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -19,6 +19,7 @@ from . import checkpoint
 from .augment import Augmentation
 from .config import TrainingConfig
 from .data import IMAGE_SIZE, BatchLoader, ImageData, stratified_split
+from .logs import epoch_log
 from .metrics import History, topk_accuracy
 from .models import build_model, evaluating, training_flops
 from .optim import build_optimizer, learning_rate_factor, set_learning_rate
@@ -26,7 +27,6 @@ from .system import (DTYPES, SystemInfo, is_out_of_memory, keep_freed_memory, pe
                      pick_precision, progress_style, synchronize)
 
 log = logging.getLogger("cifar100")
-epoch_log = logging.getLogger("cifar100.epoch")      # a line an epoch; not shown where a bar is
 
 READ_SECONDS = 2.0      # how often losses are read back from the device
 BEST = "best.pt"

@@ -6,9 +6,9 @@ import pytest
 import torch
 import yaml
 
-from helpers import ablation
 from helpers.config import CONFIG_DIR, ConfigError
 from helpers.data import ImageData
+from helpers.tools import ablation
 from helpers.trainer import planned_flops
 
 PLAN = {"base": {"model": "FastCNN", "optimizer": "muon", "widths": [4, 4, 8], "epochs": 1, "batch_size": 8,

@@ -9,13 +9,13 @@ from PIL import Image
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from helpers import benchmark
 from helpers import data as data_module
 from helpers.augment import Augmentation
 from helpers.augment import augment as true_augment
 from helpers.config import TrainingConfig
 from helpers.data import BatchLoader, ImageData
 from helpers.models import build_model, training_flops
+from helpers.tools import benchmark
 from helpers.trainer import Trainer
 
 CPU = torch.device("cpu")

@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from helpers.equivariant import FlipConv3x3, LiftingConv3x3, MirroredConv2d, PairNorm, symmetric_max_pool
+from helpers.layers.equivariant import FlipConv3x3, LiftingConv3x3, MirroredConv2d, PairNorm, symmetric_max_pool
+from helpers.layers.winograd import direct_convolutions, winograd_is_faster
 from helpers.models import FastCNN, training_flops
-from helpers.winograd import direct_convolutions, winograd_is_faster
 
 FORMATS = [torch.channels_last, torch.contiguous_format]
 

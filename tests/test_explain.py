@@ -10,9 +10,9 @@ from PIL import Image
 from torch import nn
 
 from cifar100_pipeline import CIFAR100Pipeline
-from helpers import explain
 from helpers.config import TrainingConfig
 from helpers.data import BatchLoader, DataError, ImageData, stratified_split
+from helpers.lesson import explain
 from helpers.models import CIFAR100CNN, FastCNN
 from helpers.trainer import Trainer, TrainingDiverged, predict
 

@@ -22,10 +22,13 @@ import pytest
 import yaml
 from PIL import Image
 
-from helpers import grid, plots, report
 from helpers.config import ConfigError, TrainingConfig
-from helpers.grid import Run, html_report, planned_runs, read_items, split_values
+from helpers.lesson import plots
+from helpers.files import write_json
+from helpers.lesson.runs import PUBLISHED, finished_runs
 from helpers.metrics import History
+from helpers.tools import grid
+from helpers.tools.grid import Run, html_report, planned_runs, read_items, split_values
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -85,7 +88,7 @@ def yaml_file(path: Path, **settings) -> Path:
 def write_metrics(run: Run, top1=50.0, note="", validated=(40.0, 45.0), stopped="", config=None) -> None:
     history = [{"epoch": epoch, "train_accuracy": 30.0, "val_top1": value}
                for epoch, value in enumerate(validated, start=1)]
-    report.write_json({"name": run.config.name, "note": note, "config": config or run.config.to_dict(),
+    write_json({"name": run.config.name, "note": note, "config": config or run.config.to_dict(),
                        "history": history, "training": {"seconds": 90.0, "petaflops": 0.5, "stopped": stopped},
                        "results": {"top1": top1, "top5": top1 + 10}}, run.folder / "metrics.json")
 
@@ -221,7 +224,7 @@ def stub_grid(tmp_path_factory):
     folder = tmp_path_factory.mktemp("grid")
     arguments = ["learning_rate=0.1,0.9,0.2", "preset=demo", "--name", "g", "--runs-dir", str(folder / "runs"),
                  "--notebook", str(write_stub(folder))]
-    command = [sys.executable, "-m", "helpers.grid", *arguments]
+    command = [sys.executable, "-m", "helpers.tools.grid", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     return folder / "runs" / "g", arguments, done.returncode, done.stdout + done.stderr
 
@@ -251,7 +254,7 @@ def test_the_executed_notebooks_lie_beside_the_results(stub_grid):
 
 
 def test_the_folder_is_what_compare_reads(stub_grid):
-    runs = report.finished_runs(str(stub_grid[0] / "*"))
+    runs = finished_runs(str(stub_grid[0] / "*"))
     assert [(run["name"], run["top1"]) for run in runs] == [("demo-learning_rate=0.2", 23.0),
                                                            ("demo-learning_rate=0.1", 13.0)]
 
@@ -317,7 +320,7 @@ def test_where_no_cell_failed_the_last_word_of_papermill_is_the_error(tmp_path):
 
 @pytest.mark.skipif(os.name != "posix", reason="sends a POSIX signal")
 def test_ctrl_c_ends_the_run_and_the_grid_and_the_report_is_written(tmp_path):
-    command = [sys.executable, "-m", "helpers.grid", "epochs=77,78", "preset=demo", "--name", "g",
+    command = [sys.executable, "-m", "helpers.tools.grid", "epochs=77,78", "preset=demo", "--name", "g",
                "--runs-dir", str(tmp_path), "--notebook", str(write_stub(tmp_path))]
     # With SIGINT ignored, as a shell script starts a command in the background; papermill must be stopped even so.
     shell = f"trap '' INT; exec {shlex.join(command)}"
@@ -435,10 +438,10 @@ def finished_grid(folder, *tops, note="", **settings) -> list[Run]:
 def test_published_results_stand_below_and_are_marked(tmp_path):
     page = Page.of(html_report("g", finished_grid(tmp_path, 60.0), "command", "n.ipynb"))
     table, = page.tables
-    assert table[0]["run"] == "demo-seed=0" and len(table) == 1 + len(report.PUBLISHED)
+    assert table[0]["run"] == "demo-seed=0" and len(table) == 1 + len(PUBLISHED)
     assert [row["run"] for row in table[1:]] == [f"{name} (published)"
-                                                 for name, _, _ in report.PUBLISHED]
-    assert [float(row["top-1 %"]) for row in table[1:]] == [top1 for _, top1, _ in report.PUBLISHED]
+                                                 for name, _, _ in PUBLISHED]
+    assert [float(row["top-1 %"]) for row in table[1:]] == [top1 for _, top1, _ in PUBLISHED]
     assert page.links == []         # there is no executed notebook
     assert len(page.images) == 1    # one run alone needs no small multiples
 

@@ -8,8 +8,7 @@ import torch
 from PIL import Image
 
 import cifar100_pipeline
-from cifar100_pipeline import (CheckpointError, CIFAR100CNN, CIFAR100Pipeline, DataError, TrainingConfig,
-                               train_cifar100)
+from cifar100_pipeline import CIFAR100CNN, CheckpointError, CIFAR100Pipeline, DataError, TrainingConfig, train_cifar100
 from helpers import checkpoint, system
 
 TINY = {"epochs": 1, "widths": [8, 16, 16, 16], "progress": "none"}     # oneDNN may crash below 16 at a stride

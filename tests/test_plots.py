@@ -10,7 +10,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from helpers import plots
+from helpers.lesson import plots
 from helpers.metrics import Evaluation, History
 
 NOTE = "drawn demo data"

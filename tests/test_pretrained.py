@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from cifar100_pipeline import CheckpointError, CIFAR100Pipeline
-from helpers import checkpoint, pretrained
+from helpers import checkpoint
 from helpers.data import DataError, ImageData
+from helpers.tools import pretrained
 
 TINY = {"preset": "demo", "model": "FastCNN", "widths": [4, 4, 8], "optimizer": "muon", "epochs": 1,
         "patience": 0, "mixed_precision": False, "progress": "none"}

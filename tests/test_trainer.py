@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from helpers import checkpoint, trainer as trainer_module
+from helpers import checkpoint
+from helpers import trainer as trainer_module
 from helpers.checkpoint import CheckpointError
 from helpers.config import TrainingConfig
 from helpers.data import ImageData, stratified_split

@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from cifar100_pipeline import CIFAR100Pipeline, DataError
-from helpers import plots, widgets
 from helpers.data import ImageData, stratified_split
+from helpers.lesson import plots, widgets
 from helpers.metrics import Evaluation, History
 
 ROOT = Path(__file__).resolve().parent.parent

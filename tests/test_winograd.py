@@ -1,12 +1,12 @@
-"""helpers.winograd: equal to PyTorch's convolution, and taken where it is faster."""
+"""helpers.layers.winograd: equal to PyTorch's convolution, and taken where it is faster."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from helpers import winograd
+from helpers.layers import winograd
+from helpers.layers.winograd import Conv3x3, winograd_conv
 from helpers.models import CIFAR100CNN, training_flops
-from helpers.winograd import Conv3x3, winograd_conv
 
 
 @pytest.mark.parametrize("without_last", [False, True])

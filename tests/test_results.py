@@ -5,7 +5,9 @@ import statistics
 
 import pytest
 
-from helpers import record, report
+from helpers.files import write_json
+from helpers.lesson.runs import REFERENCE
+from helpers.tools import results
 
 EPOCH = {"epoch": 1, "train_loss": 3.0, "train_accuracy": 30.0, "val_loss": None, "val_top1": None, "val_top5": None,
          "learning_rate": 0.1, "image_size": 32, "images_per_second": 100.0, "petaflops": 0.1, "seconds": 9.0,
@@ -13,7 +15,7 @@ EPOCH = {"epoch": 1, "train_loss": 3.0, "train_accuracy": 30.0, "val_loss": None
 
 
 def write_run(folder, preset, seed, top1, petaflops, seconds, stopped=""):
-    report.write_json({"config": {"preset": preset, "seed": seed, "val_size": 0, "epochs": 1,
+    write_json({"config": {"preset": preset, "seed": seed, "val_size": 0, "epochs": 1,
                                   "label_smoothing": 0.2}, "note": "", "history": [EPOCH],
                        "model_stats": {"total_parameters": 10},
                        "system": {"device": "cpu", "device_name": "a CPU", "cpu_cores": 2},
@@ -32,11 +34,11 @@ def runs(tmp_path):
 
 def test_an_interrupted_run_does_not_count(runs):
     write_run(runs, "quick", 4, 10.0, 0.1, 300, stopped="interrupted")
-    assert record.recipes(runs)[0]["runs"] == 3
+    assert results.recipes(runs)[0]["runs"] == 3
 
 
 def test_recipes_are_means_over_their_runs(runs):
-    quick, fast = record.recipes(runs)
+    quick, fast = results.recipes(runs)
     assert (quick["preset"], quick["runs"], quick["seeds"]) == ("quick", 3, [1, 2, 3])
     assert quick["top1"] == pytest.approx((70.0 + 70.6 + 69.8) / 3)
     assert quick["top1_std"] == pytest.approx(statistics.stdev([70.0, 70.6, 69.8]))
@@ -49,19 +51,19 @@ def test_a_run_older_than_a_setting_had_its_default(runs, younger, recipes, imag
     path = runs / "quick-3" / "metrics.json"
     content = json.loads(path.read_text())
     path.write_text(json.dumps(content | {"config": content["config"] | younger}))
-    found = record.recipes(runs)
+    found = results.recipes(runs)
     assert len(found) == recipes
     assert [row["training_images"] for row in found if 3 in row["seeds"]] == [images]
 
 
 def test_t4_estimate_is_the_compute_at_the_rate_of_the_reference(runs):
-    fast = record.recipes(runs)[1]
+    fast = results.recipes(runs)[1]
     petaflops_a_minute = 9.68e9 * 50_000 * 150 / 1e15 / 150.2
     assert fast["t4_minutes"] == pytest.approx(1.8 / petaflops_a_minute, rel=1e-3)
 
 
 def test_command_writes_table_and_figure(runs, tmp_path, capsys):
-    assert record.main(["--runs", str(runs), "--out", str(tmp_path / "record.json")]) == 0
+    assert results.main(["--runs", str(runs), "--out", str(tmp_path / "record.json")]) == 0
     assert "78.00" in capsys.readouterr().out
     assert len(json.loads((tmp_path / "record.json").read_text())["recipes"]) == 2
     assert (tmp_path / "record.png").stat().st_size > 1000
@@ -70,11 +72,11 @@ def test_command_writes_table_and_figure(runs, tmp_path, capsys):
 
 def test_ablations_beside_the_table_go_into_the_figure(runs, tmp_path, monkeypatch):
     rows = [{"petaflops": 0.07, "val_top1": 61.0}]
-    report.write_json({"rows": rows}, tmp_path / "ablation.json")
+    write_json({"rows": rows}, tmp_path / "ablation.json")
     drawn = []
-    draw = record.plots.record
-    monkeypatch.setattr(record.plots, "record", lambda *given: drawn.append(draw(*given)) or drawn[0])
-    assert record.main(["--runs", str(runs), "--out", str(tmp_path / "record.json")]) == 0
+    draw = results.plots.record
+    monkeypatch.setattr(results.plots, "record", lambda *given: drawn.append(draw(*given)) or drawn[0])
+    assert results.main(["--runs", str(runs), "--out", str(tmp_path / "record.json")]) == 0
     axes = drawn[0].axes[0]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["ablations (validation accuracy)"]
     words = " ".join(text.get_text() for text in axes.texts)
@@ -86,13 +88,13 @@ def test_a_variant_of_a_preset_is_named_by_its_folder_and_drawn_hollow(runs):
     path = runs / "fast-9" / "metrics.json"
     content = json.loads(path.read_text())
     path.write_text(json.dumps(content | {"config": content["config"] | {"input_skip": True}}))
-    rows = record.recipes(runs)
+    rows = results.recipes(runs)
     assert [row["name"] for row in rows] == ["quick", "fast", "fast-9"]
-    axes = record.plots.record(rows, report.REFERENCE).axes[0]
+    axes = results.plots.record(rows, REFERENCE).axes[0]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["fast-9: 77.50 %"]
     assert "77.50" not in " ".join(text.get_text() for text in axes.texts)
 
 
 def test_command_without_runs_says_so(tmp_path, capsys):
-    assert record.main(["--runs", str(tmp_path)]) == 1
+    assert results.main(["--runs", str(tmp_path)]) == 1
     assert "no finished run" in capsys.readouterr().err

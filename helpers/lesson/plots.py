@@ -26,8 +26,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
-from .metrics import Evaluation, History
-from .report import readable
+from ..metrics import Evaluation, History
+from ..text import readable
 
 PALETTE = sns.color_palette("colorblind").as_hex()
 BLUE, ORANGE, GREEN, RED = PALETTE[:4]

@@ -1,6 +1,6 @@
 """What each ingredient of the recipe is worth: short trainings with one thing changed at a time.
 
-    python -m helpers.ablation --data-dir data
+    python -m helpers.tools.ablation --data-dir data
 
 Trains what configs/ablation.yaml lists, one run after another, and compares them on a validation split of the
 training images; the test split is never read. After each run figures/ablation.json, .txt (the table) and .png are
@@ -21,13 +21,15 @@ from statistics import mean
 
 import yaml
 
-from . import plots, report
-from .checkpoint import CheckpointError
-from .config import CONFIG_DIR, ConfigError, TrainingConfig
-from .data import DataError, ImageData, load_cifar100
-from .report import FIGURES
-from .system import SystemInfo, pick_device
-from .trainer import Trainer, TrainingDiverged
+from ..checkpoint import CheckpointError
+from ..config import CONFIG_DIR, ConfigError, TrainingConfig
+from ..data import DataError, ImageData, load_cifar100
+from ..files import write_json, write_text
+from ..lesson import plots
+from ..system import SystemInfo, pick_device
+from ..text import table
+from ..trainer import Trainer, TrainingDiverged
+from . import FIGURES
 
 FULL_RECIPE = "full recipe"
 
@@ -114,8 +116,8 @@ def with_differences(rows: list[dict]) -> list[dict]:
                   key=lambda row: -row["difference"])
 
 
-def table(rows: list[dict]) -> str:
-    return report.table([
+def results_table(rows: list[dict]) -> str:
+    return table([
         {"change": row["change"], "seed": row["seed"], "val top-1 %": f"{row['val_top1']:.2f}",
          "difference": f"{row['difference']:+.2f}", "train %": f"{row['train_accuracy']:.1f}",
          "PFLOP": f"{row['petaflops']:.4f}", "minutes": f"{row['seconds'] / 60:.1f}"}
@@ -124,13 +126,13 @@ def table(rows: list[dict]) -> str:
 
 def draw_results(rows: list[dict], out: Path, note: str = "") -> None:
     """The table (.txt) and the figure (.png) beside `out`."""
-    report.write_text(table(rows) + "\n", out.with_suffix(".txt"))
+    write_text(results_table(rows) + "\n", out.with_suffix(".txt"))
     plots.ablation(with_differences(rows), FULL_RECIPE, note).savefig(out.with_suffix(".png"))
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0 done, 1 failed, 2 wrong settings, 130 interrupted."""
-    parser = argparse.ArgumentParser(prog="python -m helpers.ablation", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m helpers.tools.ablation", description=__doc__.split("\n")[0])
     parser.add_argument("--plan", default=CONFIG_DIR / "ablation.yaml", help="what to train")
     parser.add_argument("--data-dir", default="data", help="folder with CIFAR-100")
     parser.add_argument("--runs-dir", default="runs/ablation", help="where the runs are kept")
@@ -148,10 +150,10 @@ def main(arguments: list[str] | None = None) -> int:
                 rows[place] = train_one(name, config, data)
                 system = SystemInfo.of(pick_device(config.device), rows[place]["precision"])
                 so_far = [row for row in rows if row]
-                report.write_json({"note": data.note, "system": system.to_dict(), "rows": so_far}, args.out)
+                write_json({"note": data.note, "system": system.to_dict(), "rows": so_far}, args.out)
                 draw_results(so_far, args.out, data.note)
         draw_results(rows, args.out, data.note)
-        print(table(rows))
+        print(results_table(rows))
     except (ConfigError, OSError, yaml.YAMLError) as error:
         print(f"ablation: {error}", file=sys.stderr)
         return 2

@@ -1,7 +1,7 @@
 """Trained weights that come with the project, in half precision.
 
-    python -m helpers.pretrained export runs/fast       writes pretrained/fast.pt from a finished, saved run
-    python -m helpers.pretrained check --data-dir data  evaluates it and compares with what the file states
+    python -m helpers.tools.pretrained export runs/fast       writes pretrained/fast.pt from a finished, saved run
+    python -m helpers.tools.pretrained check --data-dir data  evaluates it and compares with what the file states
 
 `CIFAR100Pipeline.from_pretrained("fast")` reads such a file: weights, configuration and results in one.
 """
@@ -16,16 +16,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from . import checkpoint
-from .checkpoint import CheckpointError
-from .config import ConfigError, TrainingConfig
-from .data import BatchLoader, DataError, ImageData, load_cifar100
-from .metrics import Evaluation
-from .models import build_model
-from .system import memory_format, pick_device
-from .trainer import predict
+from .. import checkpoint
+from ..checkpoint import CheckpointError
+from ..config import ConfigError, TrainingConfig
+from ..data import BatchLoader, DataError, ImageData, load_cifar100
+from ..metrics import Evaluation
+from ..models import build_model
+from ..system import memory_format, pick_device
+from ..trainer import predict
 
-FOLDER = Path(__file__).resolve().parent.parent / "pretrained"
+FOLDER = Path(__file__).resolve().parents[2] / "pretrained"
 PATHS = ("data_dir", "runs_dir", "checkpoint_dir")      # of the machine that trained
 TOLERANCE = 0.05        # percentage points, five test images: what the order of sums may change on another machine
 
@@ -94,7 +94,7 @@ def _logits(model: nn.Module, content: dict, data: ImageData, device: torch.devi
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0 done, 1 the file does not give what it states, 2 wrong arguments or data."""
-    parser = argparse.ArgumentParser(prog="python -m helpers.pretrained", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m helpers.tools.pretrained", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("export", help="write pretrained/<preset>.pt from a finished run")
     command.add_argument("run_dir", help="the run's folder, with metrics.json and checkpoints/final.pt")

@@ -1,11 +1,11 @@
 """Throughput and memory by batch size, where the time goes, and two comparisons with the usual way.
 
-    python -m helpers.benchmark inference --preset quick
-    python -m helpers.benchmark augmentation --data-dir data
-    python -m helpers.benchmark training --data-dir data
-    python -m helpers.benchmark step --preset fast --data-dir data
-    python -m helpers.benchmark step-options --preset fast --data-dir data
-    python -m helpers.benchmark live-view --data-dir data
+    python -m helpers.tools.benchmark inference --preset quick
+    python -m helpers.tools.benchmark augmentation --data-dir data
+    python -m helpers.tools.benchmark training --data-dir data
+    python -m helpers.tools.benchmark step --preset fast --data-dir data
+    python -m helpers.tools.benchmark step-options --preset fast --data-dir data
+    python -m helpers.tools.benchmark live-view --data-dir data
 
 Each command writes its timings to a file, figures/benchmark_<command>.json, and prints the gist.
 """
@@ -33,16 +33,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 from tqdm.auto import tqdm
 
-from . import report
-from .augment import Augmentation, augment
-from .config import SETTINGS, ConfigError, TrainingConfig
-from .data import IMAGE_SIZE, BatchLoader, DataError, ImageData, load_cifar100
-from .models import build_model, training_flops
-from .report import FIGURES
-from .system import (DTYPES, SystemInfo, cpu_cores, is_out_of_memory, memory_format, peak_memory_mb, pick_device,
-                     pick_precision, progress_style, synchronize)
-from .trainer import Trainer, autocast
-from .winograd import direct_convolutions
+from ..augment import Augmentation, augment
+from ..config import SETTINGS, ConfigError, TrainingConfig
+from ..data import IMAGE_SIZE, BatchLoader, DataError, ImageData, load_cifar100
+from ..files import write_json
+from ..layers.winograd import direct_convolutions
+from ..models import build_model, training_flops
+from ..system import (DTYPES, SystemInfo, cpu_cores, is_out_of_memory, memory_format, peak_memory_mb, pick_device,
+                      pick_precision, progress_style, synchronize)
+from ..text import table
+from ..trainer import Trainer, autocast
+from . import FIGURES
 
 log = logging.getLogger("cifar100")
 
@@ -156,7 +157,7 @@ def bare_convolutions(model: nn.Module, batch_size: int, image_size: int, device
     """A function that does the convolutions of one training step of `model`, forward and backward, and nothing else.
 
     Each has the shapes and gradients that it has in the network, without the bias, on random numbers in `precision`
-    and in channels_last order, and is PyTorch's own also where the network takes Winograd's (helpers.winograd).
+    and in channels_last order, and is PyTorch's own also where the network takes Winograd's (helpers.layers.winograd).
     """
     with direct_convolutions(), _Convolutions() as convolutions:
         model.eval()(torch.zeros(1, 3, image_size, image_size, device=device))
@@ -269,7 +270,7 @@ def plain_training(config: TrainingConfig, data: ImageData, device: torch.device
     criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
 
     def measure() -> float:
-        with direct_convolutions():     # PyTorch's own, not helpers.winograd's
+        with direct_convolutions():     # PyTorch's own, not helpers.layers.winograd's
             return seconds_of_steps()
 
     def seconds_of_steps() -> float:
@@ -318,7 +319,7 @@ def format_rows(rows: list[dict]) -> str:
     """Rows as a table with aligned columns; lists, mappings, and columns that are None throughout, are left out."""
     shown = [name for name in dict.fromkeys(name for row in rows for name in row)
              if any(row.get(name) is not None and not isinstance(row[name], (list, dict)) for row in rows)]
-    return report.table([{name.replace("_", " "): _readable(row.get(name)) for name in shown} for row in rows])
+    return table([{name.replace("_", " "): _readable(row.get(name)) for name in shown} for row in rows])
 
 
 def _readable(value):
@@ -329,7 +330,7 @@ def _readable(value):
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line: a command of COMMANDS with its options."""
-    parser = argparse.ArgumentParser(prog="python -m helpers.benchmark", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m helpers.tools.benchmark", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     for name, (_, options) in COMMANDS.items():
         command = commands.add_parser(name, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
@@ -364,7 +365,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch.manual_seed(args.seed)
     result = COMMANDS[args.command][0](args, config, data)
     print(format_rows(result["rows"]) if "rows" in result else f"{args.command}: {result['summary']}")
-    print("written to", report.write_json(
+    print("written to", write_json(
         content | result, args.out or FIGURES / f"benchmark_{args.command.replace('-', '_')}.json"))
 
 
@@ -457,7 +458,7 @@ def _optimizer_flops(trainer: Trainer) -> int:
 def _step_options(args, config: TrainingConfig, data: ImageData) -> dict:
     """A training step at the full image size as the preset has it, and with one thing done otherwise, in turn.
 
-    Compiled, 3×3 convolutions in fp32 on a CPU are PyTorch's own (helpers.winograd). oneDNN's graph fusion is not
+    Compiled, 3×3 convolutions in fp32 on a CPU are PyTorch's own (helpers.layers.winograd). oneDNN's graph fusion is not
     among the options: PyTorch offers it for inference only (torch.jit.enable_onednn_fusion).
     """
     config = config.replace(start_image_size=IMAGE_SIZE, resume="never")

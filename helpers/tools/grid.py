@@ -1,9 +1,9 @@
 """A grid of runs: the notebook once for each combination of settings, and one report of them all.
 
-    python -m helpers.grid learning_rate=0.05,0.1,0.2 augmentation=light,strong --preset demo
-    python -m helpers.grid configs/experiments
-    python -m helpers.grid mine/a.yaml mine/b.yaml seed=1,2,3 epochs=3
-    python -m helpers.grid 'widths=[64,128,256],[32,64,128]' cutout_size=null,8 --name widths --dry-run
+    python -m helpers.tools.grid learning_rate=0.05,0.1,0.2 augmentation=light,strong --preset demo
+    python -m helpers.tools.grid configs/experiments
+    python -m helpers.tools.grid mine/a.yaml mine/b.yaml seed=1,2,3 epochs=3
+    python -m helpers.tools.grid 'widths=[64,128,256],[32,64,128]' cutout_size=null,8 --name widths --dry-run
 
 What to run is given as NAME=VALUE[,VALUE...], as YAML files of settings (those that `papermill -f` takes) and as
 folders of such files, in any order. Every combination of the values is run, with each of the files. A single value
@@ -41,11 +41,14 @@ from urllib.parse import quote
 
 import yaml
 
-from . import plots, report
-from .config import (ALIASES, SETTINGS, ConfigError, TrainingConfig, layered_settings, name_faults, read_settings,
-                     short_text, shortened)
+from ..config import (ALIASES, SETTINGS, ConfigError, TrainingConfig, layered_settings, name_faults, read_settings,
+                      short_text, shortened)
+from ..files import write_text
+from ..lesson import plots
+from ..lesson.runs import differing_settings, finished_runs, published_beside
+from ..text import duration
 
-NOTEBOOK = Path(__file__).resolve().parent.parent / "CIFAR_100_CNN_Training.ipynb"
+NOTEBOOK = Path(__file__).resolve().parents[2] / "CIFAR_100_CNN_Training.ipynb"
 STOP_SECONDS = 120      # for the training to end its step and to save; papermill alone would give it 5
 DRAWN_RUNS = 10         # the best so many runs are drawn: there are no more colours to tell them apart
 
@@ -170,8 +173,8 @@ def _read_files(files: list[Path]) -> tuple[dict[str, dict], list[str]]:
 # Run -------------------------------------------------------------------------------------------------------
 
 def results_of(run: Run) -> dict | None:
-    """What `report.finished_runs` gives for a run that is trained to its end with these settings; else None."""
-    for found in report.finished_runs(glob.escape(str(run.folder))):
+    """What `finished_runs` gives for a run that is trained to its end with these settings; else None."""
+    for found in finished_runs(glob.escape(str(run.folder))):
         is_of_run = found["settings"] == run.config.training_settings()
         if is_of_run and found["history"].stopped != "interrupted":
             return found
@@ -187,7 +190,7 @@ def execute(run: Run, notebook: Path) -> None:
     """Run the notebook with papermill; sets `state` and `error`. On Ctrl-C, ends it and raises KeyboardInterrupt."""
     run.folder.mkdir(parents=True, exist_ok=True)
     given, output, log = run.folder / "settings.yaml", run.folder / notebook.name, run.folder / "papermill.log"
-    report.write_text(yaml.safe_dump(run.settings, sort_keys=False, allow_unicode=True), given)
+    write_text(yaml.safe_dump(run.settings, sort_keys=False, allow_unicode=True), given)
     output.unlink(missing_ok=True)      # or the error of an earlier try would pass for one of this
     # papermill fills in what stands in braces in a path.
     paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, output)]
@@ -266,8 +269,8 @@ def run_grid(runs: list[Run], notebook: Path, write_report) -> None:
             execute(run, notebook)
             seconds.append(time.perf_counter() - start)
             waiting = sum(later.state == "waiting" for later in runs)
-            left = f"; about {report.duration(waiting * sum(seconds) / len(seconds))} left" if waiting else ""
-            print(f"{_outcome(run)} after {report.duration(seconds[-1])}{left}", flush=True)
+            left = f"; about {duration(waiting * sum(seconds) / len(seconds))} left" if waiting else ""
+            print(f"{_outcome(run)} after {duration(seconds[-1])}{left}", flush=True)
         except KeyboardInterrupt:
             print("interrupted", flush=True)
             raise
@@ -326,7 +329,7 @@ img { max-width: 100%; background: #ffffff; }
 
 
 def ranked(finished: list[dict]) -> tuple[list[dict], str]:
-    """Runs as `report.finished_runs` gives them, best first, each with `validated` (top-1 in %, or None), and a
+    """Runs as `finished_runs` gives them, best first, each with `validated` (top-1 in %, or None), and a
     sentence on the order. Where all runs have a validation split it decides: the test split chooses nothing."""
     runs = [run | {"validated": _validated(run)} for run in finished]
     if all(run["validated"] is not None for run in runs):
@@ -353,9 +356,9 @@ def html_report(name: str, runs: list[Run], command: str, notebook: str) -> str:
     """
     results = [(run, found) for run in runs if run.state == "finished" and (found := results_of(run))]
     finished, order = ranked([found | {"link": _link(run, notebook)} for run, found in results])
-    published = report.published_beside(finished)
+    published = published_beside(finished)
     others = [run for run in runs if all(run is not done for done, _ in results)]
-    differing = report.differing_settings([{"settings": run.config.training_settings()} for run in runs])
+    differing = differing_settings([{"settings": run.config.training_settings()} for run in runs])
     states = [run.state for run in runs]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     parts = [f"<h1>{html.escape(name)}</h1>",
@@ -466,7 +469,7 @@ def _page(title: str, body: str) -> str:
 
 def build_parser() -> argparse.ArgumentParser:
     summary, _, details = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(prog="python -m helpers.grid", description=summary, epilog=details,
+    parser = argparse.ArgumentParser(prog="python -m helpers.tools.grid", description=summary, epilog=details,
                                      formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("items", nargs="+", metavar="NAME=VALUES|FILE|FOLDER", help="what to run, see below")
     parser.add_argument("--preset", help="preset that all runs start from: the same as preset=PRESET")
@@ -520,10 +523,10 @@ def main(arguments: list[str] | None = None) -> int:
     if importlib.util.find_spec("papermill") is None:
         print("grid: papermill is not installed; run `pip install papermill`", file=sys.stderr)
         return 1
-    command = shlex.join(["python", "-m", "helpers.grid", *arguments])
+    command = shlex.join(["python", "-m", "helpers.tools.grid", *arguments])
 
     def write_report() -> None:
-        report.write_text(html_report(name, runs, command, args.notebook.name), folder / "report.html")
+        write_text(html_report(name, runs, command, args.notebook.name), folder / "report.html")
 
     try:
         run_grid(runs, args.notebook, write_report)

@@ -1,4 +1,4 @@
-"""Tables and figures of the runs whose metrics come with the project: `python -m helpers.record`.
+"""Tables and figures of the runs whose metrics come with the project: `python -m helpers.tools.results`.
 
 Reads figures/record/<run>/metrics.json; writes figures/record.json (the table, means over seeds included),
 figures/record.png (accuracy against compute, with the runs of an ablation.json beside it) and beside each run's metrics
@@ -13,10 +13,13 @@ import sys
 from pathlib import Path
 from statistics import mean, stdev
 
-from . import plots, report
-from .config import SETTINGS, TrainingConfig
-from .metrics import History
-from .report import FIGURES, PUBLISHED, REFERENCE
+from ..config import SETTINGS, TrainingConfig
+from ..files import write_json
+from ..lesson import plots
+from ..lesson.runs import PUBLISHED, REFERENCE
+from ..metrics import History
+from ..text import table
+from . import FIGURES
 
 
 def recipes(folder) -> list[dict]:
@@ -71,7 +74,7 @@ def _ablations(path: Path) -> list[dict]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0 done, 1 no run to show."""
-    parser = argparse.ArgumentParser(prog="python -m helpers.record", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m helpers.tools.results", description=__doc__.split("\n")[0])
     parser.add_argument("--runs", type=Path, default=FIGURES / "record", help="folder with a folder for each run")
     parser.add_argument("--out", type=Path, default=FIGURES / "record.json", help="file to write")
     args = parser.parse_args(arguments)
@@ -80,7 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
     except FileNotFoundError as error:
         print(f"record: {error}", file=sys.stderr)
         return 1
-    report.write_json({"recipes": rows, "reference": REFERENCE}, args.out)
+    write_json({"recipes": rows, "reference": REFERENCE}, args.out)
     published = [result for result in PUBLISHED if result[0] != REFERENCE["name"]]
     plots.record(rows, REFERENCE, published, _ablations(args.out.with_name("ablation.json"))).savefig(
         args.out.with_suffix(".png"))
@@ -88,7 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
         run = json.loads(path.read_text(encoding="utf-8"))
         plots.training_curves(History.from_list(run["history"], run["training"]["stopped"]), run["note"],
                               _settings_of(run["config"]).has_soft_targets).savefig(path.with_name("training.png"))
-    print(report.table([{"recipe": row["name"], "runs": row["runs"], "top-1 %": f"{row['top1']:.2f}",
+    print(table([{"recipe": row["name"], "runs": row["runs"], "top-1 %": f"{row['top1']:.2f}",
                          "top-5 %": f"{row['top5']:.2f}", "PFLOP": f"{row['petaflops']:.3f}",
                          "minutes": f"{row['minutes']:.1f}", "T4 minutes (estimate)": f"{row['t4_minutes']:.1f}"}
                         for row in rows]))

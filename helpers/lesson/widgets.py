@@ -20,11 +20,13 @@ from importlib import util
 import numpy as np
 from PIL import Image
 
-from . import plots, report
-from .data import DataError
-from .metrics import Evaluation
-from .system import peak_memory_mb, progress_style
-from .trainer import READ_SECONDS, Trainer, epoch_log
+from ..data import DataError
+from ..metrics import Evaluation
+from ..system import peak_memory_mb, progress_style
+from ..text import duration, readable
+from ..logs import epoch_log
+from ..trainer import READ_SECONDS, Trainer
+from . import plots
 
 PAGE_SIZE = 24
 ANY = -1        # not None, which means to a dropdown that nothing is chosen
@@ -118,7 +120,7 @@ class LiveView:
         if not len(history):
             return f"training, step {trainer.step} of {trainer.total_steps}"
         why = {"early": ", stopped early", "interrupted": ", interrupted"}.get(history.stopped, "")
-        text = f"{len(history)} of {trainer.config.epochs} epochs in {report.duration(history['seconds'][-1])}{why}"
+        text = f"{len(history)} of {trainer.config.epochs} epochs in {duration(history['seconds'][-1])}{why}"
         if history.best_epoch is not None:
             text += f"; best validation accuracy {history.best_top1:.1f} % in epoch {history.best_epoch}"
         return text
@@ -146,7 +148,7 @@ class LiveView:
             parts.append(f"{where} memory {memory / 1024:.1f} GB at most")
         left = self._seconds_left()
         if left is not None:
-            parts.append(f"about {report.duration(left)} left")
+            parts.append(f"about {duration(left)} left")
         self._numbers.value = html.escape(" · ".join(parts))
 
     def _seconds_left(self) -> float | None:
@@ -292,7 +294,7 @@ class ErrorExplorer:
     def __init__(self, evaluation: Evaluation, images, explain, note: str = ""):
         import ipywidgets
         self.evaluation, self.images, self.explain = evaluation, images, explain
-        names = [report.readable(name) for name in evaluation.class_names]
+        names = [readable(name) for name in evaluation.class_names]
         classes = sorted(zip(names, range(len(names))))
         self.true = _dropdown("true class", [("any", ANY), *classes])
         self.predicted = _dropdown("predicted", [("any", ANY), *classes])
@@ -342,7 +344,7 @@ class ErrorExplorer:
         """(is it right?, predicted class, everything in words)."""
         evaluation = self.evaluation
         label, prediction = int(evaluation.labels[index]), int(evaluation.predictions[index])
-        name, true = (report.readable(evaluation.class_names[place]) for place in (prediction, label))
+        name, true = (readable(evaluation.class_names[place]) for place in (prediction, label))
         return label == prediction, name, (f"test image {index}: {true}, predicted {name} with "
                                            f"{100 * evaluation.confidences[index]:.0f} %")
 

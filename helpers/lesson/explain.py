@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .data import BatchLoader
-from .models import evaluating
-from .system import progress_style
-from .trainer import Trainer, TrainingDiverged, autocast
+from ..data import BatchLoader
+from ..models import evaluating
+from ..system import progress_style
+from ..trainer import Trainer, TrainingDiverged, autocast
 
 QUERIES = 1024          # of which `nearest` compares at once; against 50,000 images that is 200 MB
 BLOWN_UP = 2.0          # times the first loss, where the learning-rate range test ends

@@ -1,0 +1,81 @@
+"""Finished runs, what differs between them, and the published results to set beside them."""
+
+from __future__ import annotations
+
+import glob
+import json
+import logging
+from pathlib import Path
+
+from ..config import SETTINGS, TrainingConfig
+from ..metrics import History
+from ..text import table
+
+# The reference project's own run: top-1 and top-5 (%) on the test split, PFLOP (9.68 GFLOP an image forward and
+# backward, 50,000 images, 150 epochs) and minutes on a Tesla T4.
+REFERENCE = {"name": "reference CNN, 150 epochs", "top1": 78.25, "top5": 94.85, "petaflops": 72.6, "minutes": 150.2}
+
+# Test accuracies (top-1, top-5, %) that the reference project lists for CIFAR-100; none was measured here.
+PUBLISHED = (("ResNet-18", 75.61, 93.45), ("VGG-16", 71.59, 90.49), ("DenseNet-121", 79.04, 94.84),
+             (REFERENCE["name"], REFERENCE["top1"], REFERENCE["top5"]))
+
+log = logging.getLogger("cifar100")
+
+
+def finished_runs(pattern: str) -> list[dict]:
+    """The evaluated runs whose folders match `pattern`, best test top-1 first.
+
+    Each has name, history (History), top1, top5 (test split, %), seconds, petaflops, epochs, note, and
+    `settings`, the training settings of its configuration. Folders without results are passed over, files
+    that cannot be read are reported.
+    """
+    runs = []
+    for folder in sorted(glob.glob(pattern)):
+        path = Path(folder) / "metrics.json"
+        if not path.is_file():
+            continue
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content["results"]:
+                runs.append(_run_of(content))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            log.warning("passed over %s: not a metrics.json of this project (%s: %s)", path, type(error).__name__,
+                        error)
+    return sorted(runs, key=lambda run: -run["top1"])
+
+
+def _run_of(content: dict) -> dict:
+    history = History.from_list(content["history"], content["training"].get("stopped", ""))
+    settings = TrainingConfig.with_defaults({
+        name: value for name, value in content["config"].items()
+        if name in SETTINGS and SETTINGS[name].metadata["shapes_training"]})
+    return {"name": content["name"], "history": history, "top1": float(content["results"]["top1"]),
+            "top5": float(content["results"]["top5"]), "seconds": float(content["training"]["seconds"]),
+            "petaflops": float(content["training"]["petaflops"]), "epochs": len(history), "note": content["note"],
+            "settings": settings}
+
+
+def published_beside(runs: list[dict]) -> tuple:
+    """The published results where any of the runs compares with them: not of drawn data, nor of other classes."""
+    compares = any(not run["note"] and run["settings"]["num_classes"] == 100 for run in runs)
+    return PUBLISHED if compares else ()
+
+
+def differing_settings(runs: list[dict]) -> list[str]:
+    """Names of the training settings in which the runs differ."""
+    names = dict.fromkeys(name for run in runs for name in run["settings"])
+    return [name for name in names if len({json.dumps(run["settings"].get(name)) for run in runs}) > 1]
+
+
+def runs_text(runs: list[dict], published=()) -> str:
+    """A table of finished runs with what differs between them, and of published results, marked as such."""
+    rows = [{"run": run["name"] + (f" ({run['note']})" if run["note"] else ""),
+             "source": "measured" + ", interrupted" * (run["history"].stopped == "interrupted"),
+             "top-1 %": f"{run['top1']:.2f}", "top-5 %": f"{run['top5']:.2f}", "trained epochs": run["epochs"],
+             "minutes": f"{run['seconds'] / 60:.1f}", "PFLOP": f"{run['petaflops']:.4f}"} for run in runs]
+    for name in differing_settings(runs):
+        for row, run in zip(rows, runs):
+            row[name] = run["settings"].get(name)
+    rows += [{"run": name, "source": "published", "top-1 %": f"{top1:.2f}", "top-5 %": f"{top5:.2f}"}
+             for name, top1, top5 in published]
+    return table(rows)

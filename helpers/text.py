@@ -1,0 +1,55 @@
+"""Names, durations and tables as people read them."""
+
+from __future__ import annotations
+
+
+def readable(name: str) -> str:
+    """The name of a class or a superclass as one writes it."""
+    return str(name).replace("_", " ")
+
+
+def duration(seconds: float) -> str:
+    """How long, as one says it: "45 s", "17 min", "1 h 50 min"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def table(rows: list[dict]) -> str:
+    """Dicts as an aligned text table; numbers to the right, absent values empty."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [columns, *[["" if row.get(name) is None else str(row[name]) for name in columns] for row in rows]]
+    widths = [max(len(line[index]) for line in cells) for index in range(len(columns))]
+    left = [all(not _is_number(line[index]) for line in cells[1:]) for index in range(len(columns))]
+    return "\n".join("  ".join(cell.ljust(width) if to_left else cell.rjust(width)
+                               for cell, width, to_left in zip(line, widths, left)).rstrip() for line in cells)
+
+
+def _is_number(text: str) -> bool:
+    return text.replace(",", "").replace(".", "", 1).lstrip("-").isdigit()
+
+
+def layers_text(rows: list[dict]) -> str:
+    """The table of `models.layer_table`, with the sum below."""
+    total = {"layer": "all", "output": "", "parameters": sum(row["parameters"] for row in rows),
+             "mflops": sum(row["mflops"] for row in rows)}
+    return table([{"layer": row["layer"], "output": "×".join(map(str, row["output"])),
+                   "parameters": f"{row['parameters']:,}", "MFLOP": f"{row['mflops']:.2f}"}
+                  for row in [*rows, total]])
+
+
+def results_text(results: dict) -> str:
+    """The results of `CIFAR100Pipeline.evaluate` in a few lines."""
+    lines = [f"top-1 {results['top1']:.2f} %, top-5 {results['top5']:.2f} % on {results['images']:,} test images"]
+    if results["note"]:
+        lines[0] = f"{results['note']}: {lines[0]}"
+    if "flip_tta" in results:
+        lines.append(f"with flip TTA {results['flip_tta']['top1']:.2f} % and {results['flip_tta']['top5']:.2f} %")
+    lines.append(f"classes: mean {results['class_mean']:.2f} %, standard deviation {results['class_std']:.2f}, from "
+                 f"{results['class_min']:.0f} % ({results['worst_class']}) to {results['class_max']:.0f} % "
+                 f"({results['best_class']})")
+    if results["superclass_top1"] is not None:
+        lines.append(f"superclasses: {results['superclass_top1']:.2f} % of the predictions fall in the right one")
+    lines.append(f"expected calibration error {results['expected_calibration_error']:.4f}")
+    return "\n".join(lines)
