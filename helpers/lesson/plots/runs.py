@@ -1,0 +1,197 @@
+"""Figures that compare runs: accuracy against cost, run by run, the record, the ablation."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import textwrap
+from collections.abc import Sequence
+
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from ...metrics import History
+from .theme import BLUE, DASHES, ORANGE, PALETTE, as_floats, draw_column, epoch_marker, new_figure, themed
+
+
+@themed
+def compare_runs(runs: Sequence[dict], published: Sequence[tuple] = (), note: str = "") -> Figure:
+    """Accuracy against epochs, seconds and PFLOP of several runs; published results are reference lines.
+
+    runs: dicts with name, history (History or None), top1 and top5 (% on the test split, or None), seconds and
+    petaflops (of the whole training, or None). Lines show validation accuracy, stars the final test accuracy.
+    published: (name, top1, top5), either score may be None.
+    """
+    figure = new_figure(5.4 + 0.22 * (len(runs) + len(published)), "Accuracy against what it costs", note)
+    panels = figure.subplots(1, 3, sharey=True)
+    looks = [{"linestyle": style, "color": colour}      # after ten colours, dashed lines
+             for style, colour in itertools.product(("-", "--", "-.", ":"), sns.color_palette("colorblind", 10))]
+    for axes, key, label in zip(panels, ("epoch", "seconds", "petaflops"),
+                                ("epoch", "training time (s)", "training compute (PFLOP)")):
+        ends = [end for run, look in zip(runs, itertools.cycle(looks)) if (end := _draw_run(axes, run, key, look))]
+        for (_, top1, _), dashes in zip(published, itertools.cycle(DASHES)):
+            if top1 is not None:
+                axes.axhline(top1, color="0.35", linestyle=(0, dashes), linewidth=1.3)
+        if ends and max(ends) > 20 * min(ends) > 0:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:g}")
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(4, integer=key == "epoch"))
+        axes.set_xlabel(label)
+    panels[0].set_ylabel("top-1 accuracy (%)")
+    _runs_legend(figure, runs, published, itertools.cycle(looks))
+    return figure
+
+
+@themed
+def small_multiples(runs: Sequence[dict], note: str = "") -> Figure:
+    """Training and validation accuracy by epoch, one panel a run, all on the same scale.
+
+    runs: dicts with name (the title of the panel) and history (History).
+    """
+    columns = min(len(runs), 3)
+    rows = math.ceil(len(runs) / columns)
+    figure = new_figure(1.2 + 2.5 * rows, "Training, run by run", note)
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    for axes in panels[len(runs):]:
+        axes.remove()
+    for place, (axes, run) in enumerate(zip(panels, runs)):
+        draw_column(axes, run["history"], "train_accuracy", "training (augmented images)", BLUE)
+        draw_column(axes, run["history"], "val_top1", "validation", ORANGE)
+        axes.set_title(textwrap.fill(run["name"], 105 // columns), fontsize=10)
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
+        if place + columns >= len(runs):        # the lowest of its column
+            axes.set_xlabel("epoch")
+            axes.xaxis.set_tick_params(labelbottom=True)
+    figure.supylabel("top-1 accuracy (%)", fontsize=11)
+    lines = {line.get_label(): line for axes in figure.axes for line in axes.lines}
+    figure.legend(handles=list(lines.values()), loc="outside lower center", ncols=2)
+    return figure
+
+
+@themed
+def record(recipes: Sequence[dict], reference: dict, published: Sequence[tuple] = (), ablations: Sequence[dict] = (),
+           note: str = "") -> Figure:
+    """Test accuracy against training compute of this project's recipes and of the reference.
+
+    recipes: dicts with name, preset, top1 (mean, %), top1_by_run (%), petaflops, minutes, runs and machine (a
+    SystemInfo as a dict); a recipe not named after its preset is a variant, drawn hollow. reference: a dict with name,
+    top1, petaflops and minutes. published: (name, top1, top5) of results of unknown compute, drawn as lines.
+    ablations: dicts with petaflops and val_top1 (%, on a validation split), drawn as small points.
+    """
+    figure = new_figure(5.2, "Accuracy against what it costs", note)
+    axes = figure.subplots()
+    over_lines = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+    for (name, top1, _), dashes in zip(published, itertools.cycle(DASHES)):
+        axes.axhline(top1, color="0.6", linestyle=(0, dashes), linewidth=1, zorder=0)
+        axes.annotate(f"{name}: {top1:.2f} % (published)", (0.005, top1), xycoords=("axes fraction", "data"),
+                      textcoords="offset points", xytext=(0, 2), fontsize=9, color="0.35")
+    if ablations:
+        axes.plot([row["petaflops"] for row in ablations], [row["val_top1"] for row in ablations], "o", color="0.6",
+                  markersize=4, label="ablations (validation accuracy)")
+    variant_markers = itertools.cycle("osv^Pd")
+    for recipe, colour in zip(recipes, itertools.cycle(PALETTE)):
+        if recipe["name"] != recipe["preset"]:
+            axes.plot(recipe["petaflops"], recipe["top1"], next(variant_markers), color="none", markersize=7,
+                      markeredgecolor="0.15", zorder=4, label=f"{recipe['name']}: {recipe['top1']:.2f} %")
+            continue
+        axes.plot([recipe["petaflops"]] * len(recipe["top1_by_run"]), recipe["top1_by_run"], "_", color=colour,
+                  markersize=16)
+        axes.plot(recipe["petaflops"], recipe["top1"], "*", color=colour, markersize=17, markeredgecolor="0.15")
+        runs = f"mean of {recipe['runs']} runs, " if recipe["runs"] > 1 else ""
+        axes.annotate(f"{recipe['name']}: {recipe['top1']:.2f} %\n{runs}{recipe['petaflops']:.3g} PFLOP, "
+                      f"{recipe['minutes']:.0f} min on {_machine(recipe['machine'])}",
+                      (recipe["petaflops"], recipe["top1"]), textcoords="offset points", xytext=(12, -8), va="top",
+                      bbox=over_lines)
+    axes.plot(reference["petaflops"], reference["top1"], "D", color="0.35", markersize=9)
+    axes.annotate(f"{reference['name']}: {reference['top1']:.2f} %\n{reference['petaflops']:g} PFLOP, "
+                  f"{reference['minutes']:.0f} min on a T4 (its own figures)",
+                  (reference["petaflops"], reference["top1"]), textcoords="offset points", xytext=(0, 12),
+                  va="bottom", ha="right", bbox=over_lines)
+    axes.axhline(reference["top1"], color="0.35", linestyle=":", linewidth=1.3)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.margins(x=0.2, y=0.35)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="lower right")
+    axes.set_xlabel("training compute (PFLOP, forward and backward, logarithmic)")
+    axes.set_ylabel("test top-1 accuracy (%)")
+    return figure
+
+
+def _machine(system: dict) -> str:
+    on_cpu = system["device"] == "cpu"
+    return f"{system['cpu_cores']} CPU cores" if on_cpu else f"one {system['device_name']}"
+
+
+@themed
+def ablation(rows: Sequence[dict], base: str, note: str = "") -> Figure:
+    """Validation accuracy of short trainings that differ in one thing, as difference from `base` in points.
+
+    rows: dicts with change (str), val_top1 (%) and difference. The band is the range of the `base` runs over seeds,
+    about their mean. Seeds of one change share a line; its number is their mean.
+    """
+    full = [row["val_top1"] for row in rows if row["change"] == base]
+    centre = sum(full) / len(full)
+    changes = {}
+    for row in rows:
+        if row["change"] != base:
+            changes.setdefault(row["change"], []).append(row["difference"])
+    means = sorted((sum(differences) / len(differences), change) for change, differences in changes.items())
+    figure = new_figure(2.1 + 0.33 * max(len(means), 3), "What one change does", note)
+    axes = figure.subplots()
+    accuracy = f"{len(full)} seeds: {min(full):.1f} to {max(full):.1f} %" if len(full) > 1 else f"{centre:.1f} %"
+    axes.axvspan(min(full) - centre, max(full) - centre, color=BLUE, alpha=0.15, label=f"{base}, {accuracy}")
+    axes.axvline(0, color=BLUE)
+    for place, (difference, change) in enumerate(means):
+        axes.plot([0, difference], [place, place], color="0.6", zorder=2)
+        axes.plot(changes[change], [place] * len(changes[change]), "o", color=ORANGE, markeredgecolor="0.15",
+                  markersize=8, zorder=3)
+        right = difference >= 0
+        axes.annotate(f"{round(difference, 1) + 0.0:+.1f}", ((max if right else min)(changes[change]), place),
+                      textcoords="offset points", xytext=(9 if right else -9, 0), va="center",
+                      ha="left" if right else "right")
+    axes.set_yticks(range(len(means)), [change for _, change in means])
+    axes.margins(x=0.15)
+    axes.set_xlabel("difference in validation top-1 accuracy (percentage points)")
+    axes.set_ylabel("change")
+    axes.grid(axis="y", visible=False)
+    axes.set_ylim(-0.7, max(len(means), 1) - 0.3)
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def _draw_run(axes: Axes, run: dict, key: str, look: dict) -> float | None:
+    """Draw one run's validation curve and final star; return its end on the x axis, None if unknown."""
+    history = run.get("history") or History()
+    axes.plot(as_floats(history[key]), as_floats(history["val_top1"]), marker=epoch_marker(history), **look)
+    end = run.get(key)
+    if end is None and len(history):
+        end = history[key][-1]
+    if end is not None and run.get("top1") is not None:
+        axes.plot(end, run["top1"], "*", color=look["color"], markersize=15, markeredgecolor="0.15", zorder=5)
+    return end
+
+
+def _runs_legend(figure: Figure, runs: Sequence[dict], published: Sequence[tuple], looks) -> None:
+    lines = [Line2D([], [], marker="*", markersize=12, markeredgecolor="0.15", label=_run_label(run), **look)
+             for run, look in zip(runs, looks)]
+    for (name, top1, top5), dashes in zip(published, itertools.cycle(DASHES)):
+        scores = _listed(("top-1 {:.2f} %", top1), ("top-5 {:.2f} %", top5))
+        lines.append(Line2D([], [], color="0.35", linestyle=(0, dashes), linewidth=1.3,
+                            label=f"{name}: {scores} (published)"))
+    figure.legend(handles=lines, loc="outside lower center", title="line: validation split; star: test split")
+
+
+def _run_label(run: dict) -> str:
+    scores = _listed(("top-1 {:.2f} %", run.get("top1")), ("top-5 {:.2f} %", run.get("top5")),
+                     ("{:,.0f} s", run.get("seconds")), ("{:.3g} PFLOP", run.get("petaflops")))
+    return textwrap.fill(f"{run['name']}: {scores}", 115)
+
+
+def _listed(*items: tuple) -> str:
+    """`template.format(value)` for each (template, value) with a value, joined by commas."""
+    return ", ".join(template.format(value) for template, value in items if value is not None)
