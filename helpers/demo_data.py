@@ -1,11 +1,11 @@
 """A drawn stand-in for CIFAR-100: 100 classes of small pictures for demonstrations and tests without a download.
 
-Twenty families of shape are the superclasses; red, golden, blue, rainbow and neon are the five classes in each.
-Place, size, rotation, shades, background and noise differ from image to image. Numpy only, and the same seed
-draws the same bytes.
+The superclasses are twenty families of shape, each with five classes: red, golden, blue, rainbow and neon.
+Position, size, rotation, shade, background and noise vary from image to image. This needs NumPy only, and a
+seed always draws the same bytes.
 
 A shape is a signed distance function: it takes coordinates x (right) and y (down), float32 [N, 32, 32], in
-which the shape reaches about from -1 to 1, and returns the distance to its outline, negative inside.
+which the shape spans about -1 to 1, and returns the distance to its outline, negative inside.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ SIDE = 32  # pixels
 def draw_demo_data(train_per_class: int = 50, test_per_class: int = 10, seed: int = 0) -> dict:
     """Draw the demo set.
 
-    Returns a dict of x_train uint8 [100 * train_per_class, 32, 32, 3] and y_train int64, x_test and y_test
-    likewise, all in random order; classes, a tuple of 100 names such as "red disc"; superclasses, a tuple of
-    20 names; superclass_of, int64 [100]. The test images do not change with train_per_class. Raises ValueError
-    for fewer than one image a class.
+    Returns a dict: x_train, uint8 [100 * train_per_class, 32, 32, 3], y_train, int64, and x_test and y_test
+    likewise, in random order; classes, a tuple of 100 names such as "red disc"; superclasses, a tuple of 20
+    names; superclass_of, int64 [100]. The test images do not depend on train_per_class. Raises ValueError for
+    less than one image per class.
     """
     for name, value in (("train_per_class", train_per_class), ("test_per_class", test_per_class)):
         if value < 1:
-            raise ValueError(f"{name}={value}: must be at least 1; the demo set has {len(CLASSES)} classes")
+            raise ValueError(f"{name}={value}: must be at least 1 image for each of the {len(CLASSES)} classes")
     x_train, y_train = _draw_split(train_per_class, np.random.Generator(np.random.PCG64([seed, 0])))
     x_test, y_test = _draw_split(test_per_class, np.random.Generator(np.random.PCG64([seed, 1])))
     return {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test, "classes": CLASSES,
@@ -54,7 +54,7 @@ def _triangle(x, y):
 def _star(x, y):
     radius, angle = np.hypot(x, y), np.arctan2(x, -y)
     tenth = np.pi / 5
-    angle = np.abs((angle + tenth) % (2 * tenth) - tenth)  # from the nearest of five points
+    angle = np.abs((angle + tenth) % (2 * tenth) - tenth)  # measured from the nearest of five points
     along, across = radius * np.cos(angle), radius * np.sin(angle)
     inner_along, inner_across = 0.42 * np.cos(tenth), 0.42 * np.sin(tenth)
     edge = np.hypot(1 - inner_along, inner_across)
@@ -66,7 +66,7 @@ def _cross(x, y):
 
 
 def _heart(x, y):
-    x, y = 0.62 * np.abs(x), 0.55 - 0.62 * y  # the heart of a unit square on its corner, with two half discs
+    x, y = 0.62 * np.abs(x), 0.55 - 0.62 * y  # a unit square on its corner with two half discs
     lobe = np.hypot(x - 0.25, y - 0.75) - 0.3536
     point = np.maximum(x - y, x + y - 1) / 1.4142
     return np.minimum(lobe, point) / 0.62
@@ -139,7 +139,7 @@ def _box(x, y, half_width, half_height):
     return np.maximum(np.abs(x) - half_width, np.abs(y) - half_height)
 
 
-# By name: the function and how far it may be turned, in degrees either way.
+# Name → (signed distance, largest rotation either way in degrees).
 SHAPES = {
     "disc": (_disc, 180), "ring": (_ring, 180), "square": (_square, 20), "triangle": (_triangle, 20),
     "star": (_star, 30), "cross": (_cross, 20), "heart": (_heart, 25), "crescent": (_crescent, 60),
@@ -169,7 +169,7 @@ def _draw_class(shape: str, paint: str, count: int, rng: np.random.Generator) ->
     distance_to, turn = SHAPES[shape]
     size = _draw(rng, count, 0.42, 0.78)
     angle = np.deg2rad(_draw(rng, count, -turn, turn))
-    reach = 0.95 - 0.9 * size  # larger shapes stay nearer to the middle, so that they are seen whole
+    reach = 0.95 - 0.9 * size  # larger shapes stay nearer to the centre and so fit in
     right = _RIGHT - reach * _draw(rng, count, -1, 1)
     down = _DOWN - reach * _draw(rng, count, -1, 1)
     x = (np.cos(angle) * right + np.sin(angle) * down) / size
@@ -182,8 +182,8 @@ def _draw_class(shape: str, paint: str, count: int, rng: np.random.Generator) ->
         pictures = _neon(ground, distance, hue)
     else:
         hue = hue + 0.45 * (x + y) if paint == "rainbow" else hue
-        light = value * np.clip(1 - 0.22 * (right + down) / size, 0.6, 1.15)  # from the upper left
-        colour = _rgb(hue, _draw(rng, count, 0.7, 0.95), np.minimum(light, 1))
+        light = value * np.clip(1 - 0.22 * (right + down) / size, 0.6, 1.15)  # light from the upper left
+        colour = hsv_to_rgb(hue, _draw(rng, count, 0.7, 0.95), np.minimum(light, 1))
         inside = np.clip(0.5 - distance, 0, 1)[..., None]
         shadow = 0.35 * np.clip(0.8 - distance / 3, 0, 1)[..., None]
         pictures = ground * (1 - shadow) * (1 - inside) + colour * inside
@@ -204,31 +204,31 @@ def _draw_ground(count: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _neon(ground: np.ndarray, distance: np.ndarray, hue: np.ndarray) -> np.ndarray:
-    """A bright tube along the outline, its glow, and the rest dimmed."""
+    """A bright tube along the outline with a glow, on dimmed ground."""
     glow = np.exp(-0.45 * np.abs(distance))[..., None]
     tube = np.clip(1.4 - np.abs(distance), 0, 1)[..., None]
-    colour = _rgb(hue, np.float32(0.75), np.float32(1))
+    colour = hsv_to_rgb(hue, np.float32(0.75), np.float32(1))
     return 0.3 * ground * (1 - glow) + glow * colour * 0.8 + tube * 0.45
 
 
 def _to_bytes(pictures: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Float [N, 32, 32, 3] with sensor noise, a different amount in each image, as uint8."""
+    """Add sensor noise, more or less of it per image, to float [N, 32, 32, 3], and round to uint8."""
     amount = _draw(rng, len(pictures), 0.01, 0.07)[..., None]
     noisy = pictures + amount * rng.standard_normal(pictures.shape, dtype=np.float32)
     return np.rint(255 * np.clip(noisy, 0, 1)).astype(np.uint8)
 
 
 def _draw(rng: np.random.Generator, count: int, low: float, high: float) -> np.ndarray:
-    """Uniform float32 [count, 1, 1], one value an image."""
+    """Uniform float32 [count, 1, 1], one value per image."""
     return np.float32(low) + np.float32(high - low) * rng.random((count, 1, 1), dtype=np.float32)
 
 
 def _draw_colour(rng: np.random.Generator, count: int, saturation: tuple, value: tuple) -> np.ndarray:
-    return _rgb(_draw(rng, count, 0, 1), _draw(rng, count, *saturation), _draw(rng, count, *value))
+    return hsv_to_rgb(_draw(rng, count, 0, 1), _draw(rng, count, *saturation), _draw(rng, count, *value))
 
 
-def _rgb(hue: np.ndarray, saturation: np.ndarray, value: np.ndarray) -> np.ndarray:
-    """HSV, broadcast against one another, hue in turns, to RGB in a new last dimension."""
+def hsv_to_rgb(hue: np.ndarray, saturation: np.ndarray, value: np.ndarray) -> np.ndarray:
+    """RGB in [0, 1], float [..., 3], of floats that broadcast to [...]: any hue in turns; the others in [0, 1]."""
     channels = []
     for start in (5, 3, 1):
         sector = (start + 6 * hue) % 6

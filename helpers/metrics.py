@@ -1,4 +1,4 @@
-"""History, Evaluation: what was measured in training, and what a trained network gets right and wrong.
+"""History, Evaluation: what training measured, and what a trained network gets right and wrong.
 
 Accuracies are in percent throughout; confidences, probabilities and the calibration error are in [0, 1].
 """
@@ -16,9 +16,9 @@ from torch import Tensor
 
 HISTORY_KEYS = (
     "epoch",              # from 1
-    "train_loss",         # of the augmented images, against soft targets where the settings ask for them
-    "train_accuracy",     # %, of the augmented images
-    "val_loss",           # None, as the next two, without a validation split
+    "train_loss",         # on augmented images, against soft targets if the settings ask for them
+    "train_accuracy",     # %, on augmented images
+    "val_loss",           # None, like the next two, without a validation split
     "val_top1",           # %
     "val_top5",           # %
     "learning_rate",
@@ -29,15 +29,16 @@ HISTORY_KEYS = (
     "peak_memory_mb",
 )
 CALIBRATION_BINS = 15
+RELIABLE = 0.9          # share of right predictions from which on a confidence is called reliable
 
 
 def topk_accuracy(logits: Tensor, labels: Tensor, k: int) -> float:
     """Share of images, in %, whose label is among the `k` largest logits (all of them when k > C).
 
-    logits: float [N, C]; labels: int64 [N]. Raises ValueError when N is 0 or the shapes do not fit.
+    logits: float [N, C]; labels: int64 [N]. Raises ValueError if N is 0 or the shapes do not fit.
     """
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or len(labels) == 0:
-        raise ValueError(f"top-{k} accuracy takes logits [N, C] and labels [N] with N of at least 1; found "
+        raise ValueError(f"top-{k} accuracy needs logits [N, C] and labels [N], N at least 1; found "
                          f"{list(logits.shape)} and {list(labels.shape)}")
     largest = logits.topk(min(k, logits.shape[1]), dim=1).indices
     hits = (largest == labels[:, None]).any(dim=1)
@@ -45,10 +46,10 @@ def topk_accuracy(logits: Tensor, labels: Tensor, k: int) -> float:
 
 
 class History:
-    """The training record: a list of plain dicts, one an epoch, with the keys of HISTORY_KEYS.
+    """The training record: a list of plain dicts, one per epoch, with the keys of HISTORY_KEYS.
 
     `history["val_top1"]` is the column of that name, None where an epoch has no such value. `stopped` is ""
-    when training ran to its end, "early" when patience ran out, "interrupted" when somebody stopped it.
+    if training ran to its end, "early" if patience ran out, "interrupted" if somebody stopped it.
     """
 
     def __init__(self, rows: Sequence[dict] = (), stopped: str = ""):
@@ -58,14 +59,14 @@ class History:
             self.append(**row)
 
     def append(self, **row) -> None:
-        """Add an epoch; `epoch` itself may be left out. Raises ValueError for an unknown key or a past epoch."""
+        """Add an epoch; `epoch` defaults to the next. Raises ValueError for an unknown key or a past epoch."""
         unknown = sorted(set(row) - set(HISTORY_KEYS))
         if unknown:
             raise ValueError(f"unknown history key {unknown[0]!r}; keys are {', '.join(HISTORY_KEYS)}")
         last = self.rows[-1]["epoch"] if self.rows else 0
         epoch = row.get("epoch", last + 1)
         if epoch <= last:
-            raise ValueError(f"epoch={epoch} follows epoch {last}: epochs count up from 1; cut the rows after the "
+            raise ValueError(f"epoch={epoch} follows epoch {last}: epochs count up from 1; drop the rows after the "
                              "checkpoint before you resume")
         self.rows.append({"epoch": epoch} | {key: _plain(value) for key, value in row.items()})
 
@@ -85,17 +86,17 @@ class History:
 
     @property
     def best_top1(self) -> float | None:
-        """Validation accuracy in %, of `best_epoch`."""
+        """Validation accuracy in % at `best_epoch`."""
         return None if self.best_epoch is None else self["val_top1"][self["epoch"].index(self.best_epoch)]
 
     @property
     def best_epoch(self) -> int | None:
-        """The first epoch with the highest val_top1; None when no epoch was validated."""
+        """The first epoch with the highest val_top1; None if no epoch was validated."""
         validated = [row for row in self.rows if not _missing(row.get("val_top1"))]
         return max(validated, key=lambda row: row["val_top1"])["epoch"] if validated else None
 
     def to_list(self) -> list[dict]:
-        """Copies of the rows, ready for JSON. `stopped` is not among them."""
+        """Copies of the rows, ready for JSON, without `stopped`."""
         return [dict(row) for row in self.rows]
 
     @classmethod
@@ -106,7 +107,7 @@ class History:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Predictions sorted into equal-width bins of confidence (Guo et al. 2017, arXiv 1706.04599).
+    """Predictions in equal-width bins of confidence (Guo et al. 2017, arXiv 1706.04599).
 
     edges: float [B+1]; count: int64 [B]; confidence, accuracy: float [B], means in [0, 1], NaN in empty bins.
     """
@@ -125,9 +126,9 @@ class Calibration:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """How good a set of predictions is, from one logits tensor; build it with `Evaluation.from_logits`.
+    """How good a set of predictions is; `Evaluation.from_logits` computes it from one logits tensor.
 
-    Tensors lie on the CPU. N images, C classes, S superclasses.
+    Tensors are on the CPU. N images, C classes, S superclasses.
     labels, predictions: int64 [N]; confidences: float32 [N], the largest softmax value;
     probabilities: float32 [N, C]; loss: cross entropy without smoothing; top1, top5: %;
     confusion: int64 [C, C], rows are true classes, columns predicted ones; superclass_of: int64 [C] or None.
@@ -150,8 +151,7 @@ class Evaluation:
                     superclass_of: Tensor | None = None, superclass_names: Sequence[str] = ()) -> Evaluation:
         """logits: float [N, C]; labels: int64 [N]; superclass_of: int64 [C], the superclass of each class.
 
-        Raises ValueError when shapes do not fit, N is 0, a label or superclass has no name, or a logit is not
-        finite.
+        Raises ValueError if shapes do not fit, N is 0, a label or superclass has no name, or a logit is not finite.
         """
         logits, labels = logits.detach().float().cpu(), labels.detach().long().cpu()
         if superclass_of is not None:
@@ -180,7 +180,7 @@ class Evaluation:
 
     @property
     def _accuracies(self) -> Tensor:
-        """Accuracies of the classes that have images; there is at least one."""
+        """Accuracies of the classes with images; at least one class has some."""
         return self.class_accuracy[~self.class_accuracy.isnan()]
 
     @property
@@ -189,7 +189,7 @@ class Evaluation:
 
     @property
     def class_std(self) -> float:
-        """Standard deviation over the classes (of this population, not an estimate for a larger one)."""
+        """Standard deviation over the classes (of the population, not of a sample)."""
         return self._accuracies.std(correction=0).item()
 
     @property
@@ -212,9 +212,9 @@ class Evaluation:
 
     @cached_property
     def superclass_accuracy(self) -> Tensor | None:
-        """float64 [S], %: images of each superclass whose prediction falls in it; NaN without images.
+        """float64 [S], %: images of each superclass whose prediction is in it too; NaN without images.
 
-        None when the classes have no superclasses; so is `superclass_top1`.
+        None if the classes have no superclasses, like `superclass_top1`.
         """
         if self.superclass_of is None:
             return None
@@ -226,7 +226,7 @@ class Evaluation:
 
     @property
     def superclass_top1(self) -> float | None:
-        """%: images whose prediction falls in the right superclass."""
+        """%: images whose prediction is in the right superclass."""
         if self.superclass_of is None:
             return None
         hits = self.superclass_of[self.labels] == self.superclass_of[self.predictions]
@@ -235,7 +235,7 @@ class Evaluation:
     # Errors ------------------------------------------------------------------------------------------------
 
     def most_confused_classes(self, n: int) -> list[tuple[int, int, int, float]]:
-        """As `most_confused`, with class indices in place of names."""
+        """Like `most_confused`, with class indices instead of names."""
         wrong = self.confusion.clone().fill_diagonal_(0)
         images = self.confusion.sum(dim=1)
         order = wrong.flatten().argsort(descending=True, stable=True)[:n].tolist()
@@ -249,7 +249,7 @@ class Evaluation:
                 for true, predicted, count, share in self.most_confused_classes(n)]
 
     def most_confident_errors(self, n: int) -> Tensor:
-        """int64 [at most n]: indices of the wrong predictions, the most confident first."""
+        """int64 [at most n]: indices of the wrong predictions, most confident first."""
         wrong = (self.predictions != self.labels).nonzero()[:, 0]
         return wrong[self.confidences[wrong].argsort(descending=True, stable=True)][:n]
 
@@ -271,16 +271,16 @@ class Evaluation:
         """In [0, 1], over 15 equal-width bins (Guo et al. 2017, arXiv 1706.04599)."""
         return self.calibration.expected_error
 
-    def reliable_confidence(self, target: float = 0.9, least: int = 20) -> float | None:
-        """The lowest confidence at which predictions are right at least `target` of the time; None where there is
-        none, or where fewer than `least` images are as sure.
+    def reliable_confidence(self, target: float = RELIABLE, least: int = 20) -> float | None:
+        """The lowest confidence at which at least the share `target` of predictions is right; None if there is none or
+        fewer than `least` images reach it.
 
-        The share that is right at a confidence is an isotonic regression, the rising steps that fit best (Zadrozny &
-        Elkan 2002, doi 10.1145/775047.775151). It is fitted to these very images, so expect slightly less on others.
+        The share of right predictions at a confidence comes from an isotonic regression, the rising steps that fit best
+        (Zadrozny & Elkan 2002, doi 10.1145/775047.775151), on these very images: expect slightly less on others.
         """
         confidences, place, count = self.confidences.unique(return_inverse=True, return_counts=True)
         correct = torch.bincount(place, weights=(self.predictions == self.labels).double())
-        steps = []      # lowest confidence, right ones, images: a step less right than the one before joins it
+        steps = []      # (lowest confidence, right, images); a step no more often right than the one before joins it
         for lowest, right, images in zip(confidences.tolist(), correct.tolist(), count.tolist()):
             while steps and steps[-1][1] * images >= right * steps[-1][2]:
                 lowest, right_before, images_before = steps.pop()
@@ -292,7 +292,7 @@ class Evaluation:
     # Writing -----------------------------------------------------------------------------------------------
 
     def summary(self) -> dict:
-        """Plain values for metrics.json; None stands for what is not defined."""
+        """Plain values for metrics.json; None means undefined."""
         return {
             "images": len(self),
             "loss": self.loss,
@@ -307,7 +307,7 @@ class Evaluation:
             "best_class": self.best_class,
             "mean_confidence": self.confidences.mean().item(),
             "expected_calibration_error": self.expected_calibration_error,
-            "confidence_for_90_percent": self.reliable_confidence(0.9),
+            "confidence_for_90_percent": self.reliable_confidence(RELIABLE),
             "class_accuracy": _by_name(self.class_names, self.class_accuracy),
             "superclass_accuracy": _by_name(self.superclass_names, self.superclass_accuracy),
             "calibration": {name: [None if isinstance(value, float) and math.isnan(value) else value
@@ -320,7 +320,7 @@ class Evaluation:
 
 
 def _plain(value):
-    """A number JSON can write: NumPy and tensor scalars become floats."""
+    """A number that JSON can write: NumPy and tensor scalars become floats."""
     return value if value is None or isinstance(value, int) else float(value)
 
 
@@ -343,7 +343,7 @@ def _check_predictions(logits: Tensor, labels: Tensor, class_names: Sequence[str
     classes = logits.shape[1]
     if len(class_names) != classes:
         raise ValueError(f"class_names holds {len(class_names)} names, but the logits have {classes} classes; "
-                         "give one name a class")
+                         "give one name per class")
     low, high = labels.min().item(), labels.max().item()
     if low < 0 or high >= classes:
         raise ValueError(f"labels run from {low} to {high}, but must lie in 0..{classes - 1} for {classes} classes; "
@@ -361,8 +361,8 @@ def _check_superclasses(classes: int, superclass_of: Tensor | None, superclass_n
                              "give both or neither")
         return
     if superclass_of.shape != (classes,):
-        raise ValueError(f"superclass_of must be [{classes}], one entry a class; found {list(superclass_of.shape)}")
+        raise ValueError(f"superclass_of must be [{classes}], one entry per class; found {list(superclass_of.shape)}")
     low, high = superclass_of.min().item(), superclass_of.max().item()
     if low < 0 or high >= len(superclass_names):
         raise ValueError(f"superclass_of runs from {low} to {high}, but superclass_names holds "
-                         f"{len(superclass_names)} names; give one name a superclass")
+                         f"{len(superclass_names)} names; give one name per superclass")

@@ -1,4 +1,4 @@
-"""What machine is this: device, 16-bit precision, memory, Colab or Kaggle, and who is watching."""
+"""The machine: device, 16-bit precision, memory, Colab or Kaggle, and whether somebody watches."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class SystemInfo:
-    """The machine a run was made on, as it goes into metrics.json. Memory in GB (2**30 bytes)."""
+    """The machine of a run, as metrics.json records it. Memory is in GB (2**30 bytes)."""
 
     device: str
     device_name: str
@@ -41,7 +41,7 @@ class SystemInfo:
 
     @classmethod
     def of(cls, device: torch.device, precision: str) -> SystemInfo:
-        """Look at the machine; `device` and `precision` are those the run uses."""
+        """Inspect this machine; `device` and `precision` are those of the run."""
         cuda = device.type == "cuda"
         properties = torch.cuda.get_device_properties(device) if cuda else None
         return cls(
@@ -68,47 +68,46 @@ class SystemInfo:
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The torch device for a `device` setting. Raises ValueError when it is not to be had."""
+    """The torch device for a `device` setting. Raises ValueError if it is unavailable."""
     if name in ("auto", "cuda") and torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())        # some functions want the index
+        return torch.device("cuda", torch.cuda.current_device())        # some functions need the index
     if name == "auto":
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device={name!r} is not to be had here ({str(error).splitlines()[0]}); "
+        raise ValueError(f"device={name!r} is unavailable ({str(error).splitlines()[0]}); "
                          "use 'auto' or 'cpu', or on Colab choose Runtime > Change runtime type > GPU") from error
     return device
 
 
-@functools.lru_cache(maxsize=1)
-def memory_format(device: torch.device, channels_last: bool) -> torch.memory_format:
-    """The layout of images and weights; contiguous on MPS, where the backward pass of batch norm and max pooling is
-    wrong or ends the process for `channels_last` (pytorch issues 175189 and 175190, seen in torch 2.10)."""
-    return torch.channels_last if channels_last and device.type != "mps" else torch.contiguous_format
+def memory_format(device: torch.device) -> torch.memory_format:
+    """The layout of images and weights: channels_last, but contiguous on MPS, where the backward passes of batch norm
+    and max pooling are wrong or crash in channels_last (PyTorch issues 175189 and 175190, seen in torch 2.10)."""
+    return torch.channels_last if device.type != "mps" else torch.contiguous_format
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep the memory of freed tensors for the next ones, where that can be set (glibc).
+    """Make the C library (glibc only) keep the memory of freed tensors for the next ones.
 
-    glibc gives each block over 32 MiB back to the system at once, and the next tensor of that size is faulted in
-    page by page and zeroed. Training FastCNN (128, 384, 512) at 32 px, batch 500, went from 180 to 280 GFLOP/s.
+    By default glibc returns each block over 32 MiB to the system at once, and the next tensor of that size is faulted
+    in page by page and zeroed. Training FastCNN (128, 384, 512) at 32 px, batch 500, rose from 180 to 280 GFLOP/s.
     """
     if platform.libc_ver()[0] != "glibc":
         return
-    m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4      # of malloc.h
+    m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4      # from malloc.h
     mallopt = ctypes.CDLL(None).mallopt
     for option, value in ((m_mmap_max, 0), (m_trim_threshold, -1), (m_top_pad, 256 * 2**20)):
         mallopt(option, value)
 
 
 def pick_precision(device: torch.device, mixed_precision: bool = True, precision: str = "auto") -> str:
-    """"fp32", "bf16" or "fp16" for the settings `mixed_precision` and `precision`.
+    """"fp32", "bf16" or "fp16" for the settings `mixed_precision` (False: fp32) and `precision` (the 16-bit type).
 
-    auto: bf16 on GPUs that have it in hardware (compute capability 8.0, Ampere), else fp16; on a CPU bf16 where a
-    timed convolution is faster in it than Winograd's in fp32, since the instructions alone do not tell (with AMX it
-    is several times as fast, on some server CPUs half as fast); fp32 on anything else.
+    precision="auto" means bf16 on GPUs with bf16 hardware (compute capability 8.0, Ampere), else fp16; on a CPU bf16 if
+    `bf16_speedup` is over 1.3, since the instruction set alone does not tell (bf16 is several times as fast with AMX,
+    half as fast on some server CPUs), else fp32; on any other device fp32.
     """
     if not mixed_precision:
         return "fp32"
@@ -116,14 +115,14 @@ def pick_precision(device: torch.device, mixed_precision: bool = True, precision
         return precision
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
-    return "bf16" if device.type == "cpu" and _bf16_speedup() > 1.3 else "fp32"
+    return "bf16" if device.type == "cpu" and bf16_speedup() > 1.3 else "fp32"
 
 
-@functools.lru_cache(maxsize=1)
-def _bf16_speedup() -> float:
-    """Time of a convolution, forward and backward, in fp32 (by Winograd) over that in bf16, on this CPU.
+@functools.cache
+def bf16_speedup() -> float:
+    """Time of a convolution, forward and backward, in fp32 (Winograd's) divided by that in bf16, on this CPU.
 
-    The best of several alternating timings counts, so that whatever else the machine does weighs little.
+    Measures once per process, and takes the best of several alternating timings to suppress other load.
     """
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(32, 128, 16, 16, generator=generator).to(memory_format=torch.channels_last)
@@ -137,13 +136,18 @@ def _bf16_speedup() -> float:
             convolution = winograd_conv if dtype == torch.float32 else functools.partial(conv2d, padding=1)
             convolution(inputs, filters).sum().backward()
             best[dtype] = min(best[dtype], time.perf_counter() - start)
-        if best[torch.bfloat16] > 3 * best[torch.float32]:      # without the instructions a call takes a second
+        if best[torch.bfloat16] > 3 * best[torch.float32]:      # without bf16 instructions a call takes a second
             break
     return best[torch.float32] / best[torch.bfloat16]
 
 
+def autocast(device: torch.device, precision: str):
+    """The autocast context for "bf16" or "fp16"; one that does nothing for "fp32"."""
+    return torch.autocast(device.type, dtype=DTYPES[precision], enabled=precision != "fp32")
+
+
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was given; nothing to wait for on a CPU."""
+    """Wait until the device finishes its queued work; a CPU queues none."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -151,7 +155,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def peak_memory_mb(device: torch.device) -> float | None:
-    """Largest memory so far in MB (2**20 bytes): of tensors on a GPU, of the whole process on a CPU."""
+    """Peak memory so far in MB (2**20 bytes): of tensors on CUDA, else of the process; None on Windows without CUDA."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     if util.find_spec("resource") is None:      # Windows
@@ -162,12 +166,12 @@ def peak_memory_mb(device: torch.device) -> float | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Is this the device's out-of-memory error, or that of the allocator on a CPU?"""
+    """Is this an out-of-memory error of the device or of the CPU allocator?"""
     if isinstance(error, torch.OutOfMemoryError):
         return True
     phrases = ("DefaultCPUAllocator: can't allocate memory", "MPS backend out of memory", "CUDA error: out of memory",
                "CUBLAS_STATUS_ALLOC_FAILED",
-               # cuDNN's: no algorithm had enough memory to work in.
+               # cuDNN: no algorithm has enough workspace.
                "was unable to find an engine to execute this computation", "Unable to find a valid cuDNN algorithm")
     return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in phrases)
 
@@ -182,55 +186,55 @@ def host_kind() -> str:
 def progress_style(setting: str = "auto") -> str:
     """"bar", "lines" or "none" for the `progress` setting.
 
-    A bar is drawn where somebody watches: a terminal, or a kernel that a notebook front end started (Colab,
-    Kaggle's editor, Jupyter Server's JPY_SESSION_NAME, VS Code). Under papermill, nbval and CI a bar would
-    stand still or fill the file, so there it is a line an epoch.
+    "auto" draws a bar where somebody watches: in a terminal, or in a kernel that a notebook front end started
+    (Colab, Kaggle's editor, Jupyter Server with JPY_SESSION_NAME, VS Code). Under papermill, nbval and CI a bar
+    would freeze or fill the file, so "auto" prints a line per epoch.
     """
     if setting != "auto":
         return setting
-    if "CI" in os.environ or os.environ.get("KAGGLE_KERNEL_RUN_TYPE") == "Batch" or _started_headless():
+    if "CI" in os.environ or os.environ.get("KAGGLE_KERNEL_RUN_TYPE") == "Batch" or started_headless():
         return "lines"
     in_front_end = host_kind() != "local" or "JPY_SESSION_NAME" in os.environ or "VSCODE_PID" in os.environ
     in_kernel = "ipykernel" in sys.modules
     return "bar" if (in_front_end if in_kernel else sys.stderr.isatty()) else "lines"
 
 
-def _started_headless() -> bool:
-    """Did papermill, nbconvert or pytest start this kernel? It inherits the variables of a front end they run in."""
+def started_headless() -> bool:
+    """Did papermill, nbconvert or pytest start this process, which inherits their front end's variables? Linux only."""
     command = Path(f"/proc/{os.getppid()}/cmdline")
-    # Such as `python -m pytest` or `python /usr/bin/papermill`; what comes later may be anybody's paths.
+    # For example `python -m pytest` or `python /usr/bin/papermill`; later words may be arbitrary paths.
     words = command.read_text(errors="replace").split("\0")[:4] if command.exists() else []
     headless = {"papermill", "nbconvert", "jupyter-nbconvert", "pytest"}
     return any(Path(word).name in headless for word in words)
 
 
 def lies_on_drive(path) -> bool:
-    """Is `path` in the folder where Google Drive belongs on this Colab machine, mounted or not?"""
+    """Is `path` in the mount folder of Google Drive on this Colab machine, mounted or not?"""
     return host_kind() == "colab" and DRIVE in Path(path).expanduser().absolute().parents
 
 
 def mount_drive() -> Path:
-    """Mount Google Drive on Colab, unless it is, and return the project's folder there.
+    """Mount Google Drive on Colab if needed, and return the project's folder there.
 
-    Raises ValueError elsewhere, and where it cannot be mounted: only a notebook that somebody watches can ask for leave.
+    Raises ValueError outside Colab and if mounting fails: only the user of a notebook can grant access.
     """
     if host_kind() != "colab":
-        raise ValueError("drive=True works on Google Colab only; elsewhere set checkpoint_dir to a folder that lasts")
-    if not os.path.ismount(DRIVE):      # a folder of that name may also be a plain one, which goes with the session
-        remedy = ("run `from google.colab import drive; drive.mount('/content/drive')` in a cell of a notebook first, "
+        raise ValueError("drive=True works on Google Colab only; elsewhere set checkpoint_dir to a permanent folder")
+    if not os.path.ismount(DRIVE):      # a plain folder of that name vanishes with the session
+        remedy = ("run `from google.colab import drive; drive.mount('/content/drive')` in a notebook cell first, "
                   "or set checkpoint_dir")
-        if "ipykernel" not in sys.modules or _started_headless():
-            raise ValueError(f"Google Drive is not mounted, and nobody can be asked for it here; {remedy}")
+        if "ipykernel" not in sys.modules or started_headless():
+            raise ValueError(f"Google Drive is not mounted, and nobody can grant access here; {remedy}")
         from google.colab import drive
         try:
             drive.mount(str(DRIVE))
-        except Exception as error:      # Colab's own classes; a refused dialog is a MessageError
+        except Exception as error:      # Colab's own exceptions; a refused dialog is a MessageError
             raise ValueError(f"Google Drive could not be mounted ({error}); {remedy}") from error
     return DRIVE / "MyDrive" / "cifar100-cnn-training"
 
 
 def cpu_cores() -> int:
-    """CPU cores this process may use."""
+    """CPU cores available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from helpers import system
-from helpers.system import (SystemInfo, cpu_cores, host_kind, is_out_of_memory, memory_format, mount_drive,
-                            peak_memory_mb, pick_device, pick_precision, progress_style, synchronize)
+from helpers.system import (SystemInfo, bf16_speedup, cpu_cores, host_kind, is_out_of_memory, memory_format,
+                            mount_drive, peak_memory_mb, pick_device, pick_precision, progress_style, started_headless,
+                            synchronize)
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
 
@@ -28,20 +29,21 @@ def test_gpus_with_bf16_in_hardware_take_it_others_fp16(card, capability, expect
 
 @pytest.mark.parametrize("speedup, expected", [(3.1, "bf16"), (1.1, "fp32"), (0.5, "fp32")])
 def test_cpus_take_bf16_where_it_is_clearly_faster(speedup, expected, monkeypatch):
-    monkeypatch.setattr(system, "_bf16_speedup", lambda: speedup)
+    monkeypatch.setattr(system, "bf16_speedup", lambda: speedup)
     assert pick_precision(CPU) == expected
     assert pick_precision(MPS) == "fp32"
 
 
 def test_the_speedup_is_measured_once():
-    assert system._bf16_speedup() > 0
-    assert system._bf16_speedup() == system._bf16_speedup()
+    assert bf16_speedup() > 0
+    assert bf16_speedup() == bf16_speedup()
 
 
 @pytest.mark.parametrize("device", [CPU, CUDA, MPS])
 def test_the_settings_go_before_the_machine(device):
     assert pick_precision(device, mixed_precision=False) == "fp32"
-    for precision in ("fp32", "bf16", "fp16"):
+    for precision in ("bf16", "fp16"):
+        assert pick_precision(device, mixed_precision=False, precision=precision) == "fp32"
         assert pick_precision(device, precision=precision) == precision
 
 
@@ -94,9 +96,9 @@ def test_other_errors_are_told_apart_from_out_of_memory(error, expected):
     assert is_out_of_memory(error) is expected
 
 
-def test_images_are_contiguous_on_mps():
-    assert memory_format(CPU, True) is memory_format(CUDA, True) is torch.channels_last
-    assert memory_format(MPS, True) is memory_format(CPU, False) is torch.contiguous_format
+def test_images_are_contiguous_on_mps_only():
+    assert memory_format(CPU) is memory_format(CUDA) is torch.channels_last
+    assert memory_format(MPS) is torch.contiguous_format
 
 
 def test_peak_memory_of_the_process_is_in_mebibytes():
@@ -134,7 +136,7 @@ def environment(monkeypatch):
             monkeypatch.delenv(name, raising=False)
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
-        monkeypatch.setattr(system, "_started_headless", lambda: False)
+        monkeypatch.setattr(system, "started_headless", lambda: False)
         monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
         if in_kernel:
             monkeypatch.setitem(sys.modules, "ipykernel", SimpleNamespace())
@@ -156,15 +158,14 @@ def test_a_bar_is_drawn_where_somebody_watches(variables, in_kernel, in_terminal
     ("jupyter-lab", "bar"), ("--root_dir=/home/me/pytest-of-me/papermill-course", "bar")])
 def test_a_kernel_that_papermill_started_from_within_jupyter_prints_lines(parent, expected, environment, monkeypatch):
     """It inherits Jupyter's variables; its parent process tells."""
-    started_headless = system._started_headless
     environment({"JPY_SESSION_NAME": "x.ipynb"}, True, False)
-    monkeypatch.setattr(system, "_started_headless", started_headless)
+    monkeypatch.setattr(system, "started_headless", started_headless)
     process = subprocess.Popen([sys.executable, "-c", "input(print('up', flush=True))", parent],
                                stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         process.stdout.readline()       # until then its command line may not be there
         monkeypatch.setattr(os, "getppid", lambda: process.pid)
-        assert progress_style() == expected
+        assert progress_style() == expected and started_headless() == (expected == "lines")
     finally:
         process.communicate(b"\n")
 
@@ -218,10 +219,10 @@ def test_drive_that_cannot_be_mounted_is_one_message(colab):
 def test_drive_is_not_asked_for_where_nobody_can_answer(colab, monkeypatch):
     mounted = []
     colab(mounted.append, in_kernel=False)
-    with pytest.raises(ValueError, match=r"nobody can be asked.*checkpoint_dir"):
+    with pytest.raises(ValueError, match=r"nobody can grant access.*checkpoint_dir"):
         mount_drive()
     colab(mounted.append)
-    monkeypatch.setattr(system, "_started_headless", lambda: True)
-    with pytest.raises(ValueError, match="nobody can be asked"):
+    monkeypatch.setattr(system, "started_headless", lambda: True)
+    with pytest.raises(ValueError, match="nobody can grant access"):
         mount_drive()
     assert not mounted

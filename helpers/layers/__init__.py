@@ -1,1 +1,1 @@
-"""Layers that PyTorch does not have: Winograd's convolution on a CPU, and layers that commute with mirroring."""
+"""Layers that PyTorch lacks: Winograd's convolution on a CPU, and layers that commute with mirroring."""

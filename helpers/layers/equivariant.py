@@ -1,12 +1,12 @@
 """Convolutions that commute with mirroring an image left to right, at half the multiplications.
 
-Cohen & Welling 2016 (arXiv 1602.07576) for networks of such layers, Bökman, Nordström & Kahl 2025 (arXiv 2502.05169)
-for the saving. The C channels are C/2 pairs, the first of each pair in the first half of the channels: mirroring the
+Networks of such layers: Cohen & Welling 2016 (arXiv 1602.07576); the saving: Bökman, Nordström & Kahl 2025 (arXiv
+2502.05169). The C channels form C/2 pairs, the first of each pair in the first half of the channels: mirroring the
 image mirrors every channel and swaps the two of each pair. The sum of a pair is its even part, the difference its odd
-part. A filter between parts of the same kind has to be symmetric, one between even and odd antisymmetric, so that of the
-three values in a row of it two are free, or one: half the parameters and half the arithmetic of any 3×3 convolution.
+part. Filters between parts of the same kind must be symmetric, those between even and odd antisymmetric, so two of the
+three values in each of their rows are free, or one: half the parameters and half the arithmetic of a plain convolution.
 
-All layers give their results in the memory format of what they get.
+Every layer returns its result in the memory format of its input.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from .winograd import winograd_conv, winograd_is_faster
 class FlipConv3x3(nn.Module):
     """A 3×3 convolution between pairs of channels, padding 1, no bias: float [N, C_in, H, W] to [N, C_out, H, W].
 
-    `even.weight` and `odd.weight`, float [C_out/2, 3·C_in/2, 3, 1], hold what gives the even and the odd part of the
-    result. Of the 3·C_in/2 the first third is for the middle column, the second for the sum of its neighbours, the last
-    for the difference of the neighbours in the parts of the other kind. All bases are orthogonal and of one length.
+    `even.weight` and `odd.weight`, float [C_out/2, 3·C_in/2, 3, 1], compute the even and the odd part of the result.
+    Of the 3·C_in/2 the first third weights the middle column, the second the sum of its neighbours, the last the
+    difference of the neighbours in the parts of the other kind. All basis filters are orthogonal and of equal norm.
     """
 
     def __init__(self, in_channels: int, out_channels: int):
@@ -40,16 +40,16 @@ class FlipConv3x3(nn.Module):
         return _Pairs.apply(self.even(even), self.odd(odd))
 
     def filters(self) -> Tensor:
-        """The same as the filters of a common convolution, float [C_out, C_in, 3, 3]."""
+        """The equivalent filters of a plain convolution, float [C_out, C_in, 3, 3]."""
         (even, even_from_odd), (odd, odd_from_even) = map(_columns, (self.even.weight, self.odd.weight))
         same, other = even + even_from_odd + odd_from_even + odd, even - even_from_odd + odd_from_even - odd
         return torch.cat([torch.cat([same, other], 1), torch.cat([other.flip(3), same.flip(3)], 1)])
 
 
 class MirroredConv2d(nn.Conv2d):
-    """A convolution of images without padding, some of whose filters are each other's mirror images, or their own.
+    """A convolution of images, without padding, whose filters are mirror images of each other or of themselves.
 
-    `mirrored` int64 [C_out] names for each the one that is its mirror image, which is kept so while they are trained.
+    `mirrored`, int64 [C_out], names the mirror image of each filter; training preserves this relation.
     """
 
     def __init__(self, in_channels: int, mirrored: Tensor, kernel_size: int):
@@ -69,8 +69,8 @@ class MirroredConv2d(nn.Conv2d):
 class LiftingConv3x3(nn.Conv2d):
     """A 3×3 convolution that makes pairs of channels, padding 1, no bias: float [N, C_in, H, W] to [N, C_out, H, W].
 
-    `weight` float [C_out/2, C_in, 3, 3] has the filters of the first of each pair; those of the second are their mirror
-    images. `mirrored` int64 [C_in] names the channel that each becomes in the mirror image.
+    `weight`, float [C_out/2, C_in, 3, 3], holds the filters of the first of each pair; those of the second are their
+    mirror images. `mirrored`, int64 [C_in], names the channel that each input channel becomes in the mirror image.
     """
 
     def __init__(self, mirrored: Tensor, out_channels: int):
@@ -82,14 +82,14 @@ class LiftingConv3x3(nn.Conv2d):
 
 
 class PairNorm(nn.BatchNorm2d):
-    """Batch norm for pairs of channels, which share their statistics and biases: float [N, C, H, W] to the same."""
+    """Batch norm for pairs of channels that share statistics and biases: float [N, C, H, W] to the same."""
 
     def __init__(self, channels: int, **options):
         super().__init__(channels // 2, **options)
 
     def forward(self, images: Tensor) -> Tensor:
         number, channels, height, width = images.shape
-        if _format_of(images) == torch.channels_last:       # then without a copy
+        if _format_of(images) == torch.channels_last:       # needs no copy
             side_by_side = images.permute(0, 2, 3, 1).reshape(number, height, 2 * width, channels // 2)
             normed = super().forward(side_by_side.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
             return normed.reshape(number, height, width, channels).permute(0, 3, 1, 2)
@@ -100,7 +100,7 @@ class PairNorm(nn.BatchNorm2d):
 def symmetric_max_pool(images: Tensor) -> Tensor:
     """Max pooling that halves the sides, rounded down, and commutes with mirroring.
 
-    By windows of 2, along an odd side by overlapping windows of 3. [N, C, H, W], H and W from 2 up.
+    Windows are 2 wide, along an odd side 3 wide and overlapping. Takes [N, C, H, W] with H and W of at least 2.
     """
     return F.max_pool2d(images, [2 + side % 2 for side in images.shape[2:]], 2)
 
@@ -110,14 +110,14 @@ def _format_of(images: Tensor) -> torch.memory_format:
 
 
 def _columns(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Filters [C_out/2, C_in/2, 3, 3] for the parts of the same and of the other kind."""
+    """Filters [C_out/2, C_in/2, 3, 3] for the parts of the same kind and of the other kind."""
     middle, sums, differences = weight.unflatten(1, (3, -1)).unbind(1)
     return (torch.cat([sums, 2 ** 0.5 * middle, sums], 3),
             torch.cat([-differences, torch.zeros_like(differences), differences], 3))
 
 
 class _Neighbours(torch.autograd.Function):
-    # [N, C, H, W] to what `even` and `odd` take, each [N, 3·C/2, H, W]. In between, images are [N, H, W, C].
+    # [N, C, H, W] to the inputs of `even` and `odd`, each [N, 3·C/2, H, W]. In between, images are [N, H, W, C].
 
     @staticmethod
     def forward(ctx, images):
@@ -152,7 +152,7 @@ class _Neighbours(torch.autograd.Function):
 
 
 class _Pairs(torch.autograd.Function):
-    # Even and odd parts [N, C/2, H, W] to pairs of channels [N, C, H, W]. Its transpose is of the same form.
+    # Even and odd parts [N, C/2, H, W] to pairs of channels [N, C, H, W]. Its transpose has the same form.
 
     @staticmethod
     def forward(ctx, even, odd):
@@ -166,7 +166,7 @@ class _Pairs(torch.autograd.Function):
 
 
 def _paired(even: Tensor, odd: Tensor, memory_format: torch.memory_format) -> Tensor:
-    """Even and odd parts [N, H, W, C/2] as pairs of channels [N, C, H, W]."""
+    """Turn even and odd parts [N, H, W, C/2] into pairs of channels [N, C, H, W]."""
     pairs = even.new_empty(*even.shape[:3], 2 * even.shape[3])
     first, second = pairs.chunk(2, 3)
     torch.add(even, odd, out=first)

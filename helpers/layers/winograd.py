@@ -1,8 +1,8 @@
 """3×3 convolutions on a CPU with a fifth to a half of the multiplications: Winograd's F(m×m, 3×3).
 
 Winograd 1980, "Arithmetic Complexity of Computations"; Lavin & Gray 2015, arXiv 1509.09308. A tile of m×m outputs is
-made from n×n inputs, n = m + 2, as Aᵀ [(G w Gᵀ) ⊙ (Bᵀ x B)] A, summed over the input channels: 81 multiplications in
-place of 441 for m = 7. For many tiles the sums are n² matrix products. The backward pass is the same transposed.
+computed from n×n inputs, n = m + 2, as Aᵀ [(G w Gᵀ) ⊙ (Bᵀ x B)] A, summed over the input channels: 81 multiplications
+instead of 441 for m = 7. Over many tiles the sums are n² matrix products. The backward pass is the transpose.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-# Where the polynomials of the Cook-Toom construction are evaluated; the first m + 1 serve tiles of m.
+# Evaluation points of the polynomials in the Cook-Toom construction; tiles of m use the first m + 1.
 POINTS = (0, 1, -1, 2, -2, 1 / 2, -1 / 2, -4 / 3)
 TILE_SIDES = (2, 3, 4, 5, 6, 7)
-TILES_AT_ONCE = 200         # so few that much of what is between two steps stays in the cache
+TILES_AT_ONCE = 200         # few enough that most intermediate results stay in the cache
 
 _allowed = True
 
 
 @contextmanager
 def direct_convolutions():
-    """Within it every Conv3x3 is PyTorch's own convolution: to count FLOPs by, or to compare with."""
+    """A context in which every Conv3x3 is PyTorch's own convolution, to count FLOPs or to compare."""
     global _allowed
     before, _allowed = _allowed, False
     try:
@@ -38,11 +38,11 @@ def direct_convolutions():
 class Conv3x3(nn.Conv2d):
     """A 3×3 convolution with padding 1 and no bias: float [N, C_in, H, W] to [N, C_out, ⌈H/stride⌉, ⌈W/stride⌉].
 
-    In fp32 on a CPU it takes Winograd's algorithm where that is faster, else PyTorch's own convolution. The two differ
+    In fp32 on a CPU it uses Winograd's algorithm where that is faster, else PyTorch's own convolution. The two differ
     by rounding, at most 1e-4 of the result's norm, a thirtieth of what bf16 loses.
 
-    `for_pooling=True` leaves out the last row and column of a result with odd sides, at which 2×2 pooling does not
-    look: 36 places are computed in place of 49.
+    `for_pooling=True` omits the last row and column of a result with odd sides, which 2×2 pooling ignores: at side 7 it
+    computes 36 places instead of 49.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1):
@@ -60,35 +60,34 @@ class Conv3x3(nn.Conv2d):
 
 def winograd_is_faster(images: Tensor, weight_dtype: torch.dtype, in_channels: int, out_channels: int,
                        without_last: bool = False, direct_share: float = 1.0) -> bool:
-    """Is `winograd_conv` faster than a convolution of stride 1? Only in fp32 on a CPU, not in direct_convolutions.
+    """Is `winograd_conv` faster than a convolution of stride 1? Only in fp32 on a CPU, outside direct_convolutions.
 
-    `direct_share`: what the alternative takes of a common convolution's multiplications.
+    `direct_share`: the multiplications of the alternative over those of a plain convolution.
     """
     if not (_allowed and images.device.type == "cpu" and images.dtype == weight_dtype == torch.float32
             and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
             and images.ndim == 4 and images.shape[1] == in_channels
-            and min(in_channels, out_channels) >= 64):      # else the transforms take longer than they save
+            and min(in_channels, out_channels) >= 64):      # else the transforms cost more than they save
         return False
     height, width = (side - without_last for side in images.shape[2:])
     rows, columns = _Tiling.of(height), _Tiling.of(width)
-    return (len(images) * rows.count * columns.count >= 64          # else transforming the filters takes longer
+    return (len(images) * rows.count * columns.count >= 64          # else transforming the filters costs more
             and rows.multiplications * columns.multiplications < 0.6 * direct_share * 9 * height * width)
 
 
 def winograd_conv(images: Tensor, weight: Tensor, without_last: bool = False) -> Tensor:
     """`F.conv2d(images, weight, padding=1)` by F(m×m, 3×3), differentiable once.
 
-    `images` is float32 or float64 [N, C_in, H, W], `weight` [C_out, C_in, 3, 3] of the same dtype (16 bits are too few
-    for the transforms); the result is [N, C_out, H, W] in channels_last order, `without_last` [N, C_out, H - 1, W - 1]:
-    the same but its last row and column. m is, for each axis, the one of TILE_SIDES that takes the fewest
-    multiplications.
+    images: float32 or float64 [N, C_in, H, W]; weight: [C_out, C_in, 3, 3] of the same dtype (16 bits are too few for
+    the transforms). Returns [N, C_out, H, W] in channels_last order; `without_last` omits its last row and column, so
+    [N, C_out, H - 1, W - 1]. On each axis m is the one of TILE_SIDES that needs the fewest multiplications.
     """
     height, width = (side - without_last for side in images.shape[2:])
     return _WinogradConv.apply(images, weight, (height, width), torch.is_grad_enabled())
 
 
 class _Tiling:
-    """One axis of `side` outputs, cut into `count` tiles of `m`, each made from `n` = m + 2 inputs."""
+    """One axis of `side` outputs, cut into `count` tiles of `m`, each computed from `n` = m + 2 inputs."""
 
     def __init__(self, side: int, m: int):
         self.m, self.n, self.count = m, m + 2, -(-side // m)
@@ -102,8 +101,8 @@ class _Tiling:
 
 
 class _WinogradConv(torch.autograd.Function):
-    # Several tiles at a time are [n, n, N, rows, columns, C] on the side of the inputs, [m, m, N, rows, columns, C]
-    # on that of the outputs, and images [N, H, W, C].
+    # Stacked tiles are [n, n, N, rows, columns, C] on the input side and [m, m, N, rows, columns, C] on the output
+    # side; images are [N, H, W, C].
 
     @staticmethod
     def forward(ctx, images, weight, sides, with_grad):
@@ -161,7 +160,7 @@ def _transform_filters(g: Tensor, weight: Tensor) -> Tensor:
 
 
 def _overlap_add(patches: Tensor) -> Tensor:
-    """Sum of n×n patches that overlap by 2, without the first row and column: [n, n, N, rows, columns, C] to
+    """Sum n×n patches that overlap by 2, then drop the first row and column: [n, n, N, rows, columns, C] to
     [N, H, W, C]."""
     patches = patches.permute(2, 3, 0, 4, 1, 5)
     number, rows, height, columns, width, channels = patches.shape
@@ -176,14 +175,14 @@ def _overlap_add(patches: Tensor) -> Tensor:
 
 
 def _parts(rows: _Tiling, columns: _Tiling, *batches: Tensor):
-    """The batches [N, C, H, W] as [N, H, W, C], a few images at a time."""
+    """Yield the batches [N, C, H, W] as [N, H, W, C], a few images at a time."""
     images_at_once = max(1, TILES_AT_ONCE // (rows.count * columns.count))
     return zip(*[batch.permute(0, 2, 3, 1).split(images_at_once) for batch in batches])
 
 
 @functools.lru_cache
 def _transforms(row_m: int, column_m: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Aᵀ [m·m, n·n], Bᵀ [n·n, n·n] and G [n·n, 9] for flattened tiles; m and n may differ between rows and columns."""
+    """Aᵀ [m·m, n·n], Bᵀ [n·n, n·n] and G [n·n, 9] for flattened tiles; rows and columns may differ in m and n."""
     return tuple(torch.kron(*map(torch.from_numpy, pair)).to(dtype)
                  for pair in zip(_cook_toom(row_m), _cook_toom(column_m)))
 

@@ -1,7 +1,7 @@
-"""What can be clicked in a notebook: the live view of training, the error explorer, a picture of your own.
+"""The interactive parts of a notebook: the live view of training, the error explorer, a picture of your own.
 
-ipywidgets (7 and 8) and IPython are imported when something is shown, not before: everything else works without
-them. What is computed about an image comes from functions that are handed in.
+ipywidgets (7 and 8) and IPython are imported only when something is shown, so everything else works without them.
+The caller passes in the functions that compute something about an image.
 """
 
 from __future__ import annotations
@@ -21,40 +21,53 @@ import numpy as np
 from PIL import Image
 
 from ..data import DataError
+from ..logs import epoch_log
 from ..metrics import Evaluation
 from ..system import peak_memory_mb, progress_style
 from ..text import duration, readable
-from ..logs import epoch_log
 from ..trainer import READ_SECONDS, Trainer
 from . import plots
 
 PAGE_SIZE = 24
-ANY = -1        # not None, which means to a dropdown that nothing is chosen
+ANY = -1        # not None, which a dropdown takes for no choice
 ORDERS = {"most confident first": ("confidence", True), "least confident first": ("confidence", False),
           "highest loss first": ("loss", True), "lowest loss first": ("loss", False)}
 
 
 def can_show() -> bool:
-    """Does somebody watch who could click: a notebook's front end, and is ipywidgets installed?"""
+    """Can somebody click: does a notebook front end show the output, and is ipywidgets installed?"""
     return progress_style() == "bar" and in_kernel()
 
 
+def shows_live_view(live: bool | str, progress: str) -> bool:
+    """Does training show the live view? `live` is True, False or "auto": where a notebook's front end shows a bar.
+
+    Raises ValueError for another value, and for True where there is no kernel.
+    """
+    if live not in (True, False, "auto"):
+        raise ValueError(f"live={live!r}: must be True, False or 'auto'")
+    if live is True and not in_kernel():
+        raise ValueError("live=True: needs a notebook's kernel and ipywidgets (pip install ipywidgets); live='auto' "
+                         "shows the live view only where there is one")
+    return progress_style(progress) == "bar" and can_show() if live == "auto" else live
+
+
 def in_kernel() -> bool:
-    """Can widgets be made here: in a notebook's kernel, with ipywidgets installed?"""
+    """Can this process make widgets: is it a notebook kernel, and is ipywidgets installed?"""
     return "ipykernel" in sys.modules and util.find_spec("ipywidgets") is not None
 
 
 # Training --------------------------------------------------------------------------------------------------
 
 class LiveView:
-    """Curves, numbers and a Stop button for a training that runs in this cell, updated in place.
+    """Curves, numbers and a Stop button for training in the running cell, updated in place.
 
         with LiveView(trainer) as view:
             trainer.on_epoch = trainer.on_progress = view.update
             trainer.fit(show_bar=False)
 
-    In the end the curves stay as a plain picture, which the saved notebook can show without any widget. Where
-    clicks do not reach a running cell there is no button, but a word about the notebook's own.
+    At the end the curves stay as a plain picture, so the saved notebook shows them without a widget. Where clicks
+    do not reach a running cell, a hint at the notebook's own stop button replaces the button.
     """
 
     def __init__(self, trainer: Trainer, note: str = ""):
@@ -67,20 +80,20 @@ class LiveView:
                                         tooltip="end training after this step, with a checkpoint")
         self.button.on_click(lambda _: self._stop())
         self._stream = _message_stream()
-        how = self.button if self._stream else ipywidgets.HTML(
-            "To stop training, use the notebook's stop (■) button: it also ends with a checkpoint.")
-        self._box = ipywidgets.VBox([self._numbers, self._picture, how])
+        stop = self.button if self._stream else ipywidgets.HTML(
+            "To stop training, press the notebook's stop (■) button: that also saves a checkpoint.")
+        self._box = ipywidgets.VBox([self._numbers, self._picture, stop])
         self._watching = contextlib.ExitStack()
         self._figure, self._running = None, []
-        self._draw()                # the first figure takes longest, and is none of the training's time
+        self._draw()                # the first figure is the slowest; draw it before training
         self._open = False
-        self._draw_if_due, self._write_if_due = _seldom(self._draw), _seldom(self._write)
+        self._draw_if_due, self._write_if_due = rate_limited(self._draw), rate_limited(self._write)
 
     def __enter__(self) -> LiveView:
         self._start, self._first_flops, self._seconds = time.perf_counter(), self.trainer.flops, 0.0
         self._all_flops = self.trainer.total_flops()
         self._open = True
-        # By hand, since ipywidgets 7 shows a widget past `display`, which then could not replace it in the end.
+        # By hand, since ipywidgets 7 bypasses `display`, which then cannot replace the widget at the end.
         view = {"version_major": 2, "version_minor": 0, "model_id": self._box.model_id}
         self._handle = self._display({"application/vnd.jupyter.widget-view+json": view, "text/plain": "training …"},
                                      raw=True, display_id=True)
@@ -98,10 +111,10 @@ class LiveView:
         figure = self._drawn(self.summary())
         self._handle.update({"image/png": base64.b64encode(plots.png_of(figure)).decode(),
                              "text/plain": self.summary()}, raw=True)
-        self._picture.close()       # not the button: a late click on it would find nobody
+        self._picture.close()       # not the button: a late click still needs its handler
 
     def update(self, trainer: Trainer) -> None:
-        """Look for a click, and show where `trainer` stands if it is time to; a hook of the Trainer."""
+        """Check for a click, and show the state of `trainer` if an update is due; a hook of the Trainer."""
         start = time.perf_counter()
         if self._stream:
             self._stream.flush()
@@ -115,7 +128,7 @@ class LiveView:
         self._seconds += time.perf_counter() - start
 
     def summary(self) -> str:
-        """How far training has come, and how good it was at best."""
+        """The progress of training and its best validation accuracy."""
         history, trainer = self.trainer.history, self.trainer
         if not len(history):
             return f"training, step {trainer.step} of {trainer.total_steps}"
@@ -152,7 +165,7 @@ class LiveView:
         self._numbers.value = html.escape(" · ".join(parts))
 
     def _seconds_left(self) -> float | None:
-        """From the time that FLOPs have taken in this session, since images may grow; None before the first."""
+        """Extrapolates the time per FLOP of this session, since images may grow; None before the first step."""
         done = self.trainer.flops - self._first_flops
         if not done:
             return None
@@ -166,8 +179,8 @@ class LiveView:
         return self._figure
 
 
-def _seldom(act):
-    """`act`, done at most every READ_SECONDS, and seldom enough to take less than a hundredth of the time."""
+def rate_limited(act):
+    """A function that calls `act` at most every READ_SECONDS and spends under a hundredth of the time in it."""
     due = -math.inf
 
     def act_if_due() -> None:
@@ -180,13 +193,13 @@ def _seldom(act):
 
 
 # Clicks while a cell runs ----------------------------------------------------------------------------------
-# The kernel handles a click only when the running cell has ended. But it has arrived, and may be looked at.
+# The kernel handles a click only after the running cell, but its message has already arrived and can be read.
 
 def _message_stream():
-    """The ZMQStream that brings the front end's messages to this thread; None where clicks cannot be seen.
+    """The ZMQStream that brings the front end's messages to this thread; None where clicks are invisible.
 
-    VS Code sends none while a cell runs. ipykernel 7 reads the front end's socket in a thread of its own, which
-    hands messages to the main thread through a pair of sockets.
+    VS Code sends none while a cell runs. ipykernel 7 reads the front end's socket in a separate thread, which
+    passes messages to the main thread through a pair of sockets.
     """
     from IPython import get_ipython
     kernel = getattr(get_ipython(), "kernel", None)
@@ -202,10 +215,9 @@ def _message_stream():
 
 @contextlib.contextmanager
 def _noticing_clicks(stream, comm_id: str, act):
-    """While active, `stream.flush()` calls `act()` where a click on the button `comm_id` has arrived.
+    """While active, `stream.flush()` calls `act()` if a click on the button `comm_id` has arrived.
 
-    Every message, the click as well, goes on to the kernel, which handles all of them in their order after the
-    cell, as it would without us.
+    Every message, clicks included, still goes on to the kernel, which handles them in order after the cell.
     """
     from IPython import get_ipython
     session, pass_on = get_ipython().kernel.session, stream._recv_callback
@@ -226,9 +238,10 @@ def _is_click(session, frames, comm_id: str) -> bool:
     """Do the ZMQ frames of a message hold a click on the button `comm_id`?"""
     try:
         _, parts = session.feed_identities(frames, copy=False)
-        message = session.deserialize(parts, content=False, copy=False)     # so its signature may come again
+        # Without the content this is a peek: the kernel may read a message of the same signature again.
+        message = session.deserialize(parts, content=False, copy=False)
     except (ValueError, TypeError):
-        return False        # the kernel says what is wrong with it
+        return False        # the kernel reports the fault
     if message["msg_type"] != "comm_msg":
         return False
     content = session.unpack(message["content"])
@@ -243,11 +256,11 @@ def _is_click(session, frames, comm_id: str) -> bool:
 def select_images(evaluation: Evaluation, true: int | None = None, predicted: int | None = None,
                   superclass: int | None = None, outcome: str = "wrong", key: str = "confidence",
                   descending: bool = True) -> np.ndarray:
-    """Indices, int64 [n], of the evaluated images that pass all filters, sorted; `None` lets everything pass.
+    """Indices, int64 [n], of the evaluated images that pass all filters, sorted by `key`; None passes everything.
 
     true, predicted: a class; superclass: that of the true class; outcome: "wrong", "right" or "all"; key:
     "confidence" or "loss" (cross entropy of the image). Equal values keep their order. Raises ValueError for
-    another outcome or key.
+    an unknown outcome or key.
     """
     if outcome not in ("wrong", "right", "all") or key not in ("confidence", "loss"):
         raise ValueError(f"outcome={outcome!r}, key={key!r}: outcome must be wrong, right or all, key confidence or "
@@ -274,21 +287,21 @@ def losses(evaluation: Evaluation) -> np.ndarray:
 
 
 def page_of(indices: np.ndarray, page: int, size: int = PAGE_SIZE) -> tuple[np.ndarray, int, int]:
-    """(the indices on page `page`, its number, number of pages); a page that is not there becomes the nearest."""
+    """(the indices on page `page`, its number, number of pages); a page out of range becomes the nearest."""
     pages = max(1, math.ceil(len(indices) / size))
     page = min(max(page, 0), pages - 1)
     return indices[page * size:(page + 1) * size], page, pages
 
 
 class ErrorExplorer:
-    """Test images by class, outcome, confidence and loss, in pages; one that is clicked is explained.
+    """Test images by class, outcome, confidence and loss, in pages; a click on an image explains it.
 
     Args:
-        evaluation: what was predicted.
+        evaluation: the predictions.
         images: uint8 [N, 32, 32, 3], as evaluated.
         explain: `explain(index)` returns a Figure about one image.
 
-    `box` is the widget to show.
+    `box` is the widget to show, `thumbnails` hold its pictures and buttons, `detail` is the explanation.
     """
 
     def __init__(self, evaluation: Evaluation, images, explain, note: str = ""):
@@ -306,17 +319,17 @@ class ErrorExplorer:
         self.back, self.forward = (ipywidgets.Button(icon=icon, tooltip=tooltip, layout={"width": "42px"})
                                    for icon, tooltip in (("arrow-left", "page before"), ("arrow-right", "next page")))
         self.where = ipywidgets.Label()
-        self._thumbnails = [_Thumbnail(self._pick) for _ in range(PAGE_SIZE)]
-        self._detail = ipywidgets.Image(format="png", layout={"width": "100%", "max_width": "1000px",
-                                                              "display": "none"})
+        self.thumbnails = [_Thumbnail(self._pick) for _ in range(PAGE_SIZE)]
+        self.detail = ipywidgets.Image(format="png", layout={"width": "100%", "max_width": "1000px",
+                                                             "display": "none"})
         self._messages = ipywidgets.Output()
         self.box = ipywidgets.VBox([
             *([ipywidgets.HTML(f"<b>{html.escape(note)}</b>")] if note else []),
             ipywidgets.HBox(filters, layout={"flex_flow": "row wrap"}),
             ipywidgets.HBox([self.back, self.forward, self.where]),
-            ipywidgets.HBox([thumbnail.box for thumbnail in self._thumbnails],
+            ipywidgets.HBox([thumbnail.box for thumbnail in self.thumbnails],
                             layout={"flex_flow": "row wrap", "max_width": "1000px"}),
-            self._detail, self._messages])
+            self.detail, self._messages])
         for widget in filters:
             widget.observe(lambda _: self.show(0), "value")
         self.back.on_click(lambda _: self.show(self.page - 1))
@@ -333,7 +346,7 @@ class ErrorExplorer:
         self.where.value = (f"page {self.page + 1} of {pages}, {len(indices):,} images; click one to see why"
                             if len(indices) else "no image passes these filters")
         self.back.disabled, self.forward.disabled = self.page == 0, self.page == pages - 1
-        for place, thumbnail in enumerate(self._thumbnails):
+        for place, thumbnail in enumerate(self.thumbnails):
             if place < len(self.shown):
                 index = int(self.shown[place])
                 thumbnail.show(index, self.images[index], *self._caption(index))
@@ -341,7 +354,7 @@ class ErrorExplorer:
                 thumbnail.hide()
 
     def _caption(self, index: int) -> tuple[bool, str, str]:
-        """(is it right?, predicted class, everything in words)."""
+        """(is it right?, predicted class, all in words)."""
         evaluation = self.evaluation
         label, prediction = int(evaluation.labels[index]), int(evaluation.predictions[index])
         name, true = (readable(evaluation.class_names[place]) for place in (prediction, label))
@@ -350,9 +363,9 @@ class ErrorExplorer:
 
     def _pick(self, index: int) -> None:
         self._messages.clear_output()
-        with self._messages:        # an error in a callback would be shown nowhere else
-            self._detail.value = plots.png_of(self.explain(index))
-            self._detail.layout.display = ""
+        with self._messages:        # errors in a callback appear nowhere else
+            self.detail.value = plots.png_of(self.explain(index))
+            self.detail.layout.display = ""
 
 
 class _Thumbnail:
@@ -383,7 +396,7 @@ def _dropdown(description: str, options: list):
 
 
 def _enlarged_png(image, side: int) -> bytes:
-    """A picture, uint8 [H, W, 3], as a PNG whose pixels can be told apart."""
+    """A picture, uint8 [H, W, 3], as a PNG of side `side` with distinct pixels."""
     content = io.BytesIO()
     Image.fromarray(np.asarray(image)).resize((side, side), Image.Resampling.NEAREST).save(
         content, format="png", compress_level=1)
