@@ -17,34 +17,33 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from PIL import Image
 from torch import Tensor, nn
 
 from helpers import checkpoint
 from helpers.augment import augment
 from helpers.checkpoint import CheckpointError
-from helpers.config import ConfigError, TrainingConfig, notebook_settings, preset_names
-from helpers.data import IMAGE_SIZE, BatchLoader, DataError, ImageData, load_cifar100, stratified_split
+from helpers.config import ConfigError, TrainingConfig, preset_names
+from helpers.data import IMAGE_SIZE, DataError, ImageData, load_cifar100, stratified_split
 from helpers.files import write_json
-from helpers.image_files import open_picture, square
-from helpers.lesson import explain, plots, widgets
+from helpers.image_files import network_input
+from helpers.lesson import explain, plots, speed, widgets
+from helpers.lesson.lr_range import lr_range_test
+from helpers.lesson.own_picture import answer, look_at
 from helpers.lesson.runs import finished_runs, published_beside, runs_text
 from helpers.logs import log_to
 from helpers.metrics import Evaluation, History
-from helpers.models import CIFAR100CNN, FastCNN, build_model, layer_table, model_stats, training_flops
-from helpers.system import (DTYPES, SystemInfo, lies_on_drive, memory_format, mount_drive, pick_device, pick_precision,
-                            progress_style)
+from helpers.models import CIFAR100CNN, FastCNN, FlipCNN, describe_model, layer_table, model_stats, training_flops
+from helpers.network import TrainedNetwork, pretrained_path
+from helpers.notebook_settings import notebook_settings
+from helpers.system import SystemInfo, lies_on_drive, mount_drive, pick_device, pick_precision, progress_style
 from helpers.text import duration, layers_text, readable, results_text
-from helpers.tools import benchmark
-from helpers.tools.pretrained import pretrained_path
-from helpers.trainer import Trainer, TrainingDiverged, planned_flops, predict
+from helpers.trainer import Trainer, TrainingDiverged
 
 __all__ = ["CIFAR100CNN", "CIFAR100Pipeline", "CheckpointError", "ConfigError", "DataError", "Evaluation", "FastCNN",
-           "History", "Trainer", "TrainingConfig", "TrainingDiverged", "preset_names", "train_cifar100"]
+           "FlipCNN", "History", "TrainedNetwork", "Trainer", "TrainingConfig", "TrainingDiverged", "describe_model",
+           "preset_names", "train_cifar100"]
 
 LONG_MINUTES = 30       # from here on an estimate comes with what would be shorter
-
-RELIABLE = 0.9      # share of right predictions from which on a confidence is called reliable
 
 log = logging.getLogger("cifar100")
 
@@ -71,21 +70,14 @@ class CIFAR100Pipeline:
         self.run_dir = self.config.run_dir
         self.system = SystemInfo.of(self.device, self.precision)
         self.data: ImageData | None = None
-        self.model: nn.Module | None = None
         self.trainer: Trainer | None = None
+        self.network: TrainedNetwork | None = None      # what is evaluated and shown: trained here, or loaded
         self.history = History()
-        self.evaluation: Evaluation | None = None
-        self.results: dict = {}
-        self.class_names: tuple[str, ...] = ()
-        self.normalisation = None               # (mean, std) that the network was trained with
-        self.note = ""                          # not empty when the network was not trained on the real thing
-        self.speeds: dict = {}                  # what was benchmarked, for metrics.json
+        self.evaluation: Evaluation | None = None       # of `network`, as the features are
+        self.speeds: dict = {}                          # what was benchmarked, for metrics.json
         self._training_features: Tensor | None = None
-        self._test_features: Tensor | None = None       # of the evaluation
-        self._reliable: float | None = None     # see _reliable_confidence
-        self._stated_results: dict = {}         # those in the file that the weights were loaded from
+        self._test_features: Tensor | None = None
         self._checkpoint_dir: Path | None = None
-        self._found_finished = False            # did another pipeline train this run to its end?
 
     @classmethod
     def from_preset(cls, name: str, **overrides) -> CIFAR100Pipeline:
@@ -110,7 +102,7 @@ class CIFAR100Pipeline:
                                   "the network's sizes and call pipeline.load_weights(path)")
         # What belongs to the machine and the moment it was trained on is not taken over.
         elsewhere = {"preset": None, "run_name": state["name"], "checkpoint_dir": None, "drive": False,
-                     "resume": "auto", "device": "auto", "precision": "auto"}
+                     "resume": "auto", "device": "auto", "precision": None}
         data_dir, runs_dir = (Path(state["config"].get(name, "")).expanduser() for name in ("data_dir", "runs_dir"))
         if not data_dir.is_dir():
             elsewhere["data_dir"] = None
@@ -139,10 +131,9 @@ class CIFAR100Pipeline:
         """Load the images (and keep them). Raises DataError."""
         if self.data is None:
             self.data = load_cifar100(self.config)
-            self.class_names = self.class_names or self.data.class_names
-            self.normalisation = self.normalisation or self.data.channel_statistics()
-            self.note = self.note or self.data.note
             print(self.data)
+        if self.network is not None:
+            self.network.adopt(self.data)
         return self.data
 
     def show_samples(self) -> Figure:
@@ -163,8 +154,8 @@ class CIFAR100Pipeline:
             originals.cpu(), augmented.unflatten(0, (images, draws)).cpu(), names, note=data.note))
 
     def build_model(self) -> nn.Module:
-        """The network, on the device: the loaded one, else a new or resumed one."""
-        return self.build_trainer().model if self.model is None else self.model
+        """The network, on the device: the loaded or trained one, else a new or resumed one."""
+        return self.build_trainer().model if self.network is None else self.network.model
 
     def build_trainer(self, config: TrainingConfig | None = None) -> Trainer:
         """The Trainer, which finds the checkpoint to continue from. Raises CheckpointError."""
@@ -174,25 +165,18 @@ class CIFAR100Pipeline:
             config = config or self.config
             self._warn_of(config)
             self.trainer = Trainer(config, data, self.checkpoint_dir)
-            self._found_finished = self.trainer.is_finished
-            if self.model is None:      # else it was loaded, and only training may take its place
-                self._take_trainers_network()
+            if self.network is None:
+                self.history, self.precision = self.trainer.history, self.trainer.precision
         return self.trainer
 
     def _warn_of(self, config: TrainingConfig) -> None:
-        """Say what is allowed but hardly meant."""
+        """Say what is allowed but probably a mistake."""
         for name, need in config.idle_settings().items():
             log.warning("%s has no effect here: it needs %s", name, need)
         steps = checkpoint.list_steps(self.checkpoint_dir) if config.resume == "never" else []
         if steps:
             log.warning("resume='never': starts over beside %s, which the next checkpoints push out; resume='auto' "
                         "continues it", steps[0])
-
-    def _take_trainers_network(self) -> None:
-        trainer, data = self.trainer, self.data
-        self.precision, self.model, self.history = trainer.precision, trainer.model, trainer.history
-        self.class_names, self.normalisation, self.note = data.class_names, (trainer.mean, trainer.std), data.note
-        self._forget_results()
 
     def summarise_model(self) -> Figure:
         """Print parameters, memory and FLOPs, in all and by layer; return the figure of them."""
@@ -208,62 +192,56 @@ class CIFAR100Pipeline:
         The steps have full-size images. Smaller ones are taken to be faster in proportion to their FLOPs.
         """
         trainer = self.build_trainer()
-        speed = benchmark.training_throughput(trainer, steps, repeats, progress=self.config.progress)
-        flops_a_minute = 60 * speed["steps_per_second"] * speed["batch_size"] * training_flops(trainer.model)
-        speed["minutes"] = 0.0 if trainer.is_finished else (trainer.total_flops() - trainer.flops) / flops_a_minute
-        self.speeds["training"] = speed
+        measured = speed.training_throughput(trainer, steps, repeats, progress=self.config.progress)
+        flops_a_minute = 60 * measured["steps_per_second"] * measured["batch_size"] * training_flops(trainer.model)
+        left = 0 if trainer.is_finished else trainer.total_flops() - trainer.flops
+        minutes = measured["minutes"] = left / flops_a_minute
+        self.speeds["training"] = measured
         growing = ", small images first," if self.config.start_image_size < IMAGE_SIZE else ""
         whole = f"{self.config.epochs} epochs{growing}"
-        take = f"about {duration(60 * speed['minutes'])} on this machine"
+        take = f"about {duration(60 * minutes)} on this machine"
         outlook = (f"the training of {whole} is complete" if trainer.is_finished else
                    f"what is left of {whole} takes {take}" if trainer.step else f"{whole} take {take}")
-        print(f"{speed['steps_per_second']:.2f} training steps/s of {speed['batch_size']} images, "
-              f"{speed['images_per_second']:,.0f} images/s at full size; {outlook}")
-        if speed["minutes"] > LONG_MINUTES:
-            print(self._shorter_presets(flops_a_minute))
-        return speed
+        print(f"{measured['steps_per_second']:.2f} training steps/s of {measured['batch_size']} images, "
+              f"{measured['images_per_second']:,.0f} images/s at full size; {outlook}")
+        if minutes > LONG_MINUTES:
+            print(self._shorter_ways(flops_a_minute, minutes))
+        return measured
 
-    def _shorter_presets(self, flops_a_minute: float) -> str:
+    def _shorter_ways(self, flops_a_minute: float, minutes: float) -> str:
         """What else could be trained at this speed, for someone who does not want to wait."""
-        minutes = {}
         train_size = self.config.changed_settings().get("train_size")      # stays when another preset is named
-        for name in preset_names():
-            try:
-                config = TrainingConfig.from_preset(name, val_size=self.config.val_size, train_size=train_size)
-            except ConfigError:         # somebody's unfinished file says nothing about this run
-                continue
-            if config.data_source != "drawn":
-                images = config.training_images(len(self.data.train_labels))
-                minutes[name] = planned_flops(config, images) / flops_a_minute
+        presets = speed.minutes_of_presets(len(self.data.train_labels), flops_a_minute, val_size=self.config.val_size,
+                                           train_size=train_size)
         fitting = [f"preset = {name!r} takes about {duration(60 * value)}"
-                   for name, value in sorted(minutes.items(), key=lambda item: item[1])
-                   if value < min(self.speeds["training"]["minutes"], LONG_MINUTES)]
+                   for name, value in sorted(presets.items(), key=lambda item: item[1])
+                   if value < min(minutes, LONG_MINUTES)]
         if self.device.type != "cuda":
             fitting.append("a GPU is many times faster (on Colab: Runtime > Change runtime type)")
         return "That is long. Shorter ways: " + "; ".join(fitting or ["fewer epochs"])
 
     def profile_loader(self) -> dict:
         """Print and return how fast batches are made, stage by stage, and their share of a training step if known."""
-        loader, speed = self.build_trainer().loader, self.speeds.get("training")
-        milliseconds = speed and speed["milliseconds"] * loader.batch_size / speed["batch_size"]    # for one batch
-        profile = benchmark.profile_loader(loader, step_milliseconds=milliseconds)
+        loader, step = self.build_trainer().loader, self.speeds.get("training")
+        milliseconds = step and step["milliseconds"] * loader.batch_size / step["batch_size"]    # for one batch
+        profile = speed.profile_loader(loader, step_milliseconds=milliseconds)
         self.speeds["loader"] = profile
-        print(benchmark.format_rows([profile]))
+        print(speed.format_rows([profile]))
         return profile
 
     def benchmark_inference(self, batch_sizes=(32, 64, 128, 256)) -> Figure:
         """Measure inference throughput and memory by batch size; print the table, return the figure."""
-        rows = benchmark.inference_throughput(self.build_model(), self.device, self.precision, batch_sizes,
-                                              channels_last=self.config.channels_last, progress=self.config.progress)
+        rows = speed.inference_throughput(self.build_model(), self.device, self.precision, batch_sizes,
+                                          progress=self.config.progress)
         self.speeds["inference"] = rows
-        print(benchmark.format_rows(rows))
+        print(speed.format_rows(rows))
         return self._keep("throughput", plots.throughput(rows, note=self.note))
 
     def preview_schedule(self) -> Figure:
         """The learning rate of each step to come."""
-        trainer = self.build_trainer()
-        rates = [trainer.learning_rate(step) for step in range(trainer.total_steps)]
-        return self._keep("schedule", plots.learning_rate_schedule(rates, trainer.steps_per_epoch, note=self.note))
+        schedule = self.build_trainer().schedule
+        rates = [schedule.learning_rate(step) for step in range(schedule.total_steps)]
+        return self._keep("schedule", plots.learning_rate_schedule(rates, schedule.steps_per_epoch, note=self.note))
 
     def find_learning_rate(self, low: float | None = None, high: float | None = None, steps: int = 60) -> Figure:
         """Try `steps` real training steps at rising learning rates on a copy of the untrained network; the figure.
@@ -274,7 +252,7 @@ class CIFAR100Pipeline:
         """
         rate = self.config.learning_rate
         trainer = self.build_trainer()
-        found = explain.lr_range_test(trainer, low or rate / 1000, high or 30 * rate, steps, self.config.progress)
+        found = lr_range_test(trainer, low or rate / 1000, high or 30 * rate, steps, self.config.progress)
         best = found["suggested"]
         print(f"{len(found['losses'])} steps, learning rate {found['rates'][0]:.2g} to {found['rates'][-1]:.2g}; "
               + ("the loss never fell" if best is None else f"the loss fell most steeply at {best:.2g}")
@@ -290,15 +268,15 @@ class CIFAR100Pipeline:
         progress bar: True, False, or "auto", where a notebook's front end shows a bar. Stop and Ctrl-C end cleanly
         with a checkpoint; calling `train` again goes on. Raises TrainingDiverged when the loss is no longer finite.
         """
-        live = self._shows_live_view(live)
+        live = widgets.shows_live_view(live, self.config.progress)
         if self.history.stopped == "interrupted":
             # From its newest checkpoint; where it left none, as it was begun.
             config = self.config.replace(resume="auto") if self.trainer.has_saved else self.config
             self.trainer = None
             self.build_trainer(config)
         trainer = self.build_trainer()
-        self._take_trainers_network()
-        was_finished = trainer.is_finished
+        self._use(None)
+        self.history, self.precision, was_finished = trainer.history, trainer.precision, trainer.is_finished
         note = f" ({self.note})" if self.note else ""
         if was_finished:
             log.info("run %r%s is complete after %d epochs; give another run_name or resume='never' to train anew",
@@ -311,20 +289,16 @@ class CIFAR100Pipeline:
         except TrainingDiverged as error:
             log.error("%s", error)
             raise
+        self._use(TrainedNetwork(
+            trainer.model, self.config, self.device, trainer.precision, class_names=self.data.class_names,
+            mean=trainer.mean, std=trainer.std, note=self.data.note,
+            validation=None if trainer.val_loader is None else (trainer.val_loader, trainer.val_labels)))
         if self.history.stopped == "interrupted":
             log.info("stopped after step %d of %d; train again with the same settings to continue from %s",
                      trainer.step, trainer.total_steps, self.checkpoint_dir)
         if not was_finished:            # else the file also holds its results
             self._write_metrics()
         return self.history
-
-    def _shows_live_view(self, live: bool | str) -> bool:
-        if live not in (True, False, "auto"):
-            raise ValueError(f"live={live!r}: must be True, False or 'auto'")
-        if live is True and not widgets.in_kernel():
-            raise ValueError("live=True: needs a notebook's kernel and ipywidgets (pip install ipywidgets); "
-                             "live='auto' shows the live view only where there is one")
-        return progress_style(self.config.progress) == "bar" and widgets.can_show() if live == "auto" else live
 
     def _fit(self, on_epoch, live: bool) -> History:
         """Train under the live view, or with what `progress` says."""
@@ -355,22 +329,20 @@ class CIFAR100Pipeline:
     def evaluate(self) -> dict:
         """Measure the trained network on the test split, once a run; print and return plain values.
 
-        Everything is of one plain forward pass; `flip_tta` stands beside it. Writes metrics.json, unless the weights
-        were loaded: then the file is another pipeline's.
+        All of it is of one plain forward pass; `flip_tta` is of the mean over an image and its mirror image. Writes
+        metrics.json, unless the weights were loaded: then the file is another pipeline's.
         """
+        network, data = self._need_network(), self.prepare_data()
         if self.evaluation is None:
-            self._need_weights()
-            data = self.prepare_data()
-            self._need_same_classes()
-            loader = self._loader(data.test_images, data.test_labels)
-            self._test_features, logits = explain.features_and_logits(self.model, loader, self.precision,
+            network.check_classes(data)
+            loader = network.loader(data.test_images)
+            self._test_features, logits = explain.features_and_logits(network.model, loader, network.precision,
                                                                       self.config.progress)
-            self.evaluation = self._evaluation_of(logits)
-            self.results = {"note": self.note, **self.evaluation.summary()}
-            if self.config.flip_tta:
-                flipped = self._evaluation_of(predict(self.model, loader, self.precision, flip=True,
-                                                      bar=self._bar("test images and their mirror images")))
-                self.results["flip_tta"] = {"top1": flipped.top1, "top5": flipped.top5}
+            self.evaluation = network.evaluation(logits, data)
+            flipped = network.evaluation(network.logits(loader, flip=True, bar=self._bar(
+                "test images and their mirror images")), data)
+            network.results = {"note": self.note, **self.evaluation.summary(),
+                               "flip_tta": {"top1": flipped.top1, "top5": flipped.top5}}
             self._write_metrics()
         if self.history.stopped == "interrupted":
             print(f"This training was stopped after {len(self.history)} of {self.config.epochs} epochs.")
@@ -421,15 +393,15 @@ class CIFAR100Pipeline:
 
         Nearest are those whose features before the classifier have the largest cosine similarity.
         """
-        evaluation, data = self._evaluated(), self.data
+        evaluation, data, network = self._evaluated(), self.data, self.network
         pixels = data.test_images[index]
-        query = self._features_of(pixels[None], "none")
+        query = explain.features_of(network.model, network.loader(pixels[None]), network.precision)
         found, similarities = explain.nearest(self._features_of_training_images(), query, neighbours)
         nearest = [(data.train_images[place], data.class_names[data.train_labels[place]], similarity)
                    for place, similarity in zip(found[0].tolist(), similarities[0].tolist())]
         true = data.class_names[evaluation.labels[index]]
-        return self._keep("explained_image", self._explanation(pixels, self.predict(pixels), true=true,
-                                                             neighbours=nearest))
+        return self._keep("explained_image", plots.explained_prediction(
+            pixels, *look_at(network, pixels), true=true, neighbours=nearest, note=self.note))
 
     def try_your_own_image(self, path=None):
         """What the network makes of a picture of yours: a Figure for a `path`, else a widget to upload one.
@@ -437,16 +409,16 @@ class CIFAR100Pipeline:
         A confidence below what the validation split calls reliable is said to be so. A file that is no picture
         gets one line, as does a call without a path where nothing can be clicked.
         """
-        self._need_weights()
+        network = self._ready_network()
         if path is not None:
             try:
-                return self._keep("own_image", self._answer(path)[0])
+                return self._keep("own_image", answer(network, path)[0])
             except DataError as error:
                 print(error)
                 return None
         if widgets.can_show():
-            self._reliable_confidence()         # now, so that the first picture need not wait for it
-            return widgets.OwnPicture(lambda content, name: self._answer(io.BytesIO(content), name)).box
+            _ = network.reliable_confidence     # measured now, so that the first picture need not wait for it
+            return widgets.OwnPicture(lambda content, name: answer(network, io.BytesIO(content), name)).box
         print("Give the path of a picture, pipeline.try_your_own_image('cat.jpg'); to upload one, open the notebook "
               "in Jupyter or Colab with ipywidgets installed.")
 
@@ -456,27 +428,21 @@ class CIFAR100Pipeline:
         `image` is the index of a test image, a path, a PIL image, or uint8 [H, W, 3]; anything but 32×32
         is cropped to a square and resized. Raises DataError when a file is no picture.
         """
-        pixels = self.as_input(image)
-        self._need_weights()
-        loader = self._loader(pixels[None], torch.zeros(1, dtype=torch.long))
-        probabilities = predict(self.model, loader, self.precision)[0].softmax(0)
-        values, classes = probabilities.topk(min(top, len(probabilities)))
-        return [(self.class_names[index], value) for index, value in zip(classes.tolist(), values.tolist())]
+        pixels, network = self.as_input(image), self._ready_network()
+        return network.most_probable(network.logits(pixels[None])[0], top)
 
     def as_input(self, image) -> Tensor:
         """Any picture as the uint8 [32, 32, 3] that the network sees."""
         if isinstance(image, (int, np.integer)) or isinstance(image, Tensor) and image.ndim == 0:
             return self.prepare_data().test_images[int(image)]
-        if isinstance(image, (np.ndarray, Tensor)):
-            image = Image.fromarray(np.asarray(image))
-        return torch.from_numpy(np.array(square(open_picture(image), IMAGE_SIZE)))
+        return network_input(image)
 
     # What it learned -------------------------------------------------------------------------------------------
 
     def show_filters(self) -> Figure:
-        """The filters of the first layer; FastCNN's come from the training images, unless `whitening=False`."""
-        self._need_weights()
-        first = next(module for module in self.model.modules() if isinstance(module, nn.Conv2d))
+        """The filters of the first layer; those of FastCNN and FlipCNN are computed from the training images."""
+        model = self._need_network().model
+        first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
         return self._keep("filters", plots.first_layer_filters(first.weight, note=self.note))
 
     def show_class_map(self) -> Figure:
@@ -494,15 +460,14 @@ class CIFAR100Pipeline:
         `pairs` are printed, and how well two halves of the images agree. None, with a sentence, where the classes have
         no superclasses.
         """
-        self._need_weights()
-        data = self.prepare_data()
+        network, data = self._need_network(), self.prepare_data()
         if data.superclass_of is None:      # a notebook's cells below go on
             print(f"No superclasses are known for the {data.num_classes} classes from {data.source}; only CIFAR-100 "
                   "and the drawn set have them.")
             return None
-        self._need_same_classes()
+        network.check_classes(data)
         images, labels = self._images_to_look_at()
-        matrix, *halves = [explain.superclass_affinity(self.model, self._loader(images[part], labels[part]),
+        matrix, *halves = [explain.superclass_affinity(network.model, network.loader(images[part], labels[part]),
                                                        data.superclass_of, self.config.progress)
                            for part in (slice(None), slice(0, None, 2), slice(1, None, 2))]
         names = data.superclass_names
@@ -520,27 +485,27 @@ class CIFAR100Pipeline:
         `images`: one or more of what `predict` takes, the indices of test images among them; by default nine test
         images of different classes. Raises ValueError for an unknown class.
         """
-        self._need_weights()
+        network = self._ready_network()
         if images is None:
             test_labels = self.prepare_data().test_labels
-            self._need_same_classes()
+            network.check_classes(self.data)
             images = [(test_labels == label).nonzero()[0, 0].item()
                       for label in torch.linspace(0, self.data.num_classes - 1, 9).long().unique()]
         if isinstance(images, (np.ndarray, Tensor)) and images.ndim == 1:
             images = images.tolist()
         images = list(images) if isinstance(images, (list, tuple, range)) else [images]
         pixels = torch.stack([self.as_input(image) for image in images])
-        loader = self._loader(pixels, torch.zeros(len(pixels), dtype=torch.long))
-        probabilities = predict(self.model, loader, self.precision).softmax(1)
+        loader = network.loader(pixels)
+        probabilities = network.logits(loader).softmax(1)
         classes = probabilities.argmax(1)
         if class_name is not None:
             classes = torch.full_like(classes, self._class_index(class_name))
-        heat = torch.cat([explain.grad_cam(self.model, batch, chosen) for (batch, _), chosen
+        heat = torch.cat([explain.grad_cam(network.model, batch, chosen) for (batch, _), chosen
                           in zip(loader.batches(), classes.split(loader.batch_size))])
         what = "predicted" if class_name is None else "looks for"
         answers = [f"{what}: {readable(self.class_names[index])}, {100 * share[index]:.0f} %"
                    for index, share in zip(classes.tolist(), probabilities)]
-        titles = [self._attention_title(image, answer) for image, answer in zip(images, answers)]
+        titles = [self._attention_title(image, text) for image, text in zip(images, answers)]
         return self._keep("attention", plots.grad_cam_overlay(pixels, heat, titles, note=self.note))
 
     # Compare and save ------------------------------------------------------------------------------------------
@@ -553,7 +518,7 @@ class CIFAR100Pipeline:
         folder = Path(self.config.runs_dir).expanduser()
         runs = finished_runs(pattern or f"{glob.escape(str(folder))}/*")
         if not runs and pattern is None:        # as after from_pretrained: a notebook's cells below go on
-            print(f"There is no finished run in {folder} to compare; one is finished once it was trained and evaluated.")
+            print(f"There is no finished run in {folder} to compare; one is finished once it is trained and evaluated.")
             return None
         if not runs:
             raise RuntimeError(f"no finished run matches {pattern}; a run is finished once pipeline.evaluate() has "
@@ -565,40 +530,16 @@ class CIFAR100Pipeline:
 
     def save(self) -> Path:
         """Write the final checkpoint: `model_state_dict`, `config`, `test_results`, `model_stats`."""
-        self._need_weights()
-        if self.normalisation is None:      # weights alone were loaded
-            self.prepare_data()
-        mean, std = self.normalisation
-        state = {"model_state_dict": self.model.state_dict(), "config": self.config.to_dict(),
-                 "test_results": self.results or self._stated_results, "model_stats": model_stats(self.model),
-                 "mean": list(mean), "std": list(std), "classes": list(self.class_names), "note": self.note,
-                 "name": self.config.name, "reliable_confidence": self._reliable_confidence()}
-        path = checkpoint.save_atomically(state, self.checkpoint_dir / "final.pt")
+        path = self._ready_network().save(self.checkpoint_dir / "final.pt")
         print(f"wrote {path} ({path.stat().st_size / 2**20:.1f} MB)")
         return path
 
     def load_weights(self, path) -> nn.Module:
         """Put the weights of a checkpoint, this project's or the reference's, into the configured network."""
-        state = checkpoint.load(path)
-        config = self.config
-        model = build_model(**config.model_arguments())
-        # A step_*.pt holds the weights to go on with, and beside them those that the run would evaluate.
-        weights = state.get("best_weights") or state.get("ema") or state["model_state_dict"]
-        try:
-            model.load_state_dict(weights)
-        except RuntimeError as error:
-            raise CheckpointError(f"{path}: does not fit {config.model} with widths={config.widths}, "
-                                  f"num_classes={config.num_classes} and flip_equivariant="
-                                  f"{config.flip_equivariant}; set these to the checkpoint's "
-                                  f"({str(error).splitlines()[1].strip()})") from error
-        self.model = model.to(self.device, memory_format=memory_format(self.device, config.channels_last)).eval()
-        if "classes" in state:
-            self.class_names, self.normalisation = tuple(state["classes"]), (state["mean"], state["std"])
-            self.note = state["note"]
+        network = TrainedNetwork.load(path, self.config, self.device, self.precision)
         self.trainer, self.history = None, History()
-        self._forget_results()
-        self._reliable, self._stated_results = state.get("reliable_confidence"), state.get("test_results", {})
-        return self.model
+        self._use(network)
+        return network.model
 
     def run(self) -> tuple[nn.Module, dict, dict]:
         """Train, evaluate, draw the figures of data, training and results, and save.
@@ -620,6 +561,29 @@ class CIFAR100Pipeline:
         return self.model, self.metrics, self.results
 
     @property
+    def model(self) -> nn.Module | None:
+        """The network that was loaded or is trained; None before there is one."""
+        return self.network.model if self.network else self.trainer and self.trainer.model
+
+    @property
+    def results(self) -> dict:
+        """What `evaluate` found; empty before."""
+        return self.network.results if self.evaluation else {}
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Those the network knows, or else those of the data."""
+        known = self.network and self.network.class_names
+        return known or (self.data.class_names if self.data else ())
+
+    @property
+    def note(self) -> str:
+        """Not empty when the network, or else the data, are not the real thing."""
+        if self.network and self.network.class_names:
+            return self.network.note
+        return self.data.note if self.data else ""
+
+    @property
     def metrics(self) -> dict[str, list]:
         """The training record by name: `train_loss`, `val_top1`, `learning_rate`, …, one value an epoch."""
         return {key: self.history[key] for key in self.history.rows[0]} if len(self.history) else {}
@@ -638,48 +602,35 @@ class CIFAR100Pipeline:
 
     # Inside ----------------------------------------------------------------------------------------------------
 
-    def _need_weights(self) -> None:
-        if self.model is None or self.model.training:       # a network is set to evaluation when it is ready
+    def _use(self, network: TrainedNetwork | None) -> None:
+        """Make `network` the one that is evaluated and shown."""
+        self.network, self.evaluation = network, None
+        self._training_features = self._test_features = None
+
+    def _need_network(self) -> TrainedNetwork:
+        if self.network is None:
             raise RuntimeError("there is no trained network yet; call pipeline.train() or "
                                "pipeline.load_weights(path) first")
+        return self.network
 
-    def _need_same_classes(self) -> None:
-        """Raise DataError when the labels of the data mean something else than those that the network learned."""
-        if tuple(self.class_names) != tuple(self.data.class_names):
-            raise DataError(f"the data from {self.data.source} hold other classes than the weights know, or in another "
-                            "order; give the data that the weights were trained on")
-
-    def _loader(self, images: Tensor, labels: Tensor) -> BatchLoader:
-        if self.normalisation is None:
+    def _ready_network(self) -> TrainedNetwork:
+        """The network with its class names and normalisation, if need be those of the data."""
+        if not self._need_network().class_names:
             self.prepare_data()
-        return BatchLoader(images, labels, self.config.eval_batch_size, self.device, *self.normalisation,
-                           dtype=DTYPES[self.precision], placement=self.config.data_placement,
-                           channels_last=self.config.channels_last)
-
-    def _evaluation_of(self, logits: Tensor) -> Evaluation:
-        data = self.data
-        return Evaluation.from_logits(logits, data.test_labels, data.class_names, data.superclass_of,
-                                      data.superclass_names)
+        return self.network
 
     def _evaluated(self) -> Evaluation:
         if self.evaluation is None:
             self.evaluate()
         return self.evaluation
 
-    def _forget_results(self) -> None:
-        """The weights have changed."""
-        self.evaluation, self.results, self._stated_results = None, {}, {}
-        self._training_features = self._test_features = self._reliable = None
-
     def _features_of_training_images(self) -> Tensor:
         """float32 [N, C]: what the classifier sees of each training image, computed once."""
         if self._training_features is None:
-            self._training_features = self._features_of(self.prepare_data().train_images, self.config.progress)
+            loader = self.network.loader(self.data.train_images)
+            self._training_features = explain.features_of(self.network.model, loader, self.network.precision,
+                                                          self.config.progress)
         return self._training_features
-
-    def _features_of(self, images: Tensor, progress: str) -> Tensor:
-        loader = self._loader(images, torch.zeros(len(images), dtype=torch.long))
-        return explain.features_of(self.model, loader, self.precision, progress)
 
     def _images_to_look_at(self) -> tuple[Tensor, Tensor]:
         """Images and labels of the validation split, or of as many training images; sorted by superclass."""
@@ -703,56 +654,6 @@ class CIFAR100Pipeline:
             return f"true: {readable(true)}\n{looked_for}"
         return looked_for
 
-    def _answer(self, image, name: str = "") -> tuple[Figure, str]:
-        """The figure about a picture of the user's, a path or a file, and its answer in words.
-
-        Raises DataError when it is none.
-        """
-        picture = open_picture(image, name)
-        original = np.array(square(picture, 256))
-        pixels = self.as_input(picture)
-        answers = self.predict(pixels)
-        words = ", ".join(f"{readable(answer)} {100 * share:.0f} %" for answer, share in answers)
-        return self._explanation(pixels, answers, original=original, remark=self._trust(answers[0][1])), words
-
-    def _explanation(self, pixels: Tensor, answers: list[tuple[str, float]], **more) -> Figure:
-        names, probabilities = zip(*answers)
-        images, _ = self._loader(pixels[None], torch.zeros(1, dtype=torch.long)).batch(0, 0)
-        attention = explain.grad_cam(self.model, images, torch.tensor([self.class_names.index(names[0])]))[0]
-        return plots.explained_prediction(pixels, names, probabilities, attention, note=self.note, **more)
-
-    def _trust(self, confidence: float) -> str:
-        """What the validation split says about a prediction of this confidence."""
-        reliable, share = self._reliable_confidence(), f"{100 * RELIABLE:.0f} %"
-        if reliable is None:
-            verdict = "How sure is sure enough is not known: these weights come without a validation split."
-        elif np.isnan(reliable):
-            verdict = ("Take this with care: on the validation split not even the surest predictions were right "
-                       f"{share} of the time.")
-        elif confidence < reliable:
-            verdict = (f"Take this with care: the confidence of {100 * confidence:.0f} % is below "
-                       f"{100 * reliable:.0f} %, from which on predictions were right at least {share} of the time on "
-                       "the validation split.")
-        else:
-            verdict = (f"On the validation split, predictions as confident as this ({100 * reliable:.0f} % or more) were "
-                       f"right at least {share} of the time.")
-        return f"{verdict} The network knows {len(self.class_names)} classes and gives one of them to any picture."
-
-    def _reliable_confidence(self) -> float | None:
-        """The least confidence at which RELIABLE of the validation images are classified right.
-
-        NaN when no confidence is enough. Of loaded weights it is what their file says. None where it is not known: the
-        test split never takes the validation split's place.
-        """
-        trainer = self.trainer
-        trained_here = trainer is not None and trainer.model is self.model and trainer.val_loader is not None
-        if self._reliable is None and trained_here:
-            logits = predict(self.model, trainer.val_loader, self.precision, bar=self._bar("validation images"))
-            evaluation = Evaluation.from_logits(logits, trainer.val_labels, self.class_names)
-            threshold = evaluation.reliable_confidence(RELIABLE)
-            self._reliable = float("nan") if threshold is None else threshold
-        return self._reliable
-
     def _bar(self, text: str) -> str:
         """The text of a progress bar, or none where `progress` wants no bars."""
         return text if progress_style(self.config.progress) == "bar" else ""
@@ -764,18 +665,19 @@ class CIFAR100Pipeline:
         return figure
 
     def _write_metrics(self) -> None:
-        if self.trainer is None or self.trainer.model is not self.model:     # loaded weights are another run's
-            return
+        trainer = self.trainer
+        if trainer is None or self.network is None or trainer.model is not self.network.model:
+            return      # loaded weights are another run's
         rows = self.history.rows
         last = rows[-1] if rows else {"seconds": 0.0, "petaflops": 0.0, "peak_memory_mb": None}
         speeds = sorted(row["images_per_second"] for row in rows)
-        path, system, benchmarks = self.run_dir / "metrics.json", self.trainer.machine, self.speeds
-        if self._found_finished:        # this machine may be another than the one that trained
+        path, system, benchmarks = self.run_dir / "metrics.json", trainer.machine, self.speeds
+        if trainer.began_at == trainer.step:        # trained before, perhaps on another machine
             before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
             system, benchmarks = before.get("system", system), before.get("speeds", {})
         write_json({
             "name": self.config.name, "note": self.note, "data": str(self.data), "config": self.config.to_dict(),
-            "system": system, "model_stats": model_stats(self.model),
+            "system": system, "model_stats": model_stats(trainer.model),
             "training": {"seconds": last["seconds"], "petaflops": last["petaflops"], "stopped": self.history.stopped,
                          "images_per_second": speeds[len(speeds) // 2] if speeds else None,
                          "peak_memory_mb": last["peak_memory_mb"]},
@@ -790,10 +692,3 @@ def train_cifar100(**settings) -> tuple[nn.Module, dict, dict]:
     is the reference recipe. Returns what `CIFAR100Pipeline.run` does. Raises ConfigError and DataError.
     """
     return CIFAR100Pipeline(TrainingConfig.from_settings(settings)).run()
-
-
-def describe_model(model: nn.Module) -> str:
-    """Parameters, memory and FLOPs of a network in one line."""
-    stats = model_stats(model)
-    return (f"{type(model).__name__}: {stats['total_parameters']:,} parameters, {stats['memory_mb']:.2f} MiB in fp32, "
-            f"{training_flops(model) / 1e9:.2f} GFLOP an image forward and backward")

@@ -2,8 +2,6 @@
 
     python train.py --preset demo
     python train.py --config configs/experiments/quick.yaml --epochs 30 --batch-size 256 --lr 0.1
-
-The defaults shown are those of the preset that configs/default.yaml names; another --preset has others.
 """
 
 from __future__ import annotations
@@ -14,35 +12,51 @@ import sys
 
 from cifar100_pipeline import (CheckpointError, CIFAR100Pipeline, ConfigError, DataError, TrainingConfig,
                                TrainingDiverged)
-from helpers.config import ALIASES, HINTS, SETTINGS, layered_settings, read_settings, value_faults
+from helpers.config import ALIASES, EVERYDAY, HINTS, SETTINGS, by_group, layered_settings, read_settings, value_faults
+from helpers.retired import RETIRED, TAG
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """One option for each setting, its short names included."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     argument_default=argparse.SUPPRESS, allow_abbrev=False)
-    parser.add_argument("--config", metavar="FILE", help="YAML file of settings; options given here go before it")
-    short_names = {full: short for short, full in ALIASES.items()}
+def build_parser(everything: bool = False) -> argparse.ArgumentParser:
+    """One option for each setting, its short names included; the help shows those of EVERYDAY, or `everything`."""
     defaults = TrainingConfig.from_settings(layered_settings())
-    for name, spec in SETTINGS.items():
-        options = [_option(name)] + ([_option(short_names[name])] if name in short_names else [])
-        help_text = f"{spec.metadata['help']} (default: {getattr(defaults, name)})".replace("%", "%%")
-        if HINTS[name] is bool:
-            parser.add_argument(*options, dest=name, action=argparse.BooleanOptionalAction, help=help_text)
-        else:
-            many = "tuple" in str(HINTS[name])
-            parser.add_argument(*options, dest=name, nargs="+" if many else None, metavar="N" if many else "VALUE",
-                                help=help_text)
+    parser = argparse.ArgumentParser(
+        description=__doc__, usage="train.py [--SETTING VALUE ...]", argument_default=argparse.SUPPRESS,
+        add_help=False, allow_abbrev=False,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=32),
+        epilog=f"Values in brackets are those of preset {defaults.preset!r}; another --preset has others.")
+    general = parser.add_argument_group("Options")
+    general.add_argument("-h", "--help", action="help", help="show the settings that people turn")
+    general.add_argument("--help-all", action="store_true", help="show all settings")
+    general.add_argument("--config", metavar="FILE", help="YAML file of settings; options given here go before it")
+    short_names = {full: short for short, full in ALIASES.items()}
+    for title, names in by_group().items():
+        group = parser.add_argument_group(title)
+        for name in names:
+            options = [_option(name)] + ([_option(short_names[name])] if name in short_names else [])
+            text = SETTINGS[name].metadata["help"]
+            text = text if everything else text.split("; ")[0].split(" (")[0]
+            value = getattr(defaults, name)
+            text = text.replace("%", "%%") + ("" if value is None else f" [{value}]")
+            text = text if everything or name in EVERYDAY else argparse.SUPPRESS
+            if HINTS[name] is bool:
+                group.add_argument(*options, dest=name, action=argparse.BooleanOptionalAction, help=text)
+            else:
+                many = "tuple" in str(HINTS[name])
+                group.add_argument(*options, dest=name, nargs="+" if many else None, metavar="N" if many else "…",
+                                   help=text)
     return parser
 
 
 def read_arguments(arguments: list[str]) -> TrainingConfig:
-    """The configuration that command-line arguments mean. Raises ConfigError; exits for --help."""
+    """The configuration that command-line arguments mean. Raises ConfigError; exits for --help and --help-all."""
     parser = build_parser()
     known, unknown = parser.parse_known_args(arguments)
     settings = vars(known)
+    if settings.pop("help_all", False):
+        build_parser(everything=True).print_help()
+        parser.exit()
     path = settings.pop("config", None)
-    faults = _unknown_arguments(unknown, parser)
+    faults = _unknown_arguments(unknown)
     try:
         from_file = read_settings(path) if path else {}
     except ConfigError as error:
@@ -57,15 +71,20 @@ def _option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _unknown_arguments(unknown: list[str], parser: argparse.ArgumentParser) -> list[str]:
+def _unknown_arguments(unknown: list[str]) -> list[str]:
     """A sentence for each option that the parser does not know, with the nearest right one."""
-    options = [option for action in parser._actions for option in action.option_strings]
+    options = ["--config", "--help", "--help-all", *map(_option, [*SETTINGS, *ALIASES])]
+    options += [_option(f"no_{name}") for name in SETTINGS if HINTS[name] is bool]
     faults = []
     for text in unknown:
-        if text.startswith("--"):
+        name = text.split("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_")
+        if name in RETIRED or name == "flip_equivariant":
+            faults.append(f"option {text!r}: is no longer a setting; docs/RESULTS.md says what became of it, and git "
+                          f"checkout {TAG} has it")
+        elif text.startswith("--"):
             near = difflib.get_close_matches(text.split("=")[0], options, n=1)
             faults.append(f"unknown option {text!r}"
-                          + (f"; did you mean {near[0]}?" if near else "; --help lists all"))
+                          + (f"; did you mean {near[0]}?" if near else "; --help-all lists all"))
     return faults or ([f"unexpected {' '.join(unknown)!r}; settings are given as --name value"] if unknown else [])
 
 

@@ -1,7 +1,7 @@
 """Random crop, flip, affine, colour jitter and cutout for whole batches on the images' device.
 
 First come the operations, each with explicit parameters, one value an image; then `Augmentation`, which
-says how strong they are, and `augment`, which draws the parameters and applies everything.
+says how strong they are, `draw_parameters`, and `augment_by`, which applies them all.
 
 A batch costs about a hundred tensor operations however many images it holds, and no Python an image. On the
 CPU it is worked off in chunks that stay in the cache.
@@ -238,31 +238,37 @@ STRENGTHS = {
 # All of it -------------------------------------------------------------------------------------------------
 
 @torch.no_grad()
-def augment(images: Tensor, augmentation: Augmentation, generator: torch.Generator,
-            flip_mask: Tensor | None = None, mean: Tensor | None = None, std: Tensor | None = None) -> Tensor:
-    """Augment a batch, every image in its own way.
+def augment(images: Tensor, augmentation: Augmentation, generator: torch.Generator, mean: Tensor | None = None,
+            std: Tensor | None = None) -> Tensor:
+    """Augment a batch, every image in its own way: `augment_by` with parameters drawn from `generator`, which is on
+    the device of the images."""
+    _check_batch(images)
+    return augment_by(images, augmentation, draw_parameters(*images.shape[:2], augmentation, generator), mean, std)
 
-    images uint8 [N, H, W, 3], square; `generator` on the same device. Returns float32 [N, 3, H, W] in [0, 1]
-    (to rounding), channels_last; the input is left as it is. `flip_mask`, bool [N], says which images are
-    mirrored in place of a draw, also when `augmentation.flip` is off (alternating flip, Jordan 2024,
-    arXiv:2404.00498). With `mean` and `std`, float32 of three values on the device, the result is normalised
-    too; on the CPU that is cheaper here, chunk by chunk in the cache, than afterwards.
 
-    The order is crop, flip, affine, brightness, contrast, saturation, hue, cutout. torchvision's ColorJitter
-    draws the order of the four colour changes anew each time; here it is fixed. Raises ValueError when images
-    or flip_mask have another shape or dtype, or one of mean and std is missing.
+def augment_by(images: Tensor, augmentation: Augmentation, parameters: dict[str, Tensor], mean: Tensor | None = None,
+               std: Tensor | None = None) -> Tensor:
+    """Augment a batch as `parameters` say, which are those of `draw_parameters`, one value an image.
+
+    images uint8 [N, H, W, 3], square. Returns float32 [N, 3, H, W] in [0, 1] (to rounding), channels_last; the input is
+    left as it is. With `mean` and `std`, float32 of three values on the device, the result is normalised too; on the
+    CPU that is cheaper here, chunk by chunk in the cache, than afterwards.
+
+    The order is crop, flip, affine, brightness, contrast, saturation, hue, cutout. torchvision's ColorJitter draws the
+    order of the four colour changes anew each time; here it is fixed. Raises ValueError when images have another shape
+    or dtype, parameters another length, or one of mean and std is missing.
     """
-    _check_batch(images, flip_mask)
+    _check_batch(images)
+    count, side = images.shape[:2]
+    wrong = [name for name, values in parameters.items() if values.shape != (count,)]
+    if wrong:
+        raise ValueError(f"parameters: {wrong[0]} has shape {list(parameters[wrong[0]].shape)}; must be [{count}], one "
+                         "value an image")
     if (mean is None) != (std is None):
         raise ValueError("mean, std: only one of them is given; give both to normalise, or neither")
-    count, side = images.shape[:2]
     if augmentation.crop_mode == "reflect" and augmentation.crop_padding >= side:
         raise ValueError(f"crop_padding={augmentation.crop_padding}: a mirrored border must be narrower than the "
                          f"image, {side} pixels; take less padding or crop_mode='constant'")
-    parameters = draw_parameters(count, side, augmentation, generator)
-    if flip_mask is not None:
-        parameters["flip"] = flip_mask.to(images.device)
-
     augmented = torch.empty(count, 3, side, side, device=images.device, memory_format=torch.channels_last)
     chunk = max(1, CPU_CHUNK_PIXELS // side**2) if images.device.type == "cpu" else max(1, count)
     for start in range(0, count, chunk):
@@ -344,10 +350,7 @@ def _pad(images: Tensor, padding: int, mode: str) -> Tensor:
     return padded
 
 
-def _check_batch(images: Tensor, flip_mask: Tensor | None) -> None:
+def _check_batch(images: Tensor) -> None:
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[3] != 3 or images.shape[1] != images.shape[2]:
         raise ValueError(f"images: must be uint8 [N, H, W, 3] with H = W, are {images.dtype} {list(images.shape)}; "
                          "augment before the conversion to float and to channels first")
-    if flip_mask is not None and (flip_mask.dtype != torch.bool or flip_mask.shape != images.shape[:1]):
-        raise ValueError(f"flip_mask: must be bool [{len(images)}], one value an image, is {flip_mask.dtype} "
-                         f"{list(flip_mask.shape)}")

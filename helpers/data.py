@@ -1,4 +1,4 @@
-"""CIFAR-100 from torchvision, a prepared .npz, class folders, or drawn; its split; batches made on the device."""
+"""CIFAR-100 from torchvision, a prepared .npz, class folders, or drawn; and its split."""
 
 from __future__ import annotations
 
@@ -19,14 +19,12 @@ from PIL import Image
 from torch import Tensor
 from torchvision import datasets
 from torchvision.datasets.utils import check_integrity
-from torchvision.transforms import v2
 from tqdm.auto import tqdm
 
 from . import demo_data
-from .augment import Augmentation, augment, resize
 from .config import TrainingConfig
 from .files import replacing
-from .system import cpu_cores, memory_format, progress_style
+from .system import cpu_cores, progress_style
 
 log = logging.getLogger("cifar100")
 
@@ -154,8 +152,8 @@ def _from_torchvision(folder: Path, download: bool) -> ImageData:
                        for train in (True, False))
     except (RuntimeError, OSError, http.client.HTTPException) as error:
         if is_here:
-            raise DataError(f"{archive} is good but could not be unpacked: {error}; unpack it yourself, or set data_dir "
-                            "to a folder that can be written to, with room for 350 MB") from error
+            raise DataError(f"{archive} is good but could not be unpacked: {error}; unpack it yourself, or set "
+                            "data_dir to a folder that can be written to, with room for 350 MB") from error
         raise DataError(_how_to_get_cifar100(folder, download, error)) from error
     return _checked("the torchvision files in " + str(folder), train.data, np.array(train.targets), test.data,
                     np.array(test.targets), train.classes)
@@ -370,150 +368,3 @@ def _shares(counts: Tensor, size: int) -> Tensor:
     numbers = shares.long()
     numbers[torch.argsort(shares - numbers, descending=True, stable=True)[:size - int(numbers.sum())]] += 1
     return numbers
-
-
-# Batches ---------------------------------------------------------------------------------------------------
-
-class BatchLoader:
-    """Makes batches of augmented, normalised images on the device.
-
-    A batch depends only on the seed, the epoch and its index: there is no hidden state, so a run can be
-    continued in the middle of an epoch. With `augmentation=None` the images come unchanged and in order.
-
-    Args:
-        images: uint8 [N, 32, 32, 3]; labels: int64 [N].
-        mean, std: of each channel, for images in [0, 1].
-        dtype: of the images that `batch` returns.
-        placement: "device", "host" (pinned memory, batches copied ahead) or "auto": the device when the
-            images take less than a quarter of its free memory.
-        alternating_flip: mirror a random half of the images in even epochs and the other half in odd ones
-            (Jordan 2024, arXiv 2404.00498), instead of drawing each flip.
-        mixup_alpha, cutmix_alpha: Beta parameters, 0 for none; labels become float [N, num_classes].
-        mix_probability: share of the batches that are mixed.
-    """
-
-    def __init__(self, images: Tensor, labels: Tensor, batch_size: int, device: torch.device, mean, std,
-                 augmentation: Augmentation | None = None, dtype: torch.dtype = torch.float32, seed: int = 0,
-                 placement: str = "auto", channels_last: bool = True, alternating_flip: bool = False,
-                 mixup_alpha: float = 0.0, cutmix_alpha: float = 0.0, mix_probability: float = 1.0,
-                 num_classes: int = 100):
-        if placement == "auto":
-            placement = "device" if _fits(images, device) else "host"
-        self.batch_size = min(batch_size, len(images))
-        self.count = len(images)
-        self.device, self.dtype, self.seed, self.placement = device, dtype, seed, placement
-        self.memory_format = memory_format(device, channels_last)
-        self.augmentation = augmentation
-        self.labels = labels.to(device)
-        self.source = images.to(device) if placement == "device" else _CopyAhead(images, device, self.batch_size)
-        self.mean = torch.tensor(mean, device=device).view(1, 3, 1, 1)
-        self.std = torch.tensor(std, device=device).view(1, 3, 1, 1)
-        self.generator = torch.Generator(device)
-        self._order = (None, None)
-        self._first_flip = None
-        if alternating_flip:
-            self.generator.manual_seed(self._seed_of(0))
-            self._first_flip = torch.rand(self.count, device=device, generator=self.generator) < 0.5
-        mixes = [mix(alpha=alpha, num_classes=num_classes)
-                 for mix, alpha in ((v2.MixUp, mixup_alpha), (v2.CutMix, cutmix_alpha)) if alpha]
-        self.mix = v2.RandomApply([v2.RandomChoice(mixes)], mix_probability) if mixes else None
-
-    def __len__(self) -> int:
-        """Batches in an epoch: a training epoch leaves out what does not fill the last one."""
-        return self.count // self.batch_size if self.augmentation else -(-self.count // self.batch_size)
-
-    def batch(self, epoch: int, index: int, image_size: int = IMAGE_SIZE, mix: bool = True) -> tuple[Tensor, Tensor]:
-        """Batch `index` of `epoch`: images `dtype` [B, 3, image_size, image_size], and their labels.
-
-        With `mix=False` no image is mixed with another.
-        """
-        if self.placement == "device":
-            chosen = self.indices(epoch, index)
-            images = self.source[chosen]
-        else:
-            images = self.source.get((epoch, index), self.indices)
-            chosen = self.indices(epoch, index).to(self.device, non_blocking=True)
-        labels = self.labels[chosen]
-        if self.augmentation is None:
-            images = images.permute(0, 3, 1, 2).float().div_(255).sub_(self.mean).div_(self.std)
-        else:
-            flip_mask = None
-            if self._first_flip is not None:
-                flip_mask = self._first_flip[chosen] ^ bool(epoch % 2)
-            self.generator.manual_seed(self._seed_of(1, epoch, index))
-            images = augment(images, self.augmentation, self.generator, flip_mask, self.mean, self.std)
-        if image_size != images.shape[-1]:
-            images = resize(images, image_size)
-        if mix and self.mix is not None:
-            with torch.random.fork_rng(devices=[]):     # torchvision's mixes draw from the global generator
-                torch.default_generator.manual_seed(self._seed_of(3, epoch, index))
-                images, labels = self.mix(images, labels)
-        return images.to(self.dtype, memory_format=self.memory_format), labels
-
-    def batches(self, epoch: int = 0):
-        """All batches of an epoch in turn."""
-        for index in range(len(self)):
-            yield self.batch(epoch, index)
-
-    def indices(self, epoch: int, index: int) -> Tensor:
-        """Which images batch `index` of `epoch` holds: int64 [B], where the images lie."""
-        if self._order[0] != epoch:
-            order = torch.arange(self.count)
-            if self.augmentation is not None:
-                order = torch.randperm(self.count, generator=torch.Generator().manual_seed(self._seed_of(2, epoch)))
-            self._order = (epoch, order.to(self.device) if self.placement == "device" else order)
-        if index >= len(self):      # an epoch of training leaves out what fills no batch
-            return self._order[1][:0]
-        return self._order[1][index * self.batch_size:(index + 1) * self.batch_size]
-
-    def _seed_of(self, *purpose: int) -> int:
-        return int(np.random.SeedSequence((self.seed, *purpose)).generate_state(1)[0])
-
-
-def _fits(images: Tensor, device: torch.device) -> bool:
-    if device.type != "cuda":
-        return True
-    return images.numel() < torch.cuda.mem_get_info(device)[0] / 4
-
-
-class _CopyAhead:
-    """Images in host memory; while the device works on a batch, the next one is gathered and copied over."""
-
-    def __init__(self, images: Tensor, device: torch.device, batch_size: int):
-        self.device = device
-        self.cuda = device.type == "cuda"
-        self.images = images
-        # Two pinned buffers: one may be still on its way while the next batch is gathered into the other.
-        shape = (2, batch_size, *images.shape[1:])
-        self.buffers = torch.empty(shape, dtype=images.dtype, pin_memory=self.cuda)
-        self.copied = [torch.cuda.Event() for _ in range(2)] if self.cuda else [None, None]
-        self.stream = torch.cuda.Stream(device) if self.cuda else None
-        self.turn = 0
-        self.ready = {}
-
-    def get(self, key: tuple[int, int], indices) -> Tensor:
-        """Images of batch `key` = (epoch, index) on the device, while the next batch is started on its way.
-
-        `indices(epoch, index)` gives the host indices of a batch, none when the epoch has no such batch.
-        """
-        images = self.ready[key] if key in self.ready else self._start(indices(*key))
-        if self.cuda:
-            torch.cuda.current_stream(self.device).wait_stream(self.stream)
-            images.record_stream(torch.cuda.current_stream(self.device))
-        following = (key[0], key[1] + 1)
-        chosen = indices(*following)
-        self.ready = {following: self._start(chosen)} if len(chosen) else {}
-        return images
-
-    def _start(self, chosen: Tensor) -> Tensor:
-        self.turn = 1 - self.turn
-        if self.cuda:
-            self.copied[self.turn].synchronize()
-        buffer = self.buffers[self.turn, :len(chosen)]
-        torch.index_select(self.images, 0, chosen, out=buffer)
-        if not self.cuda:
-            return buffer.to(self.device, copy=True)
-        with torch.cuda.stream(self.stream):
-            images = buffer.to(self.device, non_blocking=True)
-            self.copied[self.turn].record()
-        return images

@@ -1,4 +1,4 @@
-"""Pictures of the user's own: any file that Pillow reads, as an upright RGB image."""
+"""The user's own pictures: any file that Pillow reads, as an upright RGB image."""
 
 from __future__ import annotations
 
@@ -6,37 +6,46 @@ import struct
 import zlib
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
 
-from .data import DataError
+from .data import IMAGE_SIZE, DataError
 
-# What Pillow raises for files that are damaged, truncated, foreign or too large (a decompression bomb).
+# Pillow raises these for damaged, truncated, unknown and oversized files (decompression bombs).
 _NO_PICTURE = (OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, KeyError, OverflowError,
                struct.error, zlib.error, MemoryError, NotImplementedError, Image.DecompressionBombError)
 
 
 def open_picture(source, name: str = "") -> Image.Image:
-    """A path, file or PIL image, upright, in RGB, on white where it is transparent; of several frames the first.
+    """A path, file or PIL image as an upright RGB image: the first of its frames, on white where transparent.
 
-    `name` stands for a file without one. Raises DataError when it cannot be read.
+    `name` is what messages call a file without a name. Raises DataError if it cannot be read.
     """
     try:
         picture = source
         if not isinstance(source, Image.Image):
             picture = Image.open(source)
-            picture.draft("RGB", (1024, 1024))      # a large JPEG need not be decoded in full
+            picture.draft("RGB", (1024, 1024))      # decode a large JPEG at reduced size
         picture = ImageOps.exif_transpose(picture)
-        if picture.mode.startswith("I"):        # 16 bits, which Pillow would cut off at 255
+        if picture.mode.startswith("I"):        # 16 bits, which Pillow would clip at 255
             picture = Image.fromarray((np.asarray(picture) / 257).clip(0, 255).astype(np.uint8))
         picture = picture.convert("RGBA")
     except _NO_PICTURE as error:
         unknown = isinstance(error, UnidentifiedImageError)
-        reason = "it is empty or of no known format" if unknown else getattr(error, "strerror", None) or error
-        raise DataError(f"{name or source}: cannot be read as a picture ({reason}); give a PNG, JPEG or another file "
-                        "Pillow reads") from error
+        reason = "it is empty or its format is unknown" if unknown else getattr(error, "strerror", None) or error
+        raise DataError(f"{name or source}: cannot be read as a picture ({reason}); use a PNG, a JPEG or another file "
+                        "that Pillow reads") from error
     return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
 
 
-def square(picture: Image.Image, side: int) -> Image.Image:
-    """The central square of a picture, `side` pixels wide."""
-    return ImageOps.fit(picture, (side, side), Image.Resampling.BICUBIC)
+def square_pixels(picture: Image.Image, side: int) -> Tensor:
+    """The central square of a picture, resized to `side` pixels: uint8 [side, side, 3]."""
+    return torch.from_numpy(np.array(ImageOps.fit(picture, (side, side), Image.Resampling.BICUBIC)))
+
+
+def network_input(picture) -> Tensor:
+    """A path, file, PIL image or uint8 array [H, W, 3] as the uint8 [32, 32, 3] that the network sees."""
+    if isinstance(picture, (np.ndarray, Tensor)):
+        picture = Image.fromarray(np.asarray(picture))
+    return square_pixels(open_picture(picture), IMAGE_SIZE)

@@ -1,4 +1,4 @@
-"""The networks: CIFAR100CNN (the reference's residual CNN) and FastCNN (the short-training one)."""
+"""The networks: CIFAR100CNN, the reference's residual one; FastCNN and FlipCNN for short trainings."""
 
 from __future__ import annotations
 
@@ -43,11 +43,15 @@ class CIFAR100CNN(nn.Module):
 
     A 3×3 stem, three stages of two residual blocks at strides 1, 2, 2, global average pooling and a linear
     classifier. `forward` maps float [N, 3, H, W] to logits float [N, num_classes]; `features` gives the
-    pooled [N, widths[-1]] before dropout and classifier. The state-dict names are the reference's.
+    pooled [N, widths[-1]] before dropout and classifier. The state-dict names are the reference's, and as there a
+    TrainingConfig may stand for all arguments.
     """
 
-    def __init__(self, num_classes: int = 100, dropout_rate: float = 0.3, widths=(64, 128, 256, 512)):
+    def __init__(self, num_classes=100, dropout_rate: float = 0.3, widths=(64, 128, 256, 512)):
         super().__init__()
+        if hasattr(num_classes, "num_classes"):
+            config = num_classes
+            num_classes, dropout_rate, widths = config.num_classes, config.dropout_rate, config.widths or widths
         stem, *stages = widths
         self.conv1 = Conv3x3(3, stem)
         self.bn1 = nn.BatchNorm2d(stem)
@@ -75,113 +79,115 @@ class CIFAR100CNN(nn.Module):
 class ConvGroup(nn.Module):
     """conv-pool-norm-gelu, then two conv-norm-gelu with a skip over them. Halves height and width.
 
-    With `pool_first` the pooling comes before the first convolution, which then takes a quarter of the arithmetic.
-    With `input_skip` the first convolution has a skip as well: the input, average-pooled 2×2, with zeros for the
-    channels that it lacks (He et al. 2015, arXiv 1512.03385, option A). It costs no multiplication.
-
-    With `flip_equivariant` the channels are pairs, and all commutes with mirroring (helpers.layers.equivariant). `mirrored`
-    then says of channels that come without pairs which each becomes in the mirror image.
+    Input float [N, C_in, H, W], output [N, C_out, H // 2, W // 2]. `first` replaces the first convolution.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, pool_first: bool = False, skip: bool = True,
-                 norm_scale: bool = False, input_skip: bool = False, flip_equivariant: bool = False,
-                 mirrored: Tensor | None = None):
+    conv, norm = Conv3x3, nn.BatchNorm2d
+
+    def __init__(self, in_channels: int, out_channels: int, first: nn.Module | None = None):
         super().__init__()
-        conv = FlipConv3x3 if flip_equivariant else Conv3x3
-        self.conv1 = (conv(in_channels, out_channels) if not flip_equivariant or mirrored is None
-                      else LiftingConv3x3(mirrored, out_channels))
-        self.conv2 = conv(out_channels, out_channels)
-        self.conv3 = conv(out_channels, out_channels)
-        self.norm1, self.norm2, self.norm3 = (_norm(out_channels, norm_scale, flip_equivariant) for _ in range(3))
-        self.pool_first, self.skip, self.input_skip = pool_first, skip, input_skip
-        self.flip_equivariant = flip_equivariant
+        self.conv1 = first or self.conv(in_channels, out_channels)
+        self.conv2, self.conv3 = (self.conv(out_channels, out_channels) for _ in range(2))
+        # The running statistics follow fast, since a short training has few steps for them.
+        self.norm1, self.norm2, self.norm3 = (self.norm(out_channels, momentum=0.4) for _ in range(3))
+        for norm in (self.norm1, self.norm2, self.norm3):
+            norm.weight.requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        first = F.gelu(self.norm1(self._halve(images)))
-        if self.input_skip:
-            lacking = first.shape[1] - images.shape[1]      # negative where the group narrows: then the rest is dropped
-            first = first + F.pad(F.avg_pool2d(images, 2), (0, 0, 0, 0, 0, lacking))
+        first = F.gelu(self.norm1(self.halve(images)))
         out = F.gelu(self.norm2(self.conv2(first)))
-        out = self.norm3(self.conv3(out))
-        return F.gelu(out + first if self.skip else out)
+        return F.gelu(self.norm3(self.conv3(out)) + first)
 
-    def _halve(self, images: Tensor) -> Tensor:
-        if self.flip_equivariant:
-            return (self.conv1(symmetric_max_pool(images)) if self.pool_first
-                    else symmetric_max_pool(self.conv1(images)))
-        if self.pool_first:
-            return self.conv1(F.max_pool2d(images, 2))
+    def halve(self, images: Tensor) -> Tensor:
+        """The first convolution and its pooling."""
         return F.max_pool2d(self.conv1(images, for_pooling=True), 2)
 
 
-class FastCNN(nn.Module):
-    """A network for short trainings, after airbench (Jordan 2024, arXiv 2404.00498).
+class FlipGroup(ConvGroup):
+    """The same for channels that are pairs: all of it commutes with mirroring (helpers.layers.equivariant)."""
 
-    A 2×2 whitening layer of 24 frozen filters (see `whiten`) with trained biases, three groups of three convolutions,
-    global max pooling, and a linear head whose logits are divided by 9. Each group pools what its first convolution
-    gives. The norms have no scale, the 3×3 convolutions no bias. Maps float [N, 3, H, W], H and W from 9 up, to logits
-    float [N, num_classes]; `features` gives what the head takes.
+    conv, norm = FlipConv3x3, PairNorm
 
-    `whitening=False` trains the first layer instead, `pool_first=True` lets all groups but the first pool before
-    their first convolution, `skip=False` leaves out the skips, `norm_scale=True` trains the norms' scales,
-    `input_skip=True` lets all groups but the first have a skip over their first convolution too, `mean_features=True`
-    gives the head each channel's mean beside its maximum, `flip_equivariant=True` makes all layers commute with
-    mirroring (helpers.layers.equivariant), so that an image and its mirror image get the same logits: figures/ablation.txt
-    and figures/ablation_long.txt, from `python -m helpers.tools.ablation`, have what each is worth. The division by 9, biases
-    and a fast average (0.4) in the norms are airbench's and were not compared here.
+    def halve(self, images: Tensor) -> Tensor:
+        return symmetric_max_pool(self.conv1(images))
+
+
+class GroupedCNN(nn.Module):
+    """What FastCNN and FlipCNN share; after airbench (Jordan 2024, arXiv 2404.00498).
+
+    A 2×2 whitening layer of 24 frozen filters (see `whiten`) with trained biases, groups of three convolutions, global
+    max pooling, and a linear head whose logits are divided by 9. The norms have no scale, the 3×3 convolutions no bias.
+    Maps float [N, 3, H, W], H and W from 9 up, to logits float [N, num_classes]; `features` gives what the head takes.
+    The division by 9, the biases and the fast average in the norms are airbench's and were not compared here.
     """
 
-    def __init__(self, num_classes: int = 100, widths=(128, 384, 512), logit_divisor: float = 9.0,
-                 whitening: bool = True, pool_first: bool = False, skip: bool = True, norm_scale: bool = False,
-                 input_skip: bool = False, mean_features: bool = False, flip_equivariant: bool = False):
+    logit_divisor = 9.0
+
+    def __init__(self, whitening: nn.Conv2d, groups: list[nn.Module], features: int, num_classes: int):
         super().__init__()
-        if flip_equivariant and (input_skip or any(width % 2 for width in widths)):
-            raise ValueError(f"flip_equivariant=True with input_skip={input_skip}, widths={list(widths)}: channels "
-                             "come in pairs, which input_skip would part; leave it out, and make the widths even")
-        # 6 symmetric filters and their negatives, then 6 antisymmetric ones and theirs, which are their mirror images
-        mirrored = torch.tensor([*range(12), *range(18, 24), *range(12, 18)])
-        self.whitening = MirroredConv2d(3, mirrored, 2) if flip_equivariant else nn.Conv2d(3, 24, 2)
-        self.whitening.weight.requires_grad_(not whitening)
-        self.groups = nn.Sequential(*[
-            ConvGroup(i, o, pool_first and place > 0, skip, norm_scale, input_skip and place > 0, flip_equivariant,
-                      mirrored if place == 0 else None)
-            for place, (i, o) in enumerate(zip((24, *widths[:-1]), widths))])
-        self.mean_features, self.flip_equivariant = mean_features, flip_equivariant
-        features = widths[-1] * (2 if mean_features else 1) // (2 if flip_equivariant else 1)
+        self.whitening, self.groups = whitening, nn.Sequential(*groups)
         self.head = nn.Linear(features, num_classes, bias=False)
-        self.logit_divisor = logit_divisor
+        self.whitening.weight.requires_grad_(False)
         nn.init.zeros_(self.whitening.bias)
 
     @torch.no_grad()
     def whiten(self, images: Tensor, eps: float = 5e-4) -> None:
         """Set the first layer to the whitening filters of `images` (normalised float [N, 3, H, W]).
 
-        The 12 eigenvectors of the 2×2 patches' second moments, each divided by the root of its eigenvalue,
-        and their negatives: what they give is decorrelated and of unit variance from the first step on.
-        With `flip_equivariant` the moments are those of the images and their mirror images.
+        They are eigenvectors of the 2×2 patches' second moments, each divided by the root of its eigenvalue, and their
+        negatives: what they give is decorrelated and of unit variance from the first step on.
         """
         patches = F.unfold(images.float(), 2).transpose(1, 2).reshape(-1, 12)
         moments = (patches.T @ patches / len(patches)).cpu()        # not every device has eigh
-        if not self.flip_equivariant:
-            filters = _whitening_filters(moments, torch.eye(12), eps)
-            self.whitening.weight.copy_(torch.cat([filters, -filters]))
-            return
-        left = torch.eye(12).view(12, 3, 2, 2)[:, :, :, 0].flatten(1)       # [12, 6]: which is a patch's left half
-        right = torch.eye(12).view(12, 3, 2, 2)[:, :, :, 1].flatten(1)
-        parts = [_whitening_filters(moments, (left + sign * right) * 0.5 ** 0.5, eps) for sign in (1, -1)]
-        self.whitening.weight.copy_(torch.cat([filters * sign for filters in parts for sign in (1, -1)]))
+        self.whitening.weight.copy_(self.whitening_filters(moments, eps))
 
     def features(self, images: Tensor) -> Tensor:
-        maps = self.groups(F.gelu(self.whitening(images)))
-        found = [maps.amax((2, 3))]
-        if self.mean_features:
-            found.append(maps.mean((2, 3)))
-        if self.flip_equivariant:       # the even part: the same of an image and its mirror image
-            found = [values.unflatten(1, (2, -1)).sum(1) * 0.5 ** 0.5 for values in found]
-        return torch.cat(found, 1)
+        return self.groups(F.gelu(self.whitening(images))).amax((2, 3))
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.features(images)) / self.logit_divisor
+
+
+class FastCNN(GroupedCNN):
+    """The network for short trainings, of common layers; see GroupedCNN."""
+
+    def __init__(self, num_classes: int = 100, widths=(128, 384, 512)):
+        super().__init__(nn.Conv2d(3, 24, 2), [ConvGroup(i, o) for i, o in zip((24, *widths), widths)], widths[-1],
+                         num_classes)
+
+    def whitening_filters(self, moments: Tensor, eps: float) -> Tensor:
+        """float [24, 3, 2, 2] from the second moments [12, 12] of the patches."""
+        filters = _whitening_filters(moments, torch.eye(12), eps)
+        return torch.cat([filters, -filters])
+
+
+class FlipCNN(GroupedCNN):
+    """The network for short trainings, of layers that commute with mirroring (helpers.layers.equivariant).
+
+    See GroupedCNN. Channels are pairs, so that `widths` are even; a convolution takes half the parameters and half the
+    arithmetic of a common one. An image and its mirror image get the same logits.
+    """
+
+    def __init__(self, num_classes: int = 100, widths=(128, 384, 512)):
+        if any(width % 2 for width in widths):
+            raise ValueError(f"widths={list(widths)}: the channels of FlipCNN come in pairs; make them even")
+        # 6 symmetric filters and their negatives, then 6 antisymmetric ones and theirs, which are their mirror images
+        mirrored = torch.tensor([*range(12), *range(18, 24), *range(12, 18)])
+        whitening = MirroredConv2d(3, mirrored, 2)
+        first = FlipGroup(24, widths[0], LiftingConv3x3(mirrored, widths[0]))
+        super().__init__(whitening, [first, *(FlipGroup(i, o) for i, o in zip(widths, widths[1:]))], widths[-1] // 2,
+                         num_classes)
+
+    def whitening_filters(self, moments: Tensor, eps: float) -> Tensor:
+        """As FastCNN's, of the images and their mirror images: symmetric filters, then antisymmetric ones."""
+        left = torch.eye(12).view(12, 3, 2, 2)[:, :, :, 0].flatten(1)       # [12, 6]: which is a patch's left half
+        right = torch.eye(12).view(12, 3, 2, 2)[:, :, :, 1].flatten(1)
+        parts = [_whitening_filters(moments, (left + sign * right) * 0.5 ** 0.5, eps) for sign in (1, -1)]
+        return torch.cat([filters * sign for filters in parts for sign in (1, -1)])
+
+    def features(self, images: Tensor) -> Tensor:
+        """The even parts of the pooled pairs, float [N, widths[-1] / 2]: the same of an image and its mirror image."""
+        return super().features(images).unflatten(1, (2, -1)).sum(1) * 0.5 ** 0.5
 
 
 def _whitening_filters(moments: Tensor, basis: Tensor, eps: float) -> Tensor:
@@ -190,26 +196,14 @@ def _whitening_filters(moments: Tensor, basis: Tensor, eps: float) -> Tensor:
     return (basis @ eigenvectors / (eigenvalues + eps).sqrt()).T.reshape(-1, 3, 2, 2)
 
 
-def _norm(channels: int, scale: bool, pairs: bool) -> nn.BatchNorm2d:
-    # The running statistics follow fast (0.4), since a short training has few steps for them.
-    norm = (PairNorm if pairs else nn.BatchNorm2d)(channels, momentum=0.4)
-    norm.weight.requires_grad_(scale)
-    return norm
-
-
-def build_model(name: str = "CIFAR100CNN", num_classes: int = 100, widths=None, dropout_rate: float = 0.3,
-                whitening: bool = True, pool_first: bool = False, skip: bool = True,
-                norm_scale: bool = False, input_skip: bool = False, mean_features: bool = False,
-                flip_equivariant: bool = False) -> nn.Module:
-    """The network called `name`; `widths=None` takes its own. Dropout is CIFAR100CNN's, the last seven FastCNN's."""
+def build_model(name: str = "CIFAR100CNN", num_classes: int = 100, widths=None, dropout_rate: float = 0.3) -> nn.Module:
+    """The network called `name`; `widths=None` takes its own. Only CIFAR100CNN has dropout."""
     sizes = {} if widths is None else {"widths": tuple(widths)}
     if name == "CIFAR100CNN":
         return CIFAR100CNN(num_classes, dropout_rate, **sizes)
-    if name == "FastCNN":
-        return FastCNN(num_classes, **sizes, whitening=whitening, pool_first=pool_first, skip=skip,
-                       norm_scale=norm_scale, input_skip=input_skip, mean_features=mean_features,
-                       flip_equivariant=flip_equivariant)
-    raise ValueError(f"model={name!r}: must be CIFAR100CNN or FastCNN")
+    if name not in ("FastCNN", "FlipCNN"):
+        raise ValueError(f"model={name!r}: must be CIFAR100CNN, FastCNN or FlipCNN")
+    return (FastCNN if name == "FastCNN" else FlipCNN)(num_classes, **sizes)
 
 
 def model_stats(model: nn.Module) -> dict:
@@ -218,6 +212,13 @@ def model_stats(model: nn.Module) -> dict:
     total = sum(p.numel() for p in parameters)
     return {"total_parameters": total, "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
             "memory_mb": total * 4 / 2**20}
+
+
+def describe_model(model: nn.Module) -> str:
+    """Parameters, memory and FLOPs of a network in one line."""
+    stats = model_stats(model)
+    return (f"{type(model).__name__}: {stats['total_parameters']:,} parameters, {stats['memory_mb']:.2f} MiB in fp32, "
+            f"{training_flops(model) / 1e9:.2f} GFLOP an image forward and backward")
 
 
 def layer_table(model: nn.Module, image_size: int = 32) -> list[dict]:

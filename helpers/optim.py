@@ -1,25 +1,24 @@
-"""Parameter groups, SGD and Muon behind one interface, and learning-rate schedules."""
+"""Parameter groups, and SGD and Muon behind one interface."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor, nn
 
 
 def build_optimizer(model: nn.Module, name: str = "sgd", learning_rate: float = 0.1, momentum: float = 0.9,
-                    weight_decay: float = 5e-4, decay_norm_and_bias: bool = True, norm_learning_rate: float = 0.05,
+                    weight_decay: float = 5e-4, norm_learning_rate: float = 0.05,
                     head_learning_rate: float = 0.5, head_momentum: float = 0.85,
                     newton_schulz_dtype: torch.dtype = torch.float32) -> torch.optim.Optimizer:
-    """The optimiser `name` over the trainable parameters of `model`; the arguments are TrainingConfig's.
+    """The optimiser `name` over the trainable parameters of `model`.
 
-    Each group keeps its peak rate in `initial_lr`, which a schedule's factor multiplies.
+    `norm_learning_rate`, `head_learning_rate` and `head_momentum` are those of Muon's SGD part, for norm parameters and
+    biases, and for the classifier. Each group keeps its peak rate in `initial_lr`; a schedule multiplies it.
     """
     filters, matrices, vectors = split_parameters(model)
     if name == "sgd":
-        groups = [{"params": filters + matrices, "weight_decay": weight_decay},
-                  {"params": vectors, "weight_decay": weight_decay if decay_norm_and_bias else 0.0}]
+        groups = [{"params": filters + matrices, "weight_decay": weight_decay},     # two, as checkpoints have them
+                  {"params": vectors, "weight_decay": weight_decay}]
         # The fused kernel also takes the loss scaler's "skip this step" without asking the host.
         optimizer = torch.optim.SGD([g for g in groups if g["params"]], lr=learning_rate, momentum=momentum,
                                     nesterov=momentum > 0, fused=next(model.parameters()).is_cuda)
@@ -31,8 +30,7 @@ def build_optimizer(model: nn.Module, name: str = "sgd", learning_rate: float = 
         sgd = {"orthogonalize": False, "momentum": head_momentum, "weight_decay": weight_decay}
         groups = [{"params": filters, "lr": learning_rate, "momentum": momentum, "orthogonalize": True},
                   {"params": matrices, "lr": head_learning_rate, **sgd},
-                  {"params": vectors, "lr": norm_learning_rate, **sgd,
-                   "weight_decay": weight_decay if decay_norm_and_bias else 0.0}]
+                  {"params": vectors, "lr": norm_learning_rate, **sgd}]
         optimizer = Muon([g for g in groups if g["params"]], newton_schulz_dtype=newton_schulz_dtype)
     else:
         raise ValueError(f"optimizer={name!r}: must be sgd or muon")
@@ -125,21 +123,6 @@ def orthogonalize(matrix: Tensor, steps: int = 3, dtype: torch.dtype = torch.flo
             gram = polynomial @ gram @ polynomial
     wide = product @ wide
     return wide.T if matrix.shape[0] > matrix.shape[1] else wide
-
-
-def learning_rate_factor(step: int, total_steps: int, warmup_steps: int, scheduler: str = "cosine",
-                         milestones=(), gamma: float = 0.2) -> float:
-    """Factor on the peak learning rate at optimiser step `step` of `total_steps`, from 0.
-
-    Linear warm-up over `warmup_steps`, then half a cosine to 0 (Loshchilov & Hutter 2016, arXiv 1608.03983),
-    a line to 0, or a factor `gamma` at each of `milestones` (in steps).
-    """
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    if scheduler == "step":
-        return gamma ** sum(step >= milestone for milestone in milestones)
-    progress = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
-    return 1 - progress if scheduler == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import zlib
+
 
 def readable(name: str) -> str:
     """The name of a class or a superclass as one writes it."""
     return str(name).replace("_", " ")
+
+
+def shortened(name: str, length: int) -> str:
+    """A name of at most `length` characters; two that only differ in what is cut off stay different."""
+    return name if len(name) <= length else f"{name[:length - 9]}-{zlib.crc32(name.encode()):08x}"
+
+
+def short_text(value) -> str:
+    """A setting's value as it stands in the name of a run: `64x192x256`."""
+    return "x".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 def duration(seconds: float) -> str:

@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 import signal
 import threading
 import time
-from collections import Counter
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
 from . import checkpoint
-from .augment import Augmentation
 from .config import TrainingConfig
-from .data import IMAGE_SIZE, BatchLoader, ImageData, stratified_split
+from .data import ImageData, stratified_split
+from .loader import BatchLoader, training_loader
 from .logs import epoch_log
 from .metrics import History, topk_accuracy
-from .models import build_model, evaluating, training_flops
-from .optim import build_optimizer, learning_rate_factor, set_learning_rate
-from .system import (DTYPES, SystemInfo, is_out_of_memory, keep_freed_memory, peak_memory_mb, pick_device,
-                     pick_precision, progress_style, synchronize)
+from .models import build_model, training_flops
+from .network import EVALUATION_BATCH, predict
+from .retired import refusals, without_retired
+from .schedule import Schedule
+from .step import TrainStep
+from .system import (DTYPES, SystemInfo, keep_freed_memory, memory_format, peak_memory_mb, pick_device, pick_precision,
+                     progress_style, synchronize)
 
 log = logging.getLogger("cifar100")
 
 READ_SECONDS = 2.0      # how often losses are read back from the device
 BEST = "best.pt"
+DISTIL_FROM = 0.75      # share of the epochs after which self-distillation begins
 
 
 class TrainingDiverged(RuntimeError):
@@ -65,34 +68,19 @@ class Trainer:
         saved = self._find_checkpoint()
         self.precision = self._pick_precision(saved)
         self.mean, self.std = data.channel_statistics()
-        train, val = stratified_split(data.train_labels, config.val_size, config.seed, config.train_size)
-        self.loader = self._training_loader(data.train_images[train], data.train_labels[train])
+        self._rows, val = stratified_split(data.train_labels, config.val_size, config.seed, config.train_size)
+        to_device = {"device": self.device, "mean": self.mean, "std": self.std, "dtype": DTYPES[self.precision]}
+        self.loader = training_loader(config, data.train_images[self._rows], data.train_labels[self._rows], **to_device)
         self.val_labels = data.train_labels[val]
-        self.val_loader = BatchLoader(data.train_images[val], self.val_labels, config.eval_batch_size,
-                                      **self.loader_settings()) if len(val) else None
-
-        torch.manual_seed(config.seed)
-        self.model = model or build_model(**config.model_arguments())
-        self.model.to(self.device, memory_format=self.loader.memory_format)
-        if config.whitening and hasattr(self.model, "whiten"):
-            self._whiten(data.train_images[train])
-        self.ema = copy.deepcopy(self.model) if config.ema_decay else None
-        self.optimizer = build_optimizer(
-            self.model, config.optimizer, config.learning_rate, config.momentum, config.weight_decay,
-            config.decay_norm_and_bias, config.norm_learning_rate, config.head_learning_rate, config.head_momentum,
-            newton_schulz_dtype=DTYPES[self.precision])
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
-        self.criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
-        self.past_predictions = self._smoothed_labels() if config.self_distillation else None
-        self.forward = torch.compile(self.model) if config.compile else self.model
+        self.val_loader = BatchLoader(data.train_images[val], self.val_labels, EVALUATION_BATCH,
+                                      **to_device) if len(val) else None
+        self.schedule = Schedule(config, self.loader.count)
+        self.model = self.initial_network(model)
+        self.train_step = TrainStep(self.model, config, self.precision, self.loader.labels)
 
         self.history = History()
-        self.steps_per_epoch = math.ceil(len(self.loader) / config.gradient_accumulation_steps)
-        self.total_steps = self.steps_per_epoch * config.epochs
-        self.step = 0                           # optimiser steps done
         self.seconds = 0.0                      # wall time of the sessions before this one
         self.flops = 0                          # FLOPs of all forward and backward passes so far
-        self.splits = 1                         # parts a batch is cut into after an out-of-memory error
         self.best_accuracy = -math.inf          # of the weights kept as best
         self.best_weights = None
         self.patience_accuracy = -math.inf      # what the next epochs must beat by min_delta
@@ -102,12 +90,25 @@ class Trainer:
         self.stop_requested = ""                # who asked: "SIGINT", "SIGTERM" or "button"
         self._session_start = self._last_save = self._epoch_start = time.perf_counter()
         self._epoch_images = 0
-        self._running = _RunningMeans()
+        self.running = RunningMeans()
         self._flops_at = {}
         self._rng = self._rng_state()           # what is done before `fit` must not change what dropout draws
         self.machine = SystemInfo.of(self.device, self.precision).to_dict()
         if saved:
             self._restore(saved)
+        self.began_at = self.step               # the step at which this Trainer took the run up
+
+    def initial_network(self, model: nn.Module | None = None) -> nn.Module:
+        """A new network, or `model`, as this training begins with it: the same seed gives the same weights."""
+        torch.manual_seed(self.config.seed)
+        model = build_model(**self.config.model_arguments()) if model is None else model
+        model.to(self.device, memory_format=memory_format(self.device))
+        if hasattr(model, "whiten"):        # by about 5,000 training images, taken at even distances
+            images = self.data.train_images[self._rows[::max(1, len(self._rows) // 5000)]]
+            loader = BatchLoader(images, torch.zeros(len(images)), len(images), self.device, self.mean, self.std,
+                                 placement="device")
+            model.whiten(loader.batch(0, 0)[0])
+        return model
 
     # The loop --------------------------------------------------------------------------------------------------
 
@@ -149,11 +150,11 @@ class Trainer:
     def _run_epoch(self, bar) -> None:
         """The rest of the epoch that the run stands in, and its end."""
         self.model.train()
-        epoch, epoch_end = self.epoch, (self.epoch + 1) * self.steps_per_epoch
+        epoch, epoch_end = self.epoch, (self.epoch + 1) * self.schedule.steps_per_epoch
         self._epoch_start, self._epoch_images = time.perf_counter(), 0
         last_read = self._epoch_start
         while self.step < epoch_end:
-            self._train_step(epoch)
+            self._take_step(epoch)
             bar.update(1)
             now = time.perf_counter()
             stopping, save_is_due = bool(self.stop_requested), self._save_is_due(now)   # a signal may come any time
@@ -170,95 +171,27 @@ class Trainer:
                 self._save_or_warn(self.save)
         self._end_epoch(epoch)
 
-    def _train_step(self, epoch: int) -> None:
-        """One optimiser step over `gradient_accumulation_steps` batches; in smaller parts when memory runs out."""
-        accumulation, size = self.config.gradient_accumulation_steps, self.image_size(self.step)
-        first = self.step % self.steps_per_epoch * accumulation
-        set_learning_rate(self.optimizer, self.learning_rate_factor(self.step))
-        mix = self.step < self.config.mix_until * self.total_steps
-        indices = range(first, min(first + accumulation, len(self.loader)))
-        batches = [self.loader.batch(epoch, index, size, mix) for index in indices]
-        rows = [self.loader.indices(epoch, index).to(self.device, non_blocking=True) for index in indices]
-        count = sum(len(images) for images, _ in batches)
-        result = self._forward_backward(batches, rows, count)
-        while result is None:
-            self._cut_batches()
-            result = self._forward_backward(batches, rows, count)
-        if self.config.gradient_clip:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.ema is not None:
-            # A short memory at first (as TensorFlow's), so that the first weights do not weigh on a short training.
-            update_average(self.ema, self.model, min(self.config.ema_decay, self.step / (self.step + 10)))
-        self._running.add(*result, count)
+    def _take_step(self, epoch: int) -> None:
+        size, batches = self.schedule.image_size(self.step), self.schedule.batches(self.step)
+        rows = [self.loader.indices(epoch, index).to(self.device, non_blocking=True)
+                for index in batches] if self.config.self_distillation else None
+        made = [self.loader.batch(epoch, index, size) for index in batches]
+        loss, correct = self.train_step(made, self.schedule.learning_rate_factor(self.step), rows,
+                                        distil=epoch >= DISTIL_FROM * self.config.epochs)
+        count = len(made) * self.loader.batch_size
+        self.running.add(loss, correct, count)
         self.flops += count * self._flops_of_image(size)
         self._epoch_images += count
-        self.step += 1
         self._is_unsaved = True
-
-    def _forward_backward(self, batches, rows, count: int) -> tuple[Tensor, Tensor] | None:
-        """Gradients of the mean loss over all `count` images of a step; `rows` says which images each batch holds.
-
-        Returns (mean loss, number of right predictions) as tensors on the device, None when memory ran out.
-        """
-        loss_sum, correct = torch.zeros((2,), device=self.device)
-        predictions = []
-        try:
-            for (images, labels), chosen in zip(batches, rows):
-                for part, targets, which in zip(*(whole.chunk(self.splits) for whole in (images, labels, chosen))):
-                    with autocast(self.device, self.precision):
-                        logits = self.forward(part)
-                    loss = self._loss(logits.float(), targets, which) * (len(part) / count)
-                    self.scaler.scale(loss).backward()
-                    loss_sum = loss_sum + loss.detach()
-                    hard_targets = targets if targets.ndim == 1 else targets.argmax(1)
-                    correct = correct + (logits.argmax(1) == hard_targets).sum()
-                    if self.past_predictions is not None and targets.ndim == 1:
-                        predictions.append((which, logits.detach()))
-        except RuntimeError as error:
-            if not is_out_of_memory(error) or self.splits >= self.loader.batch_size:
-                raise
-            return None
-        for which, logits in predictions:       # only now, as a step that ran out of memory is done again
-            self.past_predictions[which] = logits.float().softmax(1).half()
-        return loss_sum, correct
-
-    def _loss(self, logits: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
-        """Mean loss of a batch that holds the images `rows`, with the share of self-distillation that is due."""
-        loss = self.criterion(logits, targets)
-        due = self.epoch >= self.config.self_distillation_from * self.config.epochs
-        mixed = targets.ndim == 2
-        if self.past_predictions is None or mixed or not due:
-            return loss
-        from_past = nn.functional.cross_entropy(logits, self.past_predictions[rows].float())
-        return torch.lerp(loss, from_past, self.config.self_distillation)
-
-    def _smoothed_labels(self) -> Tensor:
-        """What stands for the prediction of a training image before there is one: float16 [N, num_classes]."""
-        labels, share = self.loader.labels, self.config.label_smoothing / self.config.num_classes
-        everywhere = torch.full((len(labels), self.config.num_classes), share, dtype=torch.float16, device=self.device)
-        return everywhere.scatter_(1, labels[:, None], 1 - self.config.label_smoothing + share)
-
-    def _cut_batches(self) -> None:
-        """After an out-of-memory error: half as many images a forward pass, the same ones a step."""
-        self.optimizer.zero_grad(set_to_none=True)
-        self.splits *= 2
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        log.warning("out of memory: a batch of %d images now goes through the network in %d parts; the effective "
-                    "batch stays %d", self.config.batch_size, self.splits, self.config.effective_batch_size)
 
     def _read_losses(self, bar, epoch: int) -> None:
         """Wait for the device, check that all losses since the last time are finite, show where training stands."""
-        losses = self._running.read()
+        losses = self.running.read()
         bad = next((index for index, loss in enumerate(losses) if not math.isfinite(loss)), None)
         if bad is not None:
             raise self._diverged(f"loss is {losses[bad]}", self.step - len(losses) + bad)
         bar.set_description_str(f"epoch {epoch + 1}/{self.config.epochs}", refresh=False)
-        bar.set_postfix_str(f"loss {self._running.loss:.3f}, accuracy {self._running.accuracy:.1f} %, "
+        bar.set_postfix_str(f"loss {self.running.loss:.3f}, accuracy {self.running.accuracy:.1f} %, "
                             f"{self._best_so_far()}{self._images_per_second():,.0f} images/s", refresh=False)
 
     def _check_weights(self) -> None:
@@ -268,30 +201,31 @@ class Trainer:
 
     def _diverged(self, what: str, step: int) -> TrainingDiverged:
         """The error for a run that cannot go on since optimiser step `step`, from 0."""
-        rate = self.learning_rate(step)
+        rate = self.schedule.learning_rate(step)
         return TrainingDiverged(
-            f"the {what} since step {step + 1} (epoch {step // self.steps_per_epoch + 1}, learning rate {rate:.4g}). "
-            f"Try a lower learning_rate (now {self.config.learning_rate}), a longer warmup_epochs, gradient_clip=1.0 "
-            f"or precision='fp32'; with another run_name, since it starts anew. {self._last_checkpoint()}")
+            f"the {what} since step {step + 1} (epoch {step // self.schedule.steps_per_epoch + 1}, learning rate "
+            f"{rate:.4g}). Try a lower learning_rate (now {self.config.learning_rate}), a longer warmup_epochs, "
+            f"gradient_clip=1.0 or mixed_precision=False; with another run_name, since it starts anew. "
+            f"{self._last_checkpoint()}")
 
     def _end_epoch(self, epoch: int) -> None:
         """Validate, write the epoch's row, keep the best weights, save when it is due."""
         synchronize(self.device)
         self._check_weights()
-        row = {"epoch": epoch + 1, "train_loss": self._running.loss, "train_accuracy": self._running.accuracy,
+        row = {"epoch": epoch + 1, "train_loss": self.running.loss, "train_accuracy": self.running.accuracy,
                "val_loss": None, "val_top1": None, "val_top5": None,
-               "learning_rate": self.learning_rate(self.step - 1),
-               "image_size": self.image_size(self.step - 1), "images_per_second": self._images_per_second(),
+               "learning_rate": self.schedule.learning_rate(self.step - 1),
+               "image_size": self.schedule.image_size(self.step - 1), "images_per_second": self._images_per_second(),
                "petaflops": self.flops / 1e15}
         if self.val_loader is not None:
             logits = predict(self.averaged_model, self.val_loader, self.precision)
-            loss = nn.functional.cross_entropy(logits, self.val_labels).item()
+            loss = cross_entropy(logits, self.val_labels).item()
             row |= {"val_loss": loss if math.isfinite(loss) else None,      # a logit may have overflowed in fp16
                     "val_top1": topk_accuracy(logits, self.val_labels, 1),
                     "val_top5": topk_accuracy(logits, self.val_labels, 5)}
         row |= {"seconds": self._seconds_so_far(), "peak_memory_mb": peak_memory_mb(self.device)}
         self.history.append(**row)
-        self._running = _RunningMeans()
+        self.running = RunningMeans()
         self._keep_the_best(row["val_top1"])
         epoch_log.info(epoch_line(row, self.config.epochs))
         if self.on_epoch is not None:
@@ -335,13 +269,10 @@ class Trainer:
         self._last_save = time.perf_counter()
         self._check_weights()
         path = checkpoint.save_step({
-            "model_state_dict": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
-            "scheduler": {"step": self.step, "total_steps": self.total_steps}, "scaler": self.scaler.state_dict(),
-            "ema": self.ema.state_dict() if self.ema is not None else None, "past_predictions": self.past_predictions,
+            **self.train_step.state_dict(), "scheduler": {"step": self.step, "total_steps": self.total_steps},
             "epoch": self.epoch, "history": self.history.to_list(), "stopped": self.history.stopped,
-            "running": self._running.state(), "rng": self._rng_state(),
-            "best_weights": self.best_weights, "precision": self.precision, "device": self.device.type,
-            "machine": self.machine,
+            "running": self.running.state(), "rng": self._rng_state(), "best_weights": self.best_weights,
+            "precision": self.precision, "device": self.device.type, "machine": self.machine,
             "training_settings": self._training_settings(), **self.about(),
             **{name: getattr(self, name) for name in _PLAIN_STATE}, "seconds": self._seconds_so_far(),
         }, self.checkpoint_dir)
@@ -376,7 +307,12 @@ class Trainer:
             raise checkpoint.CheckpointError(f"{path}: holds weights only and cannot be continued; use a step_*.pt "
                                              "file")
         ours = self._training_settings()
-        settings = ours | TrainingConfig.with_defaults(state["training_settings"])
+        _, gone = without_retired(state["training_settings"])
+        if gone:
+            raise checkpoint.CheckpointError(f"{path} cannot be continued: " + "; ".join(refusals(gone)) + ". Choose "
+                                             "another run_name, or resume='never' to start over")
+        settings = ours | state["training_settings"] | TrainingConfig.training_settings_of(state["training_settings"])
+        settings = {name: settings[name] for name in ours}
         checkpoint.check_same_run(settings, ours, path, state["name"])
         log.info("continuing from %s, step %d", path, state["step"])
         return state
@@ -403,26 +339,12 @@ class Trainer:
         return precision
 
     def _restore(self, saved: dict) -> None:
-        self.model.load_state_dict(saved["model_state_dict"])
-        fused = [group.get("fused") for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(saved["optimizer"])
-        for group, value in zip(self.optimizer.param_groups, fused):     # the kernel belongs to this device
-            if "fused" in group:
-                group["fused"] = value
-        for parameter, state in self.optimizer.state.items():            # and so does the layout
-            if "momentum_buffer" in state:
-                state["momentum_buffer"] = torch.empty_like(parameter).copy_(state["momentum_buffer"])
-        if saved["scaler"] and self.scaler.is_enabled():
-            self.scaler.load_state_dict(saved["scaler"])
-        if self.ema is not None:
-            self.ema.load_state_dict(saved["ema"])
-        if self.past_predictions is not None:
-            self.past_predictions = saved["past_predictions"].to(self.device)
+        self.train_step.load_state_dict(saved)
         if saved["best_weights"] is not None:
             self.best_weights = {name: tensor.to(self.device) for name, tensor in saved["best_weights"].items()}
         self.history = History.from_list(saved["history"])
         self.history.stopped = "" if saved["stopped"] == "interrupted" else saved["stopped"]
-        self._running = _RunningMeans(**saved["running"])
+        self.running = RunningMeans(**saved["running"])
         for name in _PLAIN_STATE:
             setattr(self, name, saved[name])
         self._rng = saved["rng"]
@@ -450,32 +372,6 @@ class Trainer:
         minutes = self.config.checkpoint_minutes
         return minutes > 0 and now - self._last_save > 60 * minutes
 
-    # Batches ---------------------------------------------------------------------------------------------------
-
-    def _training_loader(self, images: Tensor, labels: Tensor) -> BatchLoader:
-        config = self.config
-        sizes = {name: getattr(config, name) for name in ("crop_padding", "cutout_size")
-                 if getattr(config, name) is not None}
-        augmentation = Augmentation.of_strength(config.augmentation_strength, crop_mode=config.crop_mode,
-                                                fill=self.mean, **sizes)
-        return BatchLoader(images, labels, config.batch_size, augmentation=augmentation, seed=config.seed,
-                           alternating_flip=config.flip == "alternating" and augmentation.flip,
-                           mixup_alpha=config.mixup_alpha, cutmix_alpha=config.cutmix_alpha,
-                           mix_probability=config.mix_probability, num_classes=config.num_classes,
-                           **self.loader_settings())
-
-    def loader_settings(self) -> dict:
-        """What the loaders of the training, the validation and the test split have in common."""
-        return {"device": self.device, "mean": self.mean, "std": self.std, "dtype": DTYPES[self.precision],
-                "placement": self.config.data_placement, "channels_last": self.config.channels_last}
-
-    def _whiten(self, images: Tensor) -> None:
-        """Fit the whitening layer to about 5,000 training images, taken at even distances."""
-        chosen = images[::max(1, len(images) // 5000)]
-        loader = BatchLoader(chosen, torch.zeros(len(chosen)), len(chosen),
-                             **self.loader_settings() | {"dtype": torch.float32, "placement": "device"})
-        self.model.whiten(loader.batch(0, 0)[0])
-
     # Numbers ---------------------------------------------------------------------------------------------------
 
     @property
@@ -486,7 +382,7 @@ class Trainer:
     @property
     def epoch(self) -> int:
         """Whole epochs done."""
-        return self.step // self.steps_per_epoch
+        return self.step // self.schedule.steps_per_epoch
 
     def progress(self) -> dict:
         """Where the running epoch stands, as last read back from the device.
@@ -494,36 +390,31 @@ class Trainer:
         `epoch` counts from 0 and is a fraction; `train_loss` and `train_accuracy` (%) are means over the epoch so
         far, None at its start.
         """
-        started = self._running.count > 0
-        return {"epoch": self.step / self.steps_per_epoch,
-                "train_loss": self._running.loss if started else None,
-                "train_accuracy": self._running.accuracy if started else None,
-                "learning_rate": self.learning_rate(max(self.step - 1, 0)),
+        started = self.running.count > 0
+        return {"epoch": self.step / self.schedule.steps_per_epoch,
+                "train_loss": self.running.loss if started else None,
+                "train_accuracy": self.running.accuracy if started else None,
+                "learning_rate": self.schedule.learning_rate(max(self.step - 1, 0)),
                 "images_per_second": self._images_per_second()}
 
     @property
     def averaged_model(self) -> nn.Module:
         """The network with the averaged weights, the trained one where no average is kept."""
-        return self.model if self.ema is None else self.ema
+        return self.model if self.train_step.average is None else self.train_step.average
 
-    def learning_rate(self, step: int) -> float:
-        """That of optimiser step `step`, from 0; under muon the rate of the convolution filters."""
-        return self.config.learning_rate * self.learning_rate_factor(step)
+    @property
+    def step(self) -> int:
+        """Optimiser steps done."""
+        return self.train_step.count
 
-    def learning_rate_factor(self, step: int) -> float:
-        """Factor on the peak learning rate at optimiser step `step`, from 0."""
-        config = self.config
-        warmup = min(round(config.warmup_epochs * self.steps_per_epoch), self.total_steps // 2)
-        milestones = [epoch * self.steps_per_epoch for epoch in config.lr_milestones]
-        return learning_rate_factor(step, self.total_steps, warmup, config.lr_scheduler, milestones, config.lr_gamma)
-
-    def image_size(self, step: int) -> int:
-        """Side in pixels, an even number, of the training images at optimiser step `step`."""
-        return image_size(self.config, step, self.total_steps)
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole training."""
+        return self.schedule.total_steps
 
     def total_flops(self) -> int:
         """FLOPs of the whole training, forward and backward."""
-        return planned_flops(self.config, self.loader.count, self.model)
+        return self.schedule.total_flops(self._flops_of_image)
 
     def _flops_of_image(self, size: int) -> int:
         if size not in self._flops_at:
@@ -551,66 +442,7 @@ class Trainer:
 
 
 # Plain attributes of the Trainer that a checkpoint holds under their names.
-_PLAIN_STATE = ("step", "seconds", "flops", "splits", "best_accuracy", "patience_accuracy", "patience_left")
-
-
-def image_size(config: TrainingConfig, step: int, total_steps: int) -> int:
-    """Side in pixels, an even number, of the training images at optimiser step `step` of `total_steps`."""
-    start, growth = config.start_image_size, config.image_growth_fraction * total_steps
-    if step >= growth:
-        return IMAGE_SIZE
-    return 2 * round((start + (IMAGE_SIZE - start) * step / growth) / 2)
-
-
-def planned_flops(config: TrainingConfig, training_images: int, model: nn.Module | None = None) -> int:
-    """FLOPs of the whole training, forward and backward, that `config` asks for."""
-    model = model or build_model(**config.model_arguments())
-    batch_size, accumulation = min(config.batch_size, training_images), config.gradient_accumulation_steps
-    batches = training_images // batch_size
-    steps = math.ceil(batches / accumulation)       # in an epoch
-    images_at = Counter()
-    for step in range(steps * config.epochs):
-        batches_of_step = min(accumulation, batches - step % steps * accumulation)
-        images_at[image_size(config, step, steps * config.epochs)] += batches_of_step * batch_size
-    return sum(count * training_flops(model, size) for size, count in images_at.items())
-
-
-@torch.no_grad()
-def predict(model: nn.Module, loader: BatchLoader, precision: str = "fp32", flip: bool = False,
-            bar: str = "") -> Tensor:
-    """Logits float32 [N, num_classes] on the CPU, in evaluation mode.
-
-    With `flip` each is the mean over the image and its mirror image (test-time augmentation). `bar` is the text of
-    a progress bar, without which there is none.
-    """
-    outputs = []
-    with evaluating(model):
-        for images, _ in tqdm(loader.batches(), bar, len(loader), disable=not bar, leave=False):
-            with autocast(loader.device, precision):
-                logits = model(images).float()
-                if flip:
-                    logits = (logits + model(images.flip(3)).float()) / 2
-            outputs.append(logits)
-    return torch.cat(outputs).cpu()
-
-
-@torch.no_grad()
-def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """average ← decay · average + (1 - decay) · model, for weights and running statistics; counters are copied.
-
-    torch's AveragedModel does the same, but keeps its step counter where each step waits for the device.
-    """
-    pairs = list(zip(average.state_dict().values(), model.state_dict().values()))
-    ours, theirs = zip(*[pair for pair in pairs if pair[0].is_floating_point()])
-    torch._foreach_lerp_(list(ours), list(theirs), 1 - decay)
-    for our, their in pairs:
-        if not our.is_floating_point():
-            our.copy_(their)
-
-
-def autocast(device: torch.device, precision: str):
-    """The autocast context for "bf16" or "fp16"; one that does nothing for "fp32"."""
-    return torch.autocast(device.type, dtype=DTYPES[precision], enabled=precision != "fp32")
+_PLAIN_STATE = ("seconds", "flops", "best_accuracy", "patience_accuracy", "patience_left")
 
 
 def epoch_line(row: dict, epochs: int) -> str:
@@ -623,7 +455,7 @@ def epoch_line(row: dict, epochs: int) -> str:
             f"{row['images_per_second']:,.0f} images/s  {row['seconds']:,.0f} s")
 
 
-class _RunningMeans:
+class RunningMeans:
     """Mean loss and accuracy of the epoch so far; numbers stay on the device until `read`."""
 
     def __init__(self, loss_sum: float = 0.0, correct: float = 0.0, count: int = 0):

@@ -8,12 +8,12 @@ import yaml
 
 from helpers.config import CONFIG_DIR, ConfigError
 from helpers.data import ImageData
+from helpers.lesson.speed import planned_flops
 from helpers.tools import ablation
-from helpers.trainer import planned_flops
 
 PLAN = {"base": {"model": "FastCNN", "optimizer": "muon", "widths": [4, 4, 8], "epochs": 1, "batch_size": 8,
                  "val_size": 8, "num_classes": 4, "patience": 0, "mixed_precision": False, "progress": "none"},
-        "seeds": [3, 4], "changes": {"no whitening": {"whitening": False}, "A/B test": {"flip": "alternating"}}}
+        "seeds": [3, 4], "changes": {"no smoothing": {"label_smoothing": 0.0}, "A/B test": {"flip": "alternating"}}}
 
 
 @pytest.fixture
@@ -35,28 +35,28 @@ def data():
 
 def test_a_change_is_trained_with_the_first_seed_or_with_its_own(plan):
     changes = {"small": {"epochs": 2, "seeds": [4, 6]}, "A/B test": {"flip": "random"}}
-    runs = ablation.planned_runs(plan(changes=changes))
+    runs = ablation.ablation_runs(plan(changes=changes))
     assert [(name, config.seed) for name, config in runs[2:]] == [("small", 4), ("small", 6), ("A/B test", 3)]
     assert all(config.epochs == 2 for name, config in runs if name == "small")
     with pytest.raises(ConfigError, match=r"small: seed=4: write seeds: \[4\]"):
-        ablation.planned_runs(plan(changes={"small": {"epochs": 2, "seed": 4}}))
+        ablation.ablation_runs(plan(changes={"small": {"epochs": 2, "seed": 4}}))
 
 
 def test_a_plan_is_the_base_with_every_seed_and_each_change_with_the_first(plan):
-    runs = ablation.planned_runs(plan(), runs_dir="here")
+    runs = ablation.ablation_runs(plan(), runs_dir="here")
     assert [(name, config.seed, config.run_name.rpartition("-")[0]) for name, config in runs] == [
         ("full recipe", 3, "full-recipe-3"), ("full recipe", 4, "full-recipe-4"),
-        ("no whitening", 3, "no-whitening-3"), ("A/B test", 3, "a-b-test-3")]
-    changed = PLAN["changes"] | {"no whitening": {"whitening": False, "label_smoothing": 0.5}}
-    others = ablation.planned_runs(plan(changes=changed), runs_dir="here")
+        ("no smoothing", 3, "no-smoothing-3"), ("A/B test", 3, "a-b-test-3")]
+    changed = PLAN["changes"] | {"no smoothing": {"label_smoothing": 0.0, "cutout_size": 4}}
+    others = ablation.ablation_runs(plan(changes=changed), runs_dir="here")
     assert [one.run_name == other.run_name for (_, one), (_, other) in zip(runs, others)] == [True, True, False, True]
-    assert [config.whitening for _, config in runs] == [True, True, False, True]
+    assert [config.label_smoothing for _, config in runs] == [0.1, 0.1, 0.0, 0.1]
     assert all(config.widths == (4, 4, 8) and config.runs_dir == "here" for _, config in runs)
 
 
 @pytest.mark.parametrize("plan_file", ["ablation.yaml", "ablation_long.yaml"])
 def test_a_committed_plan_is_valid_and_each_change_changes_something(plan_file):
-    runs = ablation.planned_runs(CONFIG_DIR / plan_file)
+    runs = ablation.ablation_runs(CONFIG_DIR / plan_file)
     base = runs[0][1].training_settings()
     changed = [config.training_settings() for name, config in runs if name != ablation.FULL_RECIPE]
     assert changed and all(settings != base for settings in changed)
@@ -69,11 +69,11 @@ def test_a_committed_plan_is_valid_and_each_change_changes_something(plan_file):
                                             ({"base": PLAN["base"] | {"val_size": 0}}, "val_size=0")])
 def test_a_wrong_plan_is_one_clear_error(plan, changes, names):
     with pytest.raises(ConfigError, match=names):
-        ablation.planned_runs(plan(**changes))
+        ablation.ablation_runs(plan(**changes))
 
 
 def test_a_row_says_how_the_run_ended(plan, data, tmp_path):
-    name, config = ablation.planned_runs(plan(), runs_dir=str(tmp_path / "runs"))[0]
+    name, config = ablation.ablation_runs(plan(), runs_dir=str(tmp_path / "runs"))[0]
     found = ablation.train_one(name, config, data)
     assert found["seed"] == 3 and found["epochs"] == 1 and 0 <= found["val_top1"] <= 100
     assert found["settings"] == config.training_settings()
@@ -113,11 +113,11 @@ def test_command_trains_what_its_file_does_not_hold(plan, data, tmp_path, monkey
     trained.clear()
     limit = 4
     assert ablation.main(options) == 0
-    assert trained == ["no whitening", "A/B test"] and "no whitening" in capsys.readouterr().out
+    assert trained == ["no smoothing", "A/B test"] and "no smoothing" in capsys.readouterr().out
     rows = json.loads(out.read_text())["rows"]
-    assert [row["change"] for row in rows] == ["full recipe", "full recipe", "no whitening", "A/B test"]
+    assert [row["change"] for row in rows] == ["full recipe", "full recipe", "no smoothing", "A/B test"]
     trained.clear()
-    other = {"no whitening": {"whitening": False, "label_smoothing": 0.5}, "A/B test": {"flip": "alternating"}}
+    other = {"no smoothing": {"label_smoothing": 0.0, "cutout_size": 4}, "A/B test": {"flip": "alternating"}}
     plan(changes=other)         # writes the plan anew
     assert ablation.main(options) == 2 and "another plan" in capsys.readouterr().err
     assert trained == [] and json.loads(out.read_text())["rows"] == rows     # nothing is lost
@@ -128,3 +128,23 @@ def test_command_trains_what_its_file_does_not_hold(plan, data, tmp_path, monkey
 def test_command_says_what_is_wrong(tmp_path, capsys):
     assert ablation.main(["--plan", str(tmp_path / "absent.yaml")]) == 2
     assert "absent.yaml" in capsys.readouterr().err
+
+
+def test_rows_of_settings_that_are_gone_stay_and_are_drawn(plan, data, tmp_path, monkeypatch, capsys):
+    """A file of the first edition: its settings have names and values of then."""
+    monkeypatch.setattr(ablation, "load_cifar100", lambda config: data)
+    runs = ablation.ablation_runs(plan())
+    then = {"whitening": True, "pool_first": False, "flip_equivariant": False, "mix_until": 1.0}
+    rows = [row(name, config.seed, 50.0) | {"settings": config.training_settings() | then} for name, config in runs]
+    rows.append(row("pooling first", 3, 66.0) | {"settings": rows[0]["settings"] | {"pool_first": True}})
+    out = tmp_path / "out.json"
+    out.write_text(json.dumps({"note": "", "rows": rows}))
+    monkeypatch.setattr(ablation, "train_one", None)        # nothing is left to train
+    assert ablation.main(["--plan", str(plan()), "--out", str(out)]) == 0
+    assert "pooling first" in capsys.readouterr().out and "pooling first" in (tmp_path / "out.txt").read_text()
+    assert json.loads(out.read_text())["rows"] == rows
+
+
+@pytest.mark.parametrize("name", ["ablation", "ablation_long"])
+def test_the_committed_rows_belong_to_the_committed_plan(name):
+    ablation.finished_rows(ablation.FIGURES / f"{name}.json", ablation.ablation_runs(CONFIG_DIR / f"{name}.yaml"), "")

@@ -10,7 +10,8 @@ from papermill.translators import PythonTranslator
 
 from helpers import config
 from helpers.config import (ALIASES, SETTINGS, ConfigError, TrainingConfig, default_settings, layered_settings,
-                            notebook_settings, preset_names, preset_settings, read_settings)
+                            preset_names, preset_settings, read_settings)
+from helpers.notebook_settings import notebook_settings
 from train import read_arguments
 
 REQUIRED_DEFAULTS = {
@@ -99,6 +100,21 @@ def test_every_preset_is_valid_names_itself_and_differs_from_nothing(name):
     assert preset.preset == preset.name == name
     assert preset.changed_settings() == {}
     assert yaml.safe_load((config.PRESET_DIR / f"{name}.yaml").read_text())["preset"] == name
+
+
+def test_a_preset_extends_another_and_is_still_itself(presets):
+    presets(base="preset: base\nepochs: 7\nseed: 3\n", mine="preset: mine\nextends: base\nepochs: 9\n")
+    mine = TrainingConfig.from_preset("mine")
+    assert (mine.name, mine.epochs, mine.seed) == ("mine", 9, 3)
+    as_file = read_settings(presets() / "mine.yaml")        # as papermill -f and --config give it
+    assert TrainingConfig.from_settings(layered_settings(as_file)) == mine
+    with pytest.raises(ConfigError, match="extends='base'.*write preset='base'"):
+        TrainingConfig.from_settings({"extends": "base"})
+
+
+def test_no_value_is_written_in_two_presets_that_extend_each_other():
+    fast, quick = (yaml.safe_load((config.PRESET_DIR / f"{name}.yaml").read_text()) for name in ("fast", "quick"))
+    assert fast["extends"] == "quick" and not fast.items() & quick.items()
 
 
 def test_required_presets_are_there():
@@ -276,9 +292,8 @@ def test_settings_that_contradict_each_other_are_named_together():
 def test_no_contradiction_is_claimed_of_a_setting_that_is_wrong_itself():
     assert len(faults_of(TrainingConfig, epochs="x", lr_scheduler="step", lr_milestones=[200])) == 1
     assert len(faults_of(TrainingConfig, model="Unet", widths=[8, 16])) == 1
-    pairs = faults_of(TrainingConfig, model="FastCNN", flip_equivariant=True, widths=[8, 15, 16], input_skip=True)
-    assert len(pairs) == 2 and "widths=[8, 15, 16]" in pairs[0] and "make them even" in pairs[0]
-    assert "input_skip=True: not with flip_equivariant=True" in pairs[1]
+    fault, = faults_of(TrainingConfig, model="FlipCNN", widths=[8, 15, 16])
+    assert "widths=[8, 15, 16]" in fault and "make them even" in fault
 
 
 @pytest.mark.parametrize("milestones", [[], [30, 20], [20, 20], [150]])
@@ -451,12 +466,9 @@ def test_none_as_text_is_no_name(name):
 
 @pytest.mark.parametrize("preset, settings, idle", [
     ("fast", {"dropout_rate": 0.5, "flip": "random"}, {"dropout_rate": "model='CIFAR100CNN'",
-                                                       "flip": "flip_equivariant=False"}),
-    ("reference", {"dropout_rate": 0.5, "mean_features": True}, {"mean_features": "model='FastCNN'"}),
-    ("reference", {"head_momentum": 0.5, "optimizer": "muon"}, {}),
-    ("quick", {"self_distillation_from": 0.5, "mix_until": 0.5}, {
-        "self_distillation_from": "self_distillation above 0", "mix_until": "mixup_alpha or cutmix_alpha above 0"}),
-    ("quick", {"self_distillation_from": 0.5, "self_distillation": 0.5}, {}),
+                                                       "flip": "another model than 'FlipCNN'"}),
+    ("quick", {"mix_probability": 0.5}, {"mix_probability": "mixup_alpha or cutmix_alpha above 0"}),
+    ("quick", {"mix_probability": 0.5, "cutmix_alpha": 1.0}, {}),
     *[(name, {}, {}) for name in preset_names()]])
 def test_changed_settings_without_effect_are_told_with_what_they_need(preset, settings, idle):
     assert TrainingConfig.from_preset(preset, **settings).idle_settings() == idle

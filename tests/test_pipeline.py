@@ -280,7 +280,7 @@ def test_on_colab_a_folder_on_drive_mounts_it_before_anything_is_written(setting
 def test_a_long_training_is_announced_with_what_would_be_shorter(tmp_path, capsys, monkeypatch):
     pipeline = CIFAR100Pipeline.from_preset("demo", runs_dir=str(tmp_path), **TINY)
     speed = {"steps_per_second": 1e-3, "images_per_second": 0.1, "batch_size": pipeline.config.batch_size}
-    monkeypatch.setattr(cifar100_pipeline.benchmark, "training_throughput", lambda *args, **keys: dict(speed))
+    monkeypatch.setattr(cifar100_pipeline.speed, "training_throughput", lambda *args, **keys: dict(speed))
     minutes = pipeline.benchmark_training()["minutes"]
     steps = pipeline.trainer.total_steps
     assert minutes == pytest.approx(steps * 1000 / 60)
@@ -339,3 +339,65 @@ def test_cells_go_on_after_a_stop_in_the_first_epoch(tmp_path, capsys):
     pipeline.train()
     assert pipeline.plot_training() is None and "stopped" in capsys.readouterr().out
     assert 0 <= pipeline.evaluate()["top1"] <= 100
+
+
+def test_the_usage_examples_of_the_reference_run_as_they_stand(tmp_path, monkeypatch):
+    """But for the import lines, and on the demo preset in place of 150 epochs."""
+    demo = TrainingConfig.from_preset("demo", run_name="cifar100", runs_dir=str(tmp_path / "runs"), **TINY)
+    def of_demo():      # what the import line brings
+        return demo
+
+    monkeypatch.setattr(cifar100_pipeline, "TrainingConfig", of_demo)
+    monkeypatch.chdir(tmp_path)
+    exec("""
+# 初始化管線
+pipeline = CIFAR100Pipeline()
+
+# 執行訓練
+model, metrics, results = pipeline.run()
+""", {"CIFAR100Pipeline": CIFAR100Pipeline})
+    (tmp_path / "checkpoints").mkdir()
+    written = tmp_path / "runs" / "cifar100" / "checkpoints" / "final.pt"
+    written.rename(tmp_path / "checkpoints" / "cifar100_final_model.pth")
+    Image.new("RGB", (60, 40), "green").save(tmp_path / "image.jpg")
+    seen = {"TrainingConfig": of_demo, "CIFAR100CNN": CIFAR100CNN}
+    exec("""
+import torch
+
+# 載入檢查點
+checkpoint = torch.load('checkpoints/cifar100_final_model.pth')
+
+# 初始化模型
+config = TrainingConfig()
+model = CIFAR100CNN(config)
+model.load_state_dict(checkpoint['model_state_dict'])
+model.eval()
+
+# 模型已準備好進行推論
+print(f"測試準確率: {checkpoint['test_results']['test_acc']:.2f}%")
+print(f"Top-5 準確率: {checkpoint['test_results']['test_acc_top5']:.2f}%")
+
+import torch
+from torchvision import transforms
+from PIL import Image
+
+# 準備圖片
+transform = transforms.Compose([
+    transforms.Resize((32, 32)),
+    transforms.ToTensor(),
+    transforms.Normalize((0.5071, 0.4867, 0.4408),
+                        (0.2675, 0.2565, 0.2761))
+])
+
+# 載入並預處理圖片
+image = Image.open('image.jpg')
+input_tensor = transform(image).unsqueeze(0)
+
+# 推論
+with torch.no_grad():
+    output = model(input_tensor)
+    probabilities = torch.nn.functional.softmax(output, dim=1)
+    top5_prob, top5_idx = torch.topk(probabilities, 5)
+""", seen)
+    assert seen["checkpoint"]["test_results"]["test_acc"] == seen["checkpoint"]["test_results"]["top1"]
+    assert seen["top5_idx"].shape == (1, 5) and seen["probabilities"].shape == (1, 100)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cifar100_pipeline import CheckpointError, CIFAR100Pipeline
-from helpers import checkpoint
+from helpers import checkpoint, network
 from helpers.data import DataError, ImageData
 from helpers.tools import pretrained
 
@@ -28,7 +28,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(pretrained, "FOLDER", tmp_path / "pretrained")
+    monkeypatch.setattr(network, "PRETRAINED", tmp_path / "pretrained")
     return tmp_path / "pretrained"
 
 
@@ -40,7 +40,7 @@ def test_an_exported_run_is_half_as_large_and_gives_the_same_predictions(run, fo
     for name, tensor in state["model_state_dict"].items():
         assert tensor.dtype == (torch.float16 if weights[name].is_floating_point() else weights[name].dtype)
         torch.testing.assert_close(tensor.float(), weights[name].float(), rtol=1e-3, atol=1e-4)
-    assert state["test_results"] == run.results
+    assert state["test_results"].items() >= run.results.items()
     assert abs(state["file_results"]["top1"] - run.results["top1"]) < 1
     assert "data_dir" not in state["config"]
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 import train
 from helpers.checkpoint import CheckpointError
-from helpers.config import PRESET_DIR, SETTINGS, ConfigError, TrainingConfig
+from helpers.config import EVERYDAY, PRESET_DIR, SETTINGS, ConfigError, TrainingConfig
 from helpers.data import DataError
 from helpers.trainer import TrainingDiverged
 from train import build_parser, main, read_arguments
@@ -54,7 +55,7 @@ def test_the_learning_rate_has_two_names(option):
 @pytest.mark.parametrize("option, name, value", [
     ("--no-mixed-precision", "mixed_precision", False), ("--mixed-precision", "mixed_precision", True),
     ("--no-download", "download", False), ("--compile", "compile", True),
-    ("--no-channels-last", "channels_last", False), ("--cutout-size 8", "cutout_size", 8),
+    ("--no-drive", "drive", False), ("--cutout-size 8", "cutout_size", 8),
     ("--widths 8 16 32 64", "widths", (8, 16, 32, 64)), ("--lr-milestones 3 5", "lr_milestones", (3, 5)),
     ("--lr-milestones 3", "lr_milestones", (3,)), ("--augmentation strong", "augmentation_strength", "strong"),
     ("--augmentation-strength light", "augmentation_strength", "light"),
@@ -158,13 +159,29 @@ def test_an_option_without_its_value_ends_with_status_2(capsys):
 
 # The real thing --------------------------------------------------------------------------------------------
 
-def test_help_explains_every_setting(capsys):
-    with pytest.raises(SystemExit) as caught:
-        main(["--help"])
-    assert caught.value.code == 0
-    words = " ".join(capsys.readouterr().out.split())
-    for name, spec in SETTINGS.items():
-        assert f"--{name.replace('_', '-')}" in words and " ".join(spec.metadata["help"].split())[:40] in words
+def test_help_shows_what_people_turn_on_one_screen_and_help_all_explains_every_setting(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "110")
+    for option, names in (("--help", EVERYDAY), ("--help-all", SETTINGS)):
+        with pytest.raises(SystemExit) as caught:
+            main([option])
+        assert caught.value.code == 0
+        text = capsys.readouterr().out
+        words = " ".join(text.split())
+        for name, spec in SETTINGS.items():
+            option_of = re.compile(f"--{name.replace('_', '-')}[ ,]")
+            assert bool(option_of.search(words)) == (name in names)
+            assert name not in names or " ".join(spec.metadata["help"].split())[:12] in words
+        assert option == "--help-all" or len(text.splitlines()) <= 50
+
+
+@pytest.mark.parametrize("option", ["--no-flip-equivariant", "--pool-first", "--eval-batch-size 100", "--no-skip"])
+def test_an_option_that_is_gone_is_answered_with_the_tag_that_has_it(option):
+    assert "no longer a setting" in faults_of(option)[0] and "git checkout v1" in faults_of(option)[0]
+
+
+def test_fp32_is_said_as_before(capsys):
+    for option in ("--precision fp32", "--no-mixed-precision"):
+        assert read(option).mixed_precision is False and read(option).precision == "auto"
 
 
 def test_a_run_from_another_folder_ends_well_and_leaves_its_metrics(tmp_path, npz):

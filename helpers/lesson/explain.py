@@ -1,12 +1,11 @@
 """What a trained network looks at and has learned: features, heat maps, neighbours, and how superclasses pull.
 
-Nothing here changes the network: each function puts every module back into the mode it found, and leaves weights,
-`.grad` and running statistics alone. `progress` takes the `progress` setting; "none" shows no bar.
+Nothing here changes the network: each function restores the mode of every module, and leaves weights, `.grad` and
+running statistics alone. `progress` takes the `progress` setting; "none" shows no bar.
 """
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 
@@ -15,20 +14,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..data import BatchLoader
+from ..loader import BatchLoader
 from ..models import evaluating
-from ..system import progress_style
-from ..trainer import Trainer, TrainingDiverged, autocast
+from ..system import autocast, progress_style
 
-QUERIES = 1024          # of which `nearest` compares at once; against 50,000 images that is 200 MB
-BLOWN_UP = 2.0          # times the first loss, where the learning-rate range test ends
-SMOOTHING = 7           # steps that a smoothed loss is the mean of, itself in the middle
+QUERIES = 1024          # that `nearest` compares at once; 200 MB against 50,000 images
 
 
 # Features --------------------------------------------------------------------------------------------------
 
 def features_of(model: nn.Module, loader: BatchLoader, precision: str = "fp32", progress: str = "none") -> Tensor:
-    """What the classifier sees of each image: pooled features float32 [N, C] on the CPU, in evaluation mode."""
+    """The classifier's input for each image: pooled features float32 [N, C] on the CPU, in evaluation mode."""
     return features_and_logits(model, loader, precision, progress)[0]
 
 
@@ -37,7 +33,7 @@ def features_and_logits(model: nn.Module, loader: BatchLoader, precision: str = 
                         progress: str = "none") -> tuple[Tensor, Tensor]:
     """Features float32 [N, C] and logits float32 [N, num_classes] on the CPU, from one pass in evaluation mode.
 
-    The features are what goes into the network's last linear layer; the logits are those of `trainer.predict`.
+    The features are the input of the network's last linear layer; the logits equal those of `network.predict`.
     """
     features, logits = [], []
     hook = _classifier(model).register_forward_pre_hook(lambda _, inputs: features.append(inputs[0].float().cpu()))
@@ -52,29 +48,28 @@ def features_and_logits(model: nn.Module, loader: BatchLoader, precision: str = 
 
 
 def nearest(features: Tensor, queries: Tensor, k: int = 8) -> tuple[Tensor, Tensor]:
-    """For each query the `k` rows of `features` with the largest cosine similarity, the most similar first.
+    """The `k` rows of `features` with the largest cosine similarity to each query, most similar first.
 
     features: float [N, C]; queries: float [Q, C]. Returns indices int64 [Q, k] and similarities float32 [Q, k] in
-    [-1, 1]. A query that is itself among the features finds itself first. Raises ValueError for k beyond N.
+    [-1, 1]. A query that is among the features finds itself first. Raises ValueError for k beyond N.
     """
     if not 1 <= k <= len(features):
-        raise ValueError(f"k={k}: must be from 1 to {len(features)}, the number of features to choose from")
+        raise ValueError(f"k={k}: must be from 1 to {len(features)}, the number of features")
     features = F.normalize(features.float(), dim=1)
     found = [(F.normalize(part.float(), dim=1) @ features.T).topk(k) for part in queries.split(QUERIES)]
     return torch.cat([part.indices for part in found]), torch.cat([part.values for part in found])
 
 
 def class_map(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, float]:
-    """The classes laid out in a plane so that those the network sees alike are near each other.
+    """A map of the classes in a plane, in which classes that the network sees as alike are near each other.
 
     t-SNE (van der Maaten & Hinton 2008) of the mean feature of each class, by the cosine between the means (their
-    common mean subtracted). Unlike a projection it gives up the distances to keep the neighbours: the directions,
-    the unit, and how far apart two far points lie mean nothing. It starts from the principal plane, so the map of
-    the same features stays the same.
+    common mean subtracted). Unlike a projection it gives up distances to keep neighbours: directions, the unit, and
+    the distance between far points mean nothing. It starts from the principal plane, so it is reproducible.
 
     features: float [N, C], C at least 2; labels: int64 [N]. Returns points float32 [num_classes, 2], NaN for a class
     without images, and the share, in [0, 1], of a class's four nearest in the plane that are also among its four
-    nearest by that cosine; NaN below 20 classes, where chance does much of it, and where all means are the same.
+    nearest by that cosine; NaN below 20 classes, where chance explains much of it, and if all means are equal.
     """
     counts = torch.bincount(labels, minlength=num_classes)
     sums = torch.zeros(num_classes, features.shape[1], dtype=torch.float64).index_add_(0, labels, features.double())
@@ -92,50 +87,50 @@ def class_map(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tenso
 
 
 def _principal_plane(centred: Tensor) -> Tensor:
-    """Rows float64 [M, C], of mean zero, on the plane in which they spread most: float64 [M, 2]."""
+    """Project rows float64 [M, C] of mean zero onto the plane in which they spread most: float64 [M, 2]."""
     axes = torch.linalg.svd(centred).Vh[:2]
-    # The SVD leaves signs open.
+    # The SVD does not fix the signs.
     axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
     return centred @ axes.T
 
 
 def _neighbours(distances: Tensor, k: int) -> Tensor:
-    """Bool [M, M]: is the column one of the `k` nearest to the row, itself left out?"""
+    """bool [M, M]: is the column one of the `k` nearest to the row, itself excluded?"""
     others = distances.clone().fill_diagonal_(math.inf)
     return torch.zeros_like(others, dtype=torch.bool).scatter_(1, others.topk(k, largest=False).indices, True)
 
 
 def _tsne(distances: Tensor, start: Tensor, perplexity: float = 6.0, steps: int = 1000) -> Tensor:
-    """t-SNE (van der Maaten & Hinton 2008) of a few points by their distances, float64 [M, M]: float64 [M, 2].
+    """t-SNE (van der Maaten & Hinton 2008) of a few points from their distances, float64 [M, M]: float64 [M, 2].
 
-    A class has four others in its superclass, hence the small perplexity. Exact, since 100 points are few.
+    The perplexity is small since a class has four others in its superclass. Exact, since 100 points are few.
     """
     count = len(distances)
     if count < 3:
         return start
-    nearness = _nearness(distances, min(perplexity, (count - 1) / 2))
+    nearness = neighbour_probabilities(distances, min(perplexity, (count - 1) / 2))
     nearness = ((nearness + nearness.T) / (2 * count)).clamp(min=1e-12)
     points = 1e-2 * start / start.std().clamp(min=1e-12)
     velocity = torch.zeros_like(points)
     for step in range(steps):
-        early = step < steps // 4       # groups form while nearness counts four times
-        gradient = _tsne_gradient(points, (4 if early else 1) * nearness)
+        early = step < steps // 4       # groups form while nearness counts fourfold
+        gradient = tsne_gradient(points, (4 if early else 1) * nearness)
         velocity = (0.5 if early else 0.8) * velocity - count / 4 * gradient
         points = points + velocity
         points = points - points.mean(0)
     return points
 
 
-def _tsne_gradient(points: Tensor, nearness: Tensor) -> Tensor:
-    """Of the KL divergence from the closeness in the plane to `nearness`, by the points, [M, 2]."""
+def tsne_gradient(points: Tensor, nearness: Tensor) -> Tensor:
+    """Gradient, [M, 2], by the `points`, [M, 2], of the KL divergence of their closeness from `nearness`, [M, M]."""
     closeness = 1 / (1 + torch.cdist(points, points) ** 2)
     closeness.fill_diagonal_(0)
     pull = (nearness - closeness / closeness.sum()) * closeness
     return 4 * (pull.sum(1, keepdim=True) * points - pull @ points)
 
 
-def _nearness(distances: Tensor, perplexity: float) -> Tensor:
-    """Each row's distances as probabilities of the given perplexity, by bisection of the rows' widths; [M, M]."""
+def neighbour_probabilities(distances: Tensor, perplexity: float) -> Tensor:
+    """Rows of `distances`, float64 [M, M], as probabilities of that perplexity, 0 on the diagonal, by bisection."""
     low, high = torch.zeros(len(distances), 1).double(), torch.full((len(distances), 1), 1e6).double()
     for _ in range(60):
         sharpness = torch.where(low > 0, (low * high).sqrt(), high / 1e3)
@@ -152,17 +147,17 @@ def grad_cam(model: nn.Module, images: Tensor, classes: Tensor, layer: nn.Module
              shifts: int = 2) -> Tensor:
     """Where each image speaks for its class: heat maps float32 [N, H, W] in [0, 1] on the CPU.
 
-    Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391): the channels of one layer's output, each weighted by the mean
-    over its places of the gradient of the class's logit, are summed; what is negative is cut off, the map enlarged
-    to the image bilinearly, and its largest value set to 1. A map of zeros: nothing in this layer speaks for it.
+    Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391) weights each channel of a layer's output by the spatial mean of
+    the gradient of the class's logit, sums the channels, sets negative values to 0, enlarges the map bilinearly to the
+    image, and scales its maximum to 1. A map of zeros means that nothing in this layer speaks for the class.
 
-    The last group of FastCNN has only 3×3 places at 32 pixels. So the map is the mean over shifts × shifts copies
-    of the image, moved by fractions of a quarter of its side, its mirror image around it; shifts=1 is plain Grad-CAM.
-    The copies are a pixel larger than that, 41 pixels: then no pooling of FastCNN leaves out a last row or column, by
-    which a plain map of it is up to six pixels off (where its layers are flip-equivariant, none does at any size).
+    The last group of FastCNN has only 3×3 places at 32 pixels. So the map is the mean over shifts × shifts copies of
+    the image, moved by fractions of a quarter of its side and padded by reflection; shifts=1 is plain Grad-CAM. One
+    more pixel makes the copies 41 wide, so that no pooling of FastCNN omits a last row or column, which shifts a plain
+    map by up to six pixels (flip-equivariant layers omit none at any size).
 
     images: normalised float [N, 3, H, W]; classes: int64 [N]; layer: a module whose output is [N, C, h, w], by
-    default that of `grad_cam_layer`. Computed in fp32, in evaluation mode; frozen parameters make no difference.
+    default `grad_cam_layer`. Computes in fp32, in evaluation mode; frozen parameters make no difference.
     """
     layer, (height, width) = layer or grad_cam_layer(model), images.shape[2:]
     margin = height // 4 + 1 if shifts > 1 else 0
@@ -178,11 +173,11 @@ def grad_cam(model: nn.Module, images: Tensor, classes: Tensor, layer: nn.Module
 
 
 def _weighted_activations(model: nn.Module, images: Tensor, classes: Tensor, layer: nn.Module) -> Tensor:
-    """float32 [N, 1, h, w]: the channels of `layer` by their mean gradients, summed, the negative cut off."""
+    """float32 [N, 1, h, w]: the channels of `layer`, weighted by mean gradients and summed, without negatives."""
     kept = {}
 
     def start_here(_module, _inputs, output):
-        kept["output"] = output.detach().requires_grad_()       # the graph begins here, whatever is frozen before
+        kept["output"] = output.detach().requires_grad_()       # the graph starts here, even after frozen layers
         return kept["output"]
 
     hook = layer.register_forward_hook(start_here)
@@ -197,7 +192,7 @@ def _weighted_activations(model: nn.Module, images: Tensor, classes: Tensor, lay
 
 
 def grad_cam_layer(model: nn.Module) -> nn.Module:
-    """The layer that `grad_cam` looks at by default: the last group of FastCNN, the last stage of CIFAR100CNN."""
+    """The default layer of `grad_cam`: the last group of FastCNN, the last stage of CIFAR100CNN."""
     return model.groups[-1] if hasattr(model, "groups") else model.layer3
 
 
@@ -205,22 +200,22 @@ def grad_cam_layer(model: nn.Module) -> nn.Module:
 
 def superclass_affinity(model: nn.Module, loader: BatchLoader, superclass_of: Tensor,
                         progress: str = "none") -> Tensor:
-    """Do superclasses pull the shared filters the same way? Cosine similarities float32 [S, S], on the CPU.
+    """Do superclasses pull the shared filters in the same direction? Cosine similarities float32 [S, S], on the CPU.
 
-    Entry (a, b) is the cosine between two gradients with respect to all trainable convolution filters: that of the
-    mean cross entropy over the images of superclass a, and that of b (Yu et al. 2020, arXiv 2001.06782). Where it is
+    Entry (a, b) is the cosine between two gradients with respect to all trainable convolution filters: of the mean
+    cross entropy over the images of superclass a, and over those of b (Yu et al. 2020, arXiv 2001.06782). Where it is
     positive, a small enough step of these filters down the gradient for a also lowers the loss of b; where it is
     negative, it raises it (the first-order term of Fifty et al. 2021, arXiv 2109.04617).
 
-    What it does not say: it holds for plain gradient descent at these weights and this sample, with the classifier
-    held still; not for other moments of the training, nor for the steps of Muon or of momentum, and it is no proof
-    that training without a superclass would serve another better or worse. All classes share one softmax, so
-    superclasses also compete for probability. The smaller the sample, the closer the noise brings all to 0.
+    Limits: it holds for plain gradient descent at these weights and on this sample, with a fixed classifier; not for
+    other moments of training, nor for steps of Muon or momentum, and does not prove that training without a
+    superclass helps or harms another. All classes share one softmax, so superclasses also compete for probability.
+    The smaller the sample, the closer noise brings all entries to 0.
 
-    loader: images of every superclass without augmentation, in any order, but fastest when they are sorted by
-    superclass; never the test split's, when what is seen here decides anything. superclass_of: int64 [num_classes].
-    NaN in the lines of a superclass without images. Computed in fp32, with the running statistics of the norms;
-    it needs S times the memory of the filters. Raises ValueError when no filter is trainable.
+    loader: unaugmented images of every superclass in any order, fastest if sorted by superclass; never the test split
+    if the result decides anything. superclass_of: int64 [num_classes]. Rows and columns of a superclass without images
+    are NaN. Computes in fp32, with the running statistics of the norms; needs S times the memory of the filters.
+    Raises ValueError if no filter is trainable.
     """
     filters = [module.weight for module in model.modules()
                if isinstance(module, nn.Conv2d) and module.weight.requires_grad]
@@ -243,80 +238,15 @@ def superclass_affinity(model: nn.Module, loader: BatchLoader, superclass_of: Te
 
 
 def agreement(one: Tensor, other: Tensor) -> float:
-    """Correlation of two symmetric matrices [S, S] over the entries off the diagonal that both have.
+    """Correlation of two symmetric matrices [S, S] over the off-diagonal entries that are finite in both.
 
-    Of the affinities of two halves of the images it says how much is more than chance: 0 for nothing. NaN when fewer
-    than three entries are left.
+    For the affinities of two halves of the images it measures how much exceeds chance: 0 means nothing. NaN with fewer
+    than three such entries.
     """
     rows, columns = torch.triu_indices(len(one), len(one), 1)
     pairs = torch.stack([one, other])[:, rows, columns]
     pairs = pairs[:, pairs.isfinite().all(0)]
     return torch.corrcoef(pairs)[0, 1].item() if pairs.shape[1] > 2 else math.nan
-
-
-# Learning rate ---------------------------------------------------------------------------------------------
-
-def lr_range_test(trainer: Trainer, low: float, high: float, steps: int = 100, progress: str = "none") -> dict:
-    """Real training steps at a learning rate that rises exponentially from `low` to `high` (Smith 2017, arXiv
-    1506.01186), on a copy: `trainer`, its weights and the random numbers to come stay as they are.
-
-    The steps are those that the training begins with, batches and image size too; they start from the trainer's
-    weights where it has not trained yet, else from new ones of the same seed. Under muon the other learning rates
-    keep their ratio to `learning_rate`. The test ends early once the loss is not finite or has doubled.
-
-    Returns a dict: `rates` and `losses`, one a step, the loss measured before the step of that rate; `smoothed`, the
-    mean of SMOOTHING neighbouring losses; and `suggested`, the rate at which the smoothed loss falls most steeply
-    per factor of the rate, None where it never falls. That is a rule of thumb: the test is short, and looks at
-    neither the warm-up nor the final accuracy. Raises ValueError for impossible limits, TrainingDiverged when the
-    very first loss is not finite.
-    """
-    if not 0 < low < high:
-        raise ValueError(f"low={low}, high={high}: must be positive, the first below the second")
-    if steps < SMOOTHING:
-        raise ValueError(f"steps={steps}: must be at least {SMOOTHING}, or there is nothing to smooth")
-    rates = [low * (high / low) ** (step / (steps - 1)) for step in range(steps)]
-    losses = []
-    cuda = [trainer.device] if trainer.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
-        probe = _probe(trainer, rates)
-        for _ in _with_bar(range(steps), steps, "learning-rate range test", progress):
-            probe._train_step(probe.epoch)
-            loss, = probe._running.read()
-            if not math.isfinite(loss):
-                break
-            losses.append(loss)
-            if loss > BLOWN_UP * losses[0]:
-                break
-    if not losses:
-        raise TrainingDiverged(f"the loss is {loss} before the first step; try precision='fp32'")
-    rates = rates[:len(losses)]
-    smoothed = _smoothed(losses)
-    return {"rates": rates, "losses": losses, "smoothed": smoothed, "suggested": _steepest(rates, smoothed)}
-
-
-def _probe(trainer: Trainer, rates: list[float]) -> Trainer:
-    """A Trainer at the start of training that takes its learning rates from `rates`."""
-    model = copy.deepcopy(trainer.model) if trainer.step == 0 else None
-    config = trainer.config.replace(resume="never", compile=False)
-    probe = Trainer(config, trainer.data, trainer.checkpoint_dir, model)     # writes nothing until `fit`
-    probe.learning_rate_factor = lambda step: rates[step] / config.learning_rate
-    probe.model.train()
-    return probe
-
-
-def _smoothed(losses: list[float]) -> list[float]:
-    """The mean over SMOOTHING losses around each; a running mean would lag behind, towards larger rates."""
-    half = SMOOTHING // 2
-    padded = [losses[0]] * half + losses + [losses[-1]] * half
-    return [sum(padded[place:place + SMOOTHING]) / SMOOTHING for place in range(len(losses))]
-
-
-def _steepest(rates: list[float], smoothed: list[float]) -> float | None:
-    """The rate at which the smoothed loss falls most from the step before to the step after, above its minimum."""
-    lowest = min(range(len(smoothed)), key=smoothed.__getitem__)
-    slopes = {place: smoothed[place + 1] - smoothed[place - 1] for place in range(1, lowest)}
-    steepest = min(slopes, key=slopes.get, default=None)
-    return None if steepest is None or slopes[steepest] >= 0 else rates[steepest]
 
 
 # Parts -----------------------------------------------------------------------------------------------------

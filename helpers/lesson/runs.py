@@ -7,7 +7,7 @@ import json
 import logging
 from pathlib import Path
 
-from ..config import SETTINGS, TrainingConfig
+from ..config import TrainingConfig
 from ..metrics import History
 from ..text import table
 
@@ -46,9 +46,7 @@ def finished_runs(pattern: str) -> list[dict]:
 
 def _run_of(content: dict) -> dict:
     history = History.from_list(content["history"], content["training"].get("stopped", ""))
-    settings = TrainingConfig.with_defaults({
-        name: value for name, value in content["config"].items()
-        if name in SETTINGS and SETTINGS[name].metadata["shapes_training"]})
+    settings = TrainingConfig.training_settings_of(content["config"])
     return {"name": content["name"], "history": history, "top1": float(content["results"]["top1"]),
             "top5": float(content["results"]["top5"]), "seconds": float(content["training"]["seconds"]),
             "petaflops": float(content["training"]["petaflops"]), "epochs": len(history), "note": content["note"],

@@ -26,6 +26,7 @@ from ..config import CONFIG_DIR, ConfigError, TrainingConfig
 from ..data import DataError, ImageData, load_cifar100
 from ..files import write_json, write_text
 from ..lesson import plots
+from ..retired import without_retired
 from ..system import SystemInfo, pick_device
 from ..text import table
 from ..trainer import Trainer, TrainingDiverged
@@ -36,7 +37,7 @@ FULL_RECIPE = "full recipe"
 log = logging.getLogger("cifar100")
 
 
-def planned_runs(path, **overrides) -> list[tuple[str, TrainingConfig]]:
+def ablation_runs(path, **overrides) -> list[tuple[str, TrainingConfig]]:
     """What the YAML file `path` asks for, as (name of the change, configuration): the base with each seed, then each
     change with its own `seeds`, or with the first seed. `overrides` go on top of all. Raises ConfigError."""
     plan = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -81,19 +82,23 @@ def train_one(name: str, config: TrainingConfig, data: ImageData) -> dict:
             "epochs": len(history), "precision": trainer.precision, "settings": config.training_settings()}
 
 
-def finished_rows(path: Path, runs: list[tuple[str, TrainingConfig]], note: str) -> list[dict | None]:
-    """The row of each planned run in the file that `write_results` left; None for a run that is not there.
+def finished_rows(path: Path, runs: list[tuple[str, TrainingConfig]],
+                  note: str) -> tuple[list[dict | None], list[dict]]:
+    """The row of each planned run in the file that `write_results` left, None for a run that is not there; and the rows
+    of settings that are gone, which cannot be trained again and stay.
 
     Raises ConfigError when the file also holds other runs, which would be lost, or is of other data.
     """
     content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"note": note, "rows": []}
-    known = {(row["change"], _text_of(TrainingConfig.with_defaults(row["settings"]))): row for row in content["rows"]}
+    kept = [row for row in content["rows"] if without_retired(row["settings"])[1]]
+    known = {(row["change"], _text_of(TrainingConfig.training_settings_of(row["settings"]))): row
+             for row in content["rows"] if row not in kept}
     rows = [known.get((name, _text_of(config.training_settings()))) for name, config in runs]
-    strangers = len(content["rows"]) - sum(row is not None for row in rows)
+    strangers = len(content["rows"]) - len(kept) - sum(row is not None for row in rows)
     if strangers or content["note"] != note:
         raise ConfigError([f"--out={path}: holds {strangers or 'all'} of its runs for another plan or other data; "
                            "give another file, or delete this one to start anew"], str(path))
-    return rows
+    return rows, kept
 
 
 def _text_of(settings: dict) -> str:
@@ -139,21 +144,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=FIGURES / "ablation.json", help="file to write")
     args = parser.parse_args(arguments)
     try:
-        runs = planned_runs(args.plan, data_dir=args.data_dir, runs_dir=args.runs_dir)
+        runs = ablation_runs(args.plan, data_dir=args.data_dir, runs_dir=args.runs_dir)
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
         data = load_cifar100(runs[0][1])
-        rows = finished_rows(args.out, runs, data.note)
+        rows, kept = finished_rows(args.out, runs, data.note)
         for place, (name, config) in enumerate(runs):
             log.info("%d of %d: %s, seed %d%s", place + 1, len(runs), name, config.seed,
                      ": is finished already" if rows[place] else "")
             if rows[place] is None:
                 rows[place] = train_one(name, config, data)
                 system = SystemInfo.of(pick_device(config.device), rows[place]["precision"])
-                so_far = [row for row in rows if row]
+                so_far = [row for row in rows if row] + kept
                 write_json({"note": data.note, "system": system.to_dict(), "rows": so_far}, args.out)
                 draw_results(so_far, args.out, data.note)
-        draw_results(rows, args.out, data.note)
-        print(results_table(rows))
+        draw_results(rows + kept, args.out, data.note)
+        print(results_table(rows + kept))
     except (ConfigError, OSError, yaml.YAMLError) as error:
         print(f"ablation: {error}", file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""Throughput and memory by batch size, where the time goes, and two comparisons with the usual way.
+"""Speed of training steps, batches and predictions, where the time goes, and two comparisons with the usual way.
 
     python -m helpers.tools.benchmark inference --preset quick
     python -m helpers.tools.benchmark augmentation --data-dir data
@@ -13,7 +13,6 @@ Each command writes its timings to a file, figures/benchmark_<command>.json, and
 from __future__ import annotations
 
 import argparse
-import copy
 import functools
 import logging
 import re
@@ -31,126 +30,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
-from tqdm.auto import tqdm
 
-from ..augment import Augmentation, augment
+from ..augment import Augmentation
 from ..config import SETTINGS, ConfigError, TrainingConfig
-from ..data import IMAGE_SIZE, BatchLoader, DataError, ImageData, load_cifar100
+from ..data import IMAGE_SIZE, DataError, ImageData, load_cifar100
 from ..files import write_json
 from ..layers.winograd import direct_convolutions
+from ..lesson.speed import (announced, format_rows, images_of_step, inference_throughput, repeated_step, seconds_of,
+                            short_number)
+from ..loader import BatchLoader
 from ..models import build_model, training_flops
-from ..system import (DTYPES, SystemInfo, cpu_cores, is_out_of_memory, memory_format, peak_memory_mb, pick_device,
-                      pick_precision, progress_style, synchronize)
-from ..text import table
-from ..trainer import Trainer, autocast
+from ..system import DTYPES, SystemInfo, cpu_cores, pick_device, pick_precision, synchronize
+from ..trainer import Trainer
 from . import FIGURES
 
 log = logging.getLogger("cifar100")
-
-
-def inference_throughput(model: nn.Module, device: torch.device, precision: str, batch_sizes=(32, 64, 128, 256),
-                         image_size: int = IMAGE_SIZE, repeats: int = 5, min_seconds: float = 0.2,
-                         channels_last: bool = True, progress: str = "auto") -> list[dict]:
-    """Speed of the forward pass in evaluation mode, a row for each batch size; `model` is left as it is.
-
-    A row: `batch_size`, `images_per_second` (the median over the repeats, each at least `min_seconds` long) with
-    `_min` and `_max`, `milliseconds` (median of a batch), `memory_mb` (MB of 2**20 bytes: the peak of all that
-    lies on the GPU, None without CUDA), `seconds` (of a batch, by repeat) and `error`: None or "out of memory".
-    """
-    layout, cuda = memory_format(device, channels_last), device.type == "cuda"
-    model = copy.deepcopy(model).to(device, memory_format=layout).eval()
-    rows = []
-    for size in _announced(batch_sizes, "inference at batch size", progress):
-        if cuda:
-            torch.cuda.empty_cache()        # after an out-of-memory error, when the error holds no tensor any more
-            torch.cuda.reset_peak_memory_stats(device)
-        try:
-            images = torch.randn(size, 3, image_size, image_size, device=device)
-            images = images.to(DTYPES[precision], memory_format=layout)
-            seconds = _forward_seconds(model, images, precision, repeats, min_seconds)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            seconds = []
-        rows.append({"batch_size": size, **_rates("images", size, seconds), "seconds": seconds,
-                     "memory_mb": peak_memory_mb(device) if cuda and seconds else None,
-                     "error": None if seconds else "out of memory"})
-    return rows
-
-
-@torch.inference_mode()
-def _forward_seconds(model, images: Tensor, precision: str, repeats: int, min_seconds: float) -> list[float]:
-    """Seconds of a batch, from `repeats` timings of as many batches as fill `min_seconds`."""
-    def forward():
-        with autocast(images.device, precision):
-            model(images)
-
-    forward()       # warm-up: the first call chooses algorithms and allocates
-    calls = 1
-    while (first := _seconds(forward, images.device, calls)) < min_seconds:
-        calls *= 2
-    return [first / calls] + [_seconds(forward, images.device, calls) / calls for _ in range(repeats - 1)]
-
-
-def training_throughput(trainer: Trainer, steps: int = 5, repeats: int = 5, progress: str = "auto") -> dict:
-    """Speed of real training steps, loader included, at the full image size; `trainer` is left as it is.
-
-    Each repeat times `steps` of them. Returns `batch_size` (the effective one), `steps_per_second` and
-    `images_per_second` (medians) with `_min` and `_max`, `milliseconds` and `seconds` (by repeat) of a step.
-    """
-    config = trainer.config.replace(start_image_size=IMAGE_SIZE, resume="never")
-    with tempfile.TemporaryDirectory() as folder:
-        step = _training_step(Trainer(config, trainer.data, folder, copy.deepcopy(trainer.model)))
-        step()
-        seconds = [_seconds(step, trainer.device, steps) / steps
-                   for _ in _announced(range(1, repeats + 1), "training steps, repeat", progress)]
-    images = _images_of_step(trainer)
-    rates = _rates("steps", 1, seconds) | _rates("images", images, seconds)
-    return {"batch_size": images, **rates, "seconds": seconds}
-
-
-def _training_step(trainer: Trainer):
-    """A function that does the next step of a new Trainer."""
-    trainer.model.train()
-    trainer._epoch_images = 0       # as its own loop begins an epoch
-    return lambda: trainer._train_step(trainer.epoch)
-
-
-def _images_of_step(trainer: Trainer) -> int:
-    """The effective batch, as far as there are images."""
-    return trainer.loader.batch_size * min(trainer.config.gradient_accumulation_steps, len(trainer.loader))
-
-
-def profile_loader(loader: BatchLoader, batches: int = 20, step_milliseconds: float | None = None) -> dict:
-    """Where the time of making a batch goes: medians over `batches` batches, the device awaited after each.
-
-    Returns `batch_size`, `images_per_second`, `milliseconds` of a batch, and of it `gather_ms`, `augment_ms`
-    (normalisation included) and `cast_ms`, each timed by itself, and `other_ms`: the rest (labels, seeds, mixing),
-    where noise has left one. `percent_of_step` compares with `step_milliseconds`, of a training step on one
-    batch.
-    """
-    def gather(index: int) -> Tensor:
-        if loader.placement == "device":
-            return loader.source[loader.indices(0, index)]
-        return loader.source.get((0, index), loader.indices)
-
-    def normalised(raw: Tensor) -> Tensor:
-        if loader.augmentation is None:
-            return raw.permute(0, 3, 1, 2).float().div_(255).sub_(loader.mean).div_(loader.std)
-        return augment(raw, loader.augmentation, loader.generator, mean=loader.mean, std=loader.std)
-
-    def milliseconds(work) -> float:
-        work(0)
-        return 1000 * median(_seconds(lambda: work(index % len(loader)), loader.device) for index in range(batches))
-
-    whole = milliseconds(lambda index: loader.batch(0, index))
-    raw = gather(0)
-    images = normalised(raw)
-    stages = {"gather_ms": milliseconds(gather), "augment_ms": milliseconds(lambda _: normalised(raw)),
-              "cast_ms": milliseconds(lambda _: images.to(loader.dtype, memory_format=loader.memory_format))}
-    return {"batch_size": loader.batch_size, "images_per_second": 1000 * loader.batch_size / whole,
-            "milliseconds": whole, **stages, "other_ms": max(0.0, whole - sum(stages.values())),
-            "percent_of_step": 100 * whole / step_milliseconds if step_milliseconds else None}
 
 
 def bare_convolutions(model: nn.Module, batch_size: int, image_size: int, device: torch.device, precision: str):
@@ -200,12 +94,12 @@ class _Convolutions(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def step_profile(trainer: Trainer, steps: int = 2) -> dict[str, float]:
+def step_profile(trainer: Trainer, image_size: int = IMAGE_SIZE, steps: int = 2) -> dict[str, float]:
     """Seconds that one training step spends in each kind of operation, from torch's profiler.
 
     On a CPU the time of the operation itself, on CUDA that of its kernels.
     """
-    step = _training_step(trainer)
+    step = _step_of(trainer, image_size)
     step()
     cuda = trainer.device.type == "cuda"
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]
@@ -220,6 +114,12 @@ def step_profile(trainer: Trainer, steps: int = 2) -> dict[str, float]:
         kind = next((kind for kind, names in KINDS.items() if any(name in event.key for name in names)), "other")
         seconds[kind] += spent / 1e6 / steps
     return seconds
+
+
+def _step_of(trainer: Trainer, image_size: int = IMAGE_SIZE):
+    """A function that does the next step of a new Trainer, at this image size."""
+    trainer.model.train()
+    return repeated_step(trainer, trainer.train_step, image_size)
 
 
 # Parts of the profiler's operation names, by what they are for; the first that fits counts (upsample_bilinear is not
@@ -289,43 +189,6 @@ def plain_training(config: TrainingConfig, data: ImageData, device: torch.device
     return measure
 
 
-def _seconds(work, device: torch.device, calls: int = 1) -> float:
-    """Wall time of `calls` calls, from an idle device to an idle device."""
-    synchronize(device)
-    start = time.perf_counter()
-    for _ in range(calls):
-        work()
-    synchronize(device)
-    return time.perf_counter() - start
-
-
-def _rates(unit: str, count: int, seconds: list[float]) -> dict:
-    """Median, least and greatest speed, and the median's milliseconds; None without timings."""
-    of = {"": median, "_min": max, "_max": min}      # the longest time is the least speed
-    speeds = {f"{unit}_per_second{end}": count / of[end](seconds) if seconds else None for end in of}
-    return speeds | {"milliseconds": 1000 * median(seconds) if seconds else None}
-
-
-def _announced(items, title: str, progress: str = "auto"):
-    """`items` one by one, with a bar, or a line each where nobody would watch a bar."""
-    items, style = list(items), progress_style(progress)
-    for number, item in enumerate(tqdm(items, title, disable=style != "bar", leave=False), start=1):
-        if style == "lines":
-            log.info("%s %s (%d of %d)", title, item, number, len(items))
-        yield item
-
-
-def format_rows(rows: list[dict]) -> str:
-    """Rows as a table with aligned columns; lists, mappings, and columns that are None throughout, are left out."""
-    shown = [name for name in dict.fromkeys(name for row in rows for name in row)
-             if any(row.get(name) is not None and not isinstance(row[name], (list, dict)) for row in rows)]
-    return table([{name.replace("_", " "): _readable(row.get(name)) for name in shown} for row in rows])
-
-
-def _readable(value):
-    return value if not isinstance(value, float) else f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
 # Commands --------------------------------------------------------------------------------------------------
 
 def main(arguments: list[str] | None = None) -> None:
@@ -387,7 +250,7 @@ def _augmentation(args, config: TrainingConfig, data: ImageData) -> dict:
 
     torch.set_num_threads(1)
     by_batch()      # warm-up
-    return _alternate("images", len(raw), lambda: _seconds(by_image, cpu), lambda: _seconds(by_batch, cpu),
+    return _alternate("images", len(raw), lambda: seconds_of(by_image, cpu), lambda: seconds_of(by_batch, cpu),
                       args.repeats)
 
 
@@ -395,11 +258,11 @@ def _training(args, config: TrainingConfig, data: ImageData) -> dict:
     """The plain loop, or the Trainer's step with its loader; `--steps` of them after one for warm-up."""
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(config, data, folder)
-        step = _training_step(trainer)
+        step = _step_of(trainer)
 
         def ours() -> float:
             step()
-            return _seconds(step, trainer.device, args.steps)
+            return seconds_of(step, trainer.device, args.steps)
 
         baseline = plain_training(config, data, trainer.device, args.steps)
         result = _alternate("steps", args.steps, baseline, ours, args.repeats)
@@ -410,8 +273,7 @@ def _inference(args, config: TrainingConfig, data: None) -> dict:
     device = pick_device(config.device)
     precision = pick_precision(device, config.mixed_precision, config.precision)
     model = build_model(**config.model_arguments())
-    rows = inference_throughput(model, device, precision, args.batch_sizes, repeats=args.repeats,
-                                channels_last=config.channels_last)
+    rows = inference_throughput(model, device, precision, args.batch_sizes, repeats=args.repeats)
     return {"preset": args.preset, "model": config.model, "rows": rows}
 
 
@@ -423,24 +285,23 @@ def _step(args, config: TrainingConfig, data: ImageData) -> dict:
     """
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for size in _announced(args.image_sizes, "training step at image side"):
+        for size in announced(args.image_sizes, "training step at image side"):
             trainer = Trainer(config.replace(resume="never"), data, folder)
-            trainer.image_size = lambda step, size=size: size
             flops = training_flops(trainer.model, size)         # of an image
             convolutions = bare_convolutions(trainer.model, trainer.loader.batch_size, size, trainer.device,
                                              trainer.precision)
-            step = _training_step(trainer)
+            step = _step_of(trainer, size)
             step(), convolutions()
             timings = {"step": [], "convolutions": []}
             for _ in range(args.repeats):
-                timings["step"].append(_seconds(step, trainer.device))
-                timings["convolutions"].append(_seconds(convolutions, trainer.device))
-            images = {"step": _images_of_step(trainer), "convolutions": trainer.loader.batch_size}
+                timings["step"].append(seconds_of(step, trainer.device))
+                timings["convolutions"].append(seconds_of(convolutions, trainer.device))
+            images = {"step": images_of_step(trainer), "convolutions": trainer.loader.batch_size}
             speed = {name: flops * images[name] / median(values) / 1e9 for name, values in timings.items()}
             rows.append({"image_size": size, "step_gflops": speed["step"],
                          "convolutions_gflops": speed["convolutions"],
                          "percent": 100 * speed["step"] / speed["convolutions"], "seconds": timings,
-                         **{f"{kind}_s": value for kind, value in step_profile(trainer).items()}})
+                         **{f"{kind}_s": value for kind, value in step_profile(trainer, size).items()}})
     return {"preset": args.preset, "batch_size": images["step"],
             "optimizer_gflop": _optimizer_flops(trainer) / 1e9, "rows": rows}
 
@@ -451,59 +312,36 @@ def _optimizer_flops(trainer: Trainer) -> int:
         if parameter.requires_grad:
             parameter.grad = torch.ones_like(parameter)
     with FlopCounterMode(display=False) as counter:
-        trainer.optimizer.step()
+        trainer.train_step.optimizer.step()
     return counter.get_total_flops()
 
 
 def _step_options(args, config: TrainingConfig, data: ImageData) -> dict:
     """A training step at the full image size as the preset has it, and with one thing done otherwise, in turn.
 
-    Compiled, 3×3 convolutions in fp32 on a CPU are PyTorch's own (helpers.layers.winograd). oneDNN's graph fusion is not
-    among the options: PyTorch offers it for inference only (torch.jit.enable_onednn_fusion).
+    Compiled, 3×3 convolutions in fp32 on a CPU are PyTorch's own (helpers.layers.winograd). oneDNN's graph fusion is
+    no option: PyTorch offers it for inference only (torch.jit.enable_onednn_fusion).
     """
     config = config.replace(start_image_size=IMAGE_SIZE, resume="never")
     options = {"as the preset has it": {}, "torch.compile": {"compile": True},
                "the batch in two halves": {"batch_size": max(1, config.batch_size // 2),
                                            "gradient_accumulation_steps": 2 * config.gradient_accumulation_steps},
                "twice the batch": {"batch_size": 2 * config.batch_size}}
-    if pick_precision(pick_device(config.device), config.mixed_precision, config.precision) != "fp32":
-        options["filters kept in 16 bit"] = {}
     steps, images = {}, {}
     with tempfile.TemporaryDirectory() as folder:
         for name, change in options.items():
             trainer = Trainer(config.replace(**change), data, folder)
-            if name == "filters kept in 16 bit":
-                _keep_filters_in_16_bit(trainer)
-            steps[name], images[name] = _training_step(trainer), _images_of_step(trainer)
+            steps[name], images[name] = _step_of(trainer), images_of_step(trainer)
             steps[name]()       # warm-up
         seconds = {name: [] for name in options}
-        for _ in _announced(range(1, args.repeats + 1), "each option, repeat"):
+        for _ in announced(range(1, args.repeats + 1), "each option, repeat"):
             for name, step in steps.items():
-                seconds[name].append(_seconds(step, trainer.device))
+                seconds[name].append(seconds_of(step, trainer.device))
     rows = [{"option": name, "batch_size": images[name], "images_per_second": images[name] / median(seconds[name]),
              "seconds": seconds[name]} for name in options]
     for row in rows:
         row["ratio"] = row["images_per_second"] / rows[0]["images_per_second"]
     return {"preset": args.preset, "rows": rows}
-
-
-def _keep_filters_in_16_bit(trainer: Trainer) -> None:
-    """The network's filters are the trainer's 16-bit type in forward and backward passes; the optimiser has fp32."""
-    filters = [parameter for parameter in trainer.model.parameters() if parameter.ndim == 4 and parameter.requires_grad]
-    masters = [parameter.data for parameter in filters]
-    forward_backward = trainer._forward_backward
-
-    def narrow_forward_backward(*args):
-        for parameter, master in zip(filters, masters):
-            parameter.data = master.to(DTYPES[trainer.precision])
-        result = forward_backward(*args)
-        for parameter, master in zip(filters, masters):
-            gradient, parameter.grad = parameter.grad, None
-            parameter.data = master
-            parameter.grad = None if gradient is None else gradient.float()
-        return result
-
-    trainer._forward_backward = narrow_forward_backward
 
 
 def _live_view(args, config: TrainingConfig, data: ImageData) -> dict:
@@ -530,12 +368,12 @@ def _live_view(args, config: TrainingConfig, data: ImageData) -> dict:
 def _alternate(unit: str, count: int, baseline, ours, repeats: int) -> dict:
     """Call both (each returns the seconds for `count` of `unit`) in turn: a slow spell of the machine hits both."""
     seconds = {"baseline": [], "ours": []}
-    for _ in _announced(range(1, repeats + 1), "baseline and ours, repeat"):
+    for _ in announced(range(1, repeats + 1), "baseline and ours, repeat"):
         seconds["baseline"].append(baseline())
         seconds["ours"].append(ours())
     speed = {name: count / median(values) for name, values in seconds.items()}
     ratio = speed["ours"] / speed["baseline"]
-    summary = f"{_readable(speed['ours'])} {unit}/s, {ratio:.2f} times the usual {_readable(speed['baseline'])}"
+    summary = f"{short_number(speed['ours'])} {unit}/s, {ratio:.2f} times the usual {short_number(speed['baseline'])}"
     return {"threads": torch.get_num_threads(), "unit": unit, "count": count, "seconds": seconds, "per_second": speed,
             "ratio": ratio, "summary": summary}
 

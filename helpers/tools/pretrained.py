@@ -14,30 +14,16 @@ import sys
 from pathlib import Path
 
 import torch
-from torch import nn
 
-from .. import checkpoint
+from .. import checkpoint, network
 from ..checkpoint import CheckpointError
 from ..config import ConfigError, TrainingConfig
-from ..data import BatchLoader, DataError, ImageData, load_cifar100
-from ..metrics import Evaluation
-from ..models import build_model
-from ..system import memory_format, pick_device
-from ..trainer import predict
+from ..data import DataError, ImageData, load_cifar100
+from ..network import TrainedNetwork, pretrained_path
+from ..system import pick_device
 
-FOLDER = Path(__file__).resolve().parents[2] / "pretrained"
 PATHS = ("data_dir", "runs_dir", "checkpoint_dir")      # of the machine that trained
 TOLERANCE = 0.05        # percentage points, five test images: what the order of sums may change on another machine
-
-
-def pretrained_path(name: str = "fast") -> Path:
-    """The file of the weights called `name`. Raises CheckpointError where there is none."""
-    path = FOLDER / f"{name}.pt"
-    if not path.is_file():
-        names = sorted(other.stem for other in FOLDER.glob("*.pt"))
-        raise CheckpointError(f"pretrained weights {name!r}: no such file in {FOLDER.name}/; there are "
-                              f"{', '.join(names) or 'none'}")
-    return path
 
 
 def in_half_precision(state: dict) -> dict:
@@ -64,8 +50,9 @@ def export(run_dir, data: ImageData | None = None, out=None) -> Path:
     config = {name: value for name, value in state["config"].items() if name not in PATHS}
     content = {**state, "model_state_dict": in_half_precision(state["model_state_dict"]), "config": config,
                "training": metrics["training"], "system": metrics["system"]}
-    content["file_results"] = evaluate(content, data or load_cifar100(_config_of(state)))
-    return checkpoint.save_atomically(content, out or FOLDER / f"{state['config']['preset'] or state['name']}.pt")
+    content["file_results"] = evaluate(content, data or load_cifar100(_config_of(content)))
+    path = out or network.PRETRAINED / f"{state['config']['preset'] or state['name']}.pt"
+    return checkpoint.save_atomically(content, path)
 
 
 def _config_of(content: dict) -> TrainingConfig:
@@ -75,21 +62,11 @@ def _config_of(content: dict) -> TrainingConfig:
 
 def evaluate(content: dict, data: ImageData) -> dict:
     """Test top-1 and top-5 (%) of the weights in `content`, computed in fp32, one plain forward pass."""
-    config = _config_of(content)
-    device = pick_device()
-    model = build_model(**config.model_arguments())
-    model.load_state_dict(content["model_state_dict"])
-    model.to(device, memory_format=memory_format(device, True)).eval()
-    evaluation = Evaluation.from_logits(_logits(model, content, data, device), data.test_labels, data.class_names)
-    return {"top1": evaluation.top1, "top5": evaluation.top5, "images": len(data.test_labels)}
-
-
-def _logits(model: nn.Module, content: dict, data: ImageData, device: torch.device) -> torch.Tensor:
-    if list(data.class_names) != content["classes"]:
-        raise DataError(f"the data hold other classes than the weights know ({data.source}); give the real CIFAR-100")
-    loader = BatchLoader(data.test_images, data.test_labels, 500, device, content["mean"], content["std"])
+    weights = TrainedNetwork.from_state(content, _config_of(content), pick_device())
+    weights.check_classes(data)
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):        # fp32 as it says, on recent GPUs too
-        return predict(model, loader)
+        evaluation = weights.evaluation(weights.logits(data.test_images), data)
+    return {"top1": evaluation.top1, "top5": evaluation.top5, "images": len(data.test_labels)}
 
 
 def main(arguments: list[str] | None = None) -> int:

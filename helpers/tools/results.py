@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from statistics import mean, stdev
 
-from ..config import SETTINGS, TrainingConfig
+from ..config import TrainingConfig, has_soft_targets
 from ..files import write_json
 from ..lesson import plots
 from ..lesson.runs import PUBLISHED, REFERENCE
@@ -43,14 +43,14 @@ def recipes(folder) -> list[dict]:
     return sorted(rows, key=lambda row: row["petaflops"])
 
 
-def _settings_of(config: dict) -> TrainingConfig:
-    return TrainingConfig(**config)         # a setting that is younger than the run stood, in effect, at its default
-
-
 def _recipe_of(config: dict) -> str:
-    return json.dumps({name: value for name, value in _settings_of(config).to_dict().items()
-                       if name == "preset" or name != "seed" and SETTINGS[name].metadata["shapes_training"]},
-                      sort_keys=True)
+    settings = TrainingConfig.training_settings_of(config) | {"preset": config["preset"], "seed": None}
+    return json.dumps(settings, sort_keys=True)
+
+
+def _training_images(config: dict) -> int:
+    settings = TrainingConfig.training_settings_of(config)
+    return settings["train_size"] or 50_000 - settings["val_size"]
 
 
 def _row(runs: list[dict]) -> dict:
@@ -58,7 +58,7 @@ def _row(runs: list[dict]) -> dict:
     petaflops = mean(run["training"]["petaflops"] for run in runs)
     return {"name": runs[0]["folder"], "preset": runs[0]["config"]["preset"],
             "runs": len(runs), "seeds": [run["config"]["seed"] for run in runs],
-            "training_images": _settings_of(runs[0]["config"]).training_images(50_000),
+            "training_images": _training_images(runs[0]["config"]),
             "epochs": runs[0]["config"]["epochs"], "parameters": runs[0]["model_stats"]["total_parameters"],
             "top1": mean(top1), "top1_std": stdev(top1) if len(top1) > 1 else None, "top1_by_run": top1,
             "top5": mean(run["results"]["top5"] for run in runs),
@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
     for path in args.runs.glob("*/metrics.json"):
         run = json.loads(path.read_text(encoding="utf-8"))
         plots.training_curves(History.from_list(run["history"], run["training"]["stopped"]), run["note"],
-                              _settings_of(run["config"]).has_soft_targets).savefig(path.with_name("training.png"))
+                              has_soft_targets(TrainingConfig.training_settings_of(run["config"]))).savefig(path.with_name("training.png"))
     print(table([{"recipe": row["name"], "runs": row["runs"], "top-1 %": f"{row['top1']:.2f}",
                          "top-5 %": f"{row['top5']:.2f}", "PFLOP": f"{row['petaflops']:.3f}",
                          "minutes": f"{row['minutes']:.1f}", "T4 minutes (estimate)": f"{row['t4_minutes']:.1f}"}

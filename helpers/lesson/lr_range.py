@@ -1,0 +1,73 @@
+"""The learning-rate range test (Smith 2017, arXiv 1506.01186)."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+from tqdm.auto import tqdm
+
+from ..step import TrainStep
+from ..system import progress_style
+from ..trainer import Trainer, TrainingDiverged
+
+BLOWN_UP = 2.0          # times the first loss, where the test ends
+SMOOTHING = 7           # steps that a smoothed loss is the mean of, itself in the middle
+
+
+def lr_range_test(trainer: Trainer, low: float, high: float, steps: int = 100, progress: str = "none") -> dict:
+    """Real training steps at a learning rate that rises exponentially from `low` to `high`, on a copy: `trainer`, its
+    weights and the random numbers to come stay as they are.
+
+    The steps are those that the training begins with, batches and image size too; they start from the trainer's
+    weights where it has not trained yet, else from new ones of the same seed. Under muon the other learning rates
+    keep their ratio to `learning_rate`. The test ends early once the loss is not finite or has doubled.
+
+    Returns a dict: `rates` and `losses`, one a step, the loss measured before the step of that rate; `smoothed`, the
+    mean of SMOOTHING neighbouring losses; and `suggested`, see `steepest_rate`. Raises ValueError for impossible
+    limits, TrainingDiverged when the very first loss is not finite.
+    """
+    if not 0 < low < high:
+        raise ValueError(f"low={low}, high={high}: must be positive, the first below the second")
+    if steps < SMOOTHING:
+        raise ValueError(f"steps={steps}: must be at least {SMOOTHING}, or there is nothing to smooth")
+    rates = [low * (high / low) ** (step / (steps - 1)) for step in range(steps)]
+    config, schedule, losses = trainer.config.replace(compile=False), trainer.schedule, []
+    with torch.random.fork_rng(devices=[trainer.device] if trainer.device.type == "cuda" else []):
+        model = trainer.initial_network(copy.deepcopy(trainer.model) if trainer.step == 0 else None)
+        take_step = TrainStep(model.train(), config, trainer.precision)
+        for step in tqdm(range(steps), "learning-rate range test", leave=False, dynamic_ncols=True,
+                         disable=progress_style(progress) != "bar"):
+            size, epoch = schedule.image_size(step), step // schedule.steps_per_epoch
+            loss, _ = take_step([trainer.loader.batch(epoch, index, size) for index in schedule.batches(step)],
+                                rates[step] / config.learning_rate)
+            if not math.isfinite(loss.item()):
+                break
+            losses.append(loss.item())
+            if losses[-1] > BLOWN_UP * losses[0]:
+                break
+    if not losses:
+        raise TrainingDiverged(f"the loss is {loss.item()} before the first step; try mixed_precision=False")
+    rates = rates[:len(losses)]
+    smoothed = smoothed_losses(losses)
+    return {"rates": rates, "losses": losses, "smoothed": smoothed, "suggested": steepest_rate(rates, smoothed)}
+
+
+def smoothed_losses(losses: list[float]) -> list[float]:
+    """The mean over SMOOTHING losses around each; a running mean would lag behind, towards larger rates."""
+    half = SMOOTHING // 2
+    padded = [losses[0]] * half + losses + [losses[-1]] * half
+    return [sum(padded[place:place + SMOOTHING]) / SMOOTHING for place in range(len(losses))]
+
+
+def steepest_rate(rates: list[float], smoothed: list[float]) -> float | None:
+    """The rate at which the smoothed loss falls most steeply per factor of the rate; None where it never falls.
+
+    `rates` rise by equal factors; only those below the one of the lowest loss count. That is a rule of thumb: the test
+    is short, and looks at neither the warm-up nor the final accuracy.
+    """
+    lowest = min(range(len(smoothed)), key=smoothed.__getitem__)
+    slopes = {place: smoothed[place + 1] - smoothed[place - 1] for place in range(1, lowest)}
+    steepest = min(slopes, key=slopes.get, default=None)
+    return None if steepest is None or slopes[steepest] >= 0 else rates[steepest]

@@ -1,0 +1,59 @@
+"""What the network makes of one picture: a test image or the user's own."""
+
+from __future__ import annotations
+
+import math
+
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from ..data import IMAGE_SIZE
+from ..image_files import open_picture, square_pixels
+from ..metrics import RELIABLE
+from ..network import TrainedNetwork
+from ..text import readable
+from . import plots
+from .explain import grad_cam
+
+
+def look_at(network: TrainedNetwork, pixels: Tensor) -> tuple[tuple[str, ...], tuple[float, ...], Tensor]:
+    """What the network makes of an image, uint8 [32, 32, 3]: its most probable classes, their probabilities, and the
+    Grad-CAM of the first, float [32, 32] in [0, 1]."""
+    loader = network.loader(pixels[None])
+    logits = network.logits(loader)
+    names, probabilities = zip(*network.most_probable(logits[0]))
+    return names, probabilities, grad_cam(network.model, loader.batch(0, 0)[0], logits.argmax(1))[0]
+
+
+def answer(network: TrainedNetwork, source, name: str = "") -> tuple[Figure, str]:
+    """The figure about a picture of the user's, a path or a file, and its answer in words.
+
+    Raises DataError when it is none; `name` stands for a file without one.
+    """
+    picture = open_picture(source, name)
+    pixels = square_pixels(picture, IMAGE_SIZE)
+    names, probabilities, attention = look_at(network, pixels)
+    remark = trust(probabilities[0], network.reliable_confidence, len(network.class_names))
+    figure = plots.explained_prediction(pixels, names, probabilities, attention, square_pixels(picture, 256),
+                                        remark=remark, note=network.note)
+    return figure, ", ".join(f"{readable(name)} {100 * share:.0f} %" for name, share in zip(names, probabilities))
+
+
+def trust(confidence: float, reliable: float | None, classes: int) -> str:
+    """What the validation split says about a prediction of this confidence.
+
+    `reliable` is `TrainedNetwork.reliable_confidence`, `classes` the number of classes.
+    """
+    share = f"{100 * RELIABLE:.0f} %"
+    if reliable is None:
+        verdict = "How sure is sure enough is not known: these weights come without a validation split."
+    elif math.isnan(reliable):
+        verdict = ("Take this with care: on the validation split not even the surest predictions were right "
+                   f"{share} of the time.")
+    elif confidence < reliable:
+        verdict = (f"Take this with care: the confidence of {100 * confidence:.0f} % is below {100 * reliable:.0f} %, "
+                   f"from which on predictions were right at least {share} of the time on the validation split.")
+    else:
+        verdict = (f"On the validation split, predictions as confident as this ({100 * reliable:.0f} % or more) were "
+                   f"right at least {share} of the time.")
+    return f"{verdict} The network knows {classes} classes and gives one of them to any picture."

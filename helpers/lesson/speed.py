@@ -1,0 +1,183 @@
+"""How fast training steps, batches and predictions are on this machine, and how long a training will take."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import logging
+import time
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ..config import ConfigError, TrainingConfig, preset_names
+from ..data import IMAGE_SIZE
+from ..loader import BatchLoader
+from ..models import build_model, training_flops
+from ..schedule import Schedule
+from ..step import TrainStep
+from ..system import DTYPES, autocast, is_out_of_memory, memory_format, peak_memory_mb, progress_style, synchronize
+from ..text import table
+from ..trainer import Trainer
+
+log = logging.getLogger("cifar100")
+
+
+def inference_throughput(model: nn.Module, device: torch.device, precision: str, batch_sizes=(32, 64, 128, 256),
+                         image_size: int = IMAGE_SIZE, repeats: int = 5, min_seconds: float = 0.2,
+                         progress: str = "auto") -> list[dict]:
+    """Speed of the forward pass in evaluation mode, a row for each batch size; `model` is left as it is.
+
+    A row: `batch_size`, `images_per_second` (the median over the repeats, each at least `min_seconds` long) with
+    `_min` and `_max`, `milliseconds` (median of a batch), `memory_mb` (MB of 2**20 bytes: the peak of all that
+    lies on the GPU, None without CUDA), `seconds` (of a batch, by repeat) and `error`: None or "out of memory".
+    """
+    layout, cuda = memory_format(device), device.type == "cuda"
+    model = copy.deepcopy(model).to(device, memory_format=layout).eval()
+    rows = []
+    for size in announced(batch_sizes, "inference at batch size", progress):
+        if cuda:
+            torch.cuda.empty_cache()        # after an out-of-memory error, when the error holds no tensor any more
+            torch.cuda.reset_peak_memory_stats(device)
+        try:
+            images = torch.randn(size, 3, image_size, image_size, device=device)
+            images = images.to(DTYPES[precision], memory_format=layout)
+            seconds = _forward_seconds(model, images, precision, repeats, min_seconds)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            seconds = []
+        rows.append({"batch_size": size, **rates("images", size, seconds), "seconds": seconds,
+                     "memory_mb": peak_memory_mb(device) if cuda and seconds else None,
+                     "error": None if seconds else "out of memory"})
+    return rows
+
+
+@torch.inference_mode()
+def _forward_seconds(model, images: Tensor, precision: str, repeats: int, min_seconds: float) -> list[float]:
+    """Seconds of a batch, from `repeats` timings of as many batches as fill `min_seconds`."""
+    def forward():
+        with autocast(images.device, precision):
+            model(images)
+
+    forward()       # warm-up: the first call chooses algorithms and allocates
+    calls = 1
+    while (first := seconds_of(forward, images.device, calls)) < min_seconds:
+        calls *= 2
+    return [first / calls] + [seconds_of(forward, images.device, calls) / calls for _ in range(repeats - 1)]
+
+
+def training_throughput(trainer: Trainer, steps: int = 5, repeats: int = 5, progress: str = "auto") -> dict:
+    """Speed of real training steps, loader included, at the full image size; `trainer` is left as it is.
+
+    Each repeat times `steps` of them. Returns `batch_size` (the effective one), `steps_per_second` and
+    `images_per_second` (medians) with `_min` and `_max`, `milliseconds` and `seconds` (by repeat) of a step.
+    """
+    model = copy.deepcopy(trainer.model).train()
+    step = repeated_step(trainer, TrainStep(model, trainer.config, trainer.precision))
+    step()
+    seconds = [seconds_of(step, trainer.device, steps) / steps
+               for _ in announced(range(1, repeats + 1), "training steps, repeat", progress)]
+    images = images_of_step(trainer)
+    return {"batch_size": images, **rates("steps", 1, seconds), **rates("images", images, seconds), "seconds": seconds}
+
+
+def repeated_step(trainer: Trainer, take_step: TrainStep, image_size: int = IMAGE_SIZE):
+    """A function that does one step after the other of the first epochs of `trainer`, by `take_step`."""
+    schedule, loader = trainer.schedule, trainer.loader
+
+    def step() -> None:
+        epoch = take_step.count // schedule.steps_per_epoch
+        take_step([loader.batch(epoch, index, image_size) for index in schedule.batches(take_step.count)],
+                  schedule.learning_rate_factor(take_step.count % schedule.total_steps))
+    return step
+
+
+def images_of_step(trainer: Trainer) -> int:
+    """The effective batch, as far as there are images."""
+    return trainer.schedule.batch_size * len(trainer.schedule.batches(0))
+
+
+def minutes_of_presets(data_images: int, flops_a_minute: float, **settings) -> dict[str, float]:
+    """Minutes that each preset would train at this speed, on `data_images` images with labels, by name.
+
+    Presets of drawn data are left out, and those that `settings` do not go with.
+    """
+    minutes = {}
+    for name in preset_names():
+        try:
+            config = TrainingConfig.from_preset(name, **settings)
+        except ConfigError:         # somebody's unfinished file says nothing about this run
+            continue
+        if config.data_source != "drawn":
+            minutes[name] = planned_flops(config, config.training_images(data_images)) / flops_a_minute
+    return minutes
+
+
+def planned_flops(config: TrainingConfig, images: int) -> int:
+    """FLOPs of the whole training on `images` images, forward and backward, that `config` asks for."""
+    model = build_model(**config.model_arguments())
+    return Schedule(config, images).total_flops(lambda size: training_flops(model, size))
+
+
+def profile_loader(loader: BatchLoader, batches: int = 20, step_milliseconds: float | None = None) -> dict:
+    """Where the time of making a batch goes: medians over `batches` batches, the device awaited after each.
+
+    Returns `batch_size`, `images_per_second`, `milliseconds` of a batch, and of it `gather_ms`, `augment_ms`
+    (normalisation included) and `cast_ms`, each timed by itself, and `other_ms`: the rest (labels, mixing), where noise
+    has left one. `percent_of_step` compares with `step_milliseconds`, of a training step on one batch.
+    """
+    def milliseconds(work) -> float:
+        work(0)
+        indices = itertools.cycle(range(len(loader)))
+        return 1000 * median(seconds_of(lambda: work(next(indices)), loader.device) for _ in range(batches))
+
+    pixels = loader.pixels(0, 0)
+    images = loader.normalised(pixels, 0, 0)
+    whole = milliseconds(lambda index: loader.batch(0, index))
+    stages = {"gather_ms": milliseconds(lambda index: loader.pixels(0, index)),
+              "augment_ms": milliseconds(lambda _: loader.normalised(pixels, 0, 0)),
+              "cast_ms": milliseconds(lambda _: images.to(loader.dtype, memory_format=loader.memory_format))}
+    return {"batch_size": loader.batch_size, "images_per_second": 1000 * loader.batch_size / whole,
+            "milliseconds": whole, **stages, "other_ms": max(0.0, whole - sum(stages.values())),
+            "percent_of_step": 100 * whole / step_milliseconds if step_milliseconds else None}
+
+
+def seconds_of(work, device: torch.device, calls: int = 1) -> float:
+    """Wall time of `calls` calls, from an idle device to an idle device."""
+    synchronize(device)
+    start = time.perf_counter()
+    for _ in range(calls):
+        work()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def rates(unit: str, count: int, seconds: list[float]) -> dict:
+    """Median, least and greatest speed, and the median's milliseconds; None without timings."""
+    of = {"": median, "_min": max, "_max": min}      # the longest time is the least speed
+    speeds = {f"{unit}_per_second{end}": count / of[end](seconds) if seconds else None for end in of}
+    return speeds | {"milliseconds": 1000 * median(seconds) if seconds else None}
+
+
+def announced(items, title: str, progress: str = "auto"):
+    """`items` one by one, with a bar, or a line each where nobody would watch a bar."""
+    items, style = list(items), progress_style(progress)
+    for number, item in enumerate(tqdm(items, title, disable=style != "bar", leave=False), start=1):
+        if style == "lines":
+            log.info("%s %s (%d of %d)", title, item, number, len(items))
+        yield item
+
+
+def format_rows(rows: list[dict]) -> str:
+    """Rows as a table with aligned columns; lists, mappings, and columns that are None throughout, are left out."""
+    shown = [name for name in dict.fromkeys(name for row in rows for name in row)
+             if any(row.get(name) is not None and not isinstance(row[name], (list, dict)) for row in rows)]
+    return table([{name.replace("_", " "): short_number(row.get(name)) for name in shown} for row in rows])
+
+
+def short_number(value):
+    """A float with three digits, or without decimals from 100 on; anything else as it is."""
+    return value if not isinstance(value, float) else f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

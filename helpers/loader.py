@@ -1,0 +1,186 @@
+"""BatchLoader: batches of augmented, normalised images, made on the device."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+
+from .augment import Augmentation, augment_by, draw_parameters, resize
+from .config import TrainingConfig
+from .data import IMAGE_SIZE
+from .system import memory_format
+
+
+class BatchLoader:
+    """Makes batches of augmented, normalised images on the device.
+
+    An epoch's order and the parameters of its augmentation are drawn in one go from the seed and the epoch. So a batch
+    depends only on the seed, the epoch and its index, and a run can be continued in the middle of an epoch. With
+    `augmentation=None` the images come unchanged and in order.
+
+    Args:
+        images: uint8 [N, 32, 32, 3]; labels: int64 [N].
+        mean, std: of each channel, for images in [0, 1].
+        dtype: of the images that `batch` returns.
+        placement: "device", "host" (pinned memory, batches copied ahead) or "auto": the device when the
+            images take less than a quarter of its free memory.
+        alternating_flip: mirror a random half of the images in even epochs and the other half in odd ones
+            (Jordan 2024, arXiv 2404.00498), instead of drawing each flip.
+        mixup_alpha, cutmix_alpha: Beta parameters, 0 for none; labels become float [N, num_classes].
+        mix_probability: share of the batches that are mixed.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, batch_size: int, device: torch.device, mean, std,
+                 augmentation: Augmentation | None = None, dtype: torch.dtype = torch.float32, seed: int = 0,
+                 placement: str = "auto", alternating_flip: bool = False, mixup_alpha: float = 0.0,
+                 cutmix_alpha: float = 0.0, mix_probability: float = 1.0, num_classes: int = 100):
+        if placement == "auto":
+            placement = "device" if _fits(images, device) else "host"
+        self.batch_size = min(batch_size, len(images))
+        self.count = len(images)
+        self.device, self.dtype, self.seed, self.placement = device, dtype, seed, placement
+        self.memory_format = memory_format(device)
+        self.augmentation = augmentation
+        self.labels = labels.to(device)
+        self._source = images.to(device) if placement == "device" else _CopyAhead(images, device, self.batch_size)
+        self.mean = torch.tensor(mean, device=device).view(1, 3, 1, 1)
+        self.std = torch.tensor(std, device=device).view(1, 3, 1, 1)
+        self._epoch, self._order, self._host_order, self._parameters = None, None, None, {}
+        self._first_flip = None
+        if alternating_flip:
+            self._first_flip = torch.rand(self.count, device=device, generator=self._generator(0)) < 0.5
+        mixes = [mix(alpha=alpha, num_classes=num_classes)
+                 for mix, alpha in ((v2.MixUp, mixup_alpha), (v2.CutMix, cutmix_alpha)) if alpha]
+        self.mix = v2.RandomApply([v2.RandomChoice(mixes)], mix_probability) if mixes else None
+
+    def __len__(self) -> int:
+        """Batches in an epoch: a training epoch leaves out what does not fill the last one."""
+        return self.count // self.batch_size if self.augmentation else -(-self.count // self.batch_size)
+
+    def batch(self, epoch: int, index: int, image_size: int = IMAGE_SIZE) -> tuple[Tensor, Tensor]:
+        """Batch `index` of `epoch`: images `dtype` [B, 3, image_size, image_size], and their labels."""
+        images = resize(self.normalised(self.pixels(epoch, index), epoch, index), image_size)
+        labels = self.labels[self.indices(epoch, index)]
+        if self.mix is not None:
+            with torch.random.fork_rng(devices=[]):     # torchvision's mixes draw from the global generator
+                torch.default_generator.manual_seed(self._seed_of(3, epoch, index))
+                images, labels = self.mix(images, labels)
+        return images.to(self.dtype, memory_format=self.memory_format), labels
+
+    def batches(self, epoch: int = 0):
+        """All batches of an epoch in turn."""
+        for index in range(len(self)):
+            yield self.batch(epoch, index)
+
+    def indices(self, epoch: int, index: int) -> Tensor:
+        """Which images batch `index` of `epoch` holds: int64 [B] on the device."""
+        self._prepare(epoch)
+        return self._order[self._places(index)]
+
+    def pixels(self, epoch: int, index: int) -> Tensor:
+        """The images of a batch as they are: uint8 [B, 32, 32, 3] on the device."""
+        if self.placement == "device":
+            return self._source[self.indices(epoch, index)]
+        self._prepare(epoch)
+        return self._source.get((epoch, index), lambda _, index: self._host_order[self._places(index)])
+
+    def normalised(self, pixels: Tensor, epoch: int, index: int) -> Tensor:
+        """The pixels of a batch augmented and normalised: float32 [B, 3, 32, 32]."""
+        if self.augmentation is None:
+            return pixels.permute(0, 3, 1, 2).float().div_(255).sub_(self.mean).div_(self.std)
+        self._prepare(epoch)
+        parameters = {name: values[self._places(index)] for name, values in self._parameters.items()}
+        return augment_by(pixels, self.augmentation, parameters, self.mean, self.std)
+
+    def draw_epoch(self, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """What is random in an epoch: its order, int64 [N], and the parameters of the augmentation, each [N], by name.
+
+        Both are in the order in which the images are shown.
+        """
+        if self.augmentation is None:
+            return torch.arange(self.count, device=self.device), {}
+        generator = self._generator(1, epoch)
+        order = torch.randperm(self.count, generator=generator, device=self.device)
+        parameters = draw_parameters(self.count, IMAGE_SIZE, self.augmentation, generator)
+        if self._first_flip is not None:
+            parameters["flip"] = self._first_flip[order] ^ bool(epoch % 2)
+        return order, parameters
+
+    def _prepare(self, epoch: int) -> None:
+        if self._epoch != epoch:
+            self._order, self._parameters = self.draw_epoch(epoch)
+            self._host_order = self._order.cpu() if self.placement == "host" else None
+            self._epoch = epoch
+
+    def _places(self, index: int) -> slice:
+        """Where a batch lies in the order of its epoch; nowhere beyond the last one."""
+        return slice(index * self.batch_size, (index + 1) * self.batch_size if index < len(self) else 0)
+
+    def _generator(self, *purpose: int) -> torch.Generator:
+        return torch.Generator(self.device).manual_seed(self._seed_of(*purpose))
+
+    def _seed_of(self, *purpose: int) -> int:
+        return int(np.random.SeedSequence((self.seed, *purpose)).generate_state(1)[0])
+
+
+def _fits(images: Tensor, device: torch.device) -> bool:
+    if device.type != "cuda":
+        return True
+    return images.numel() < torch.cuda.mem_get_info(device)[0] / 4
+
+
+class _CopyAhead:
+    """Images in host memory; while the device works on a batch, the next one is gathered and copied over."""
+
+    def __init__(self, images: Tensor, device: torch.device, batch_size: int):
+        self.device = device
+        self.cuda = device.type == "cuda"
+        self.images = images
+        # Two pinned buffers: one may be still on its way while the next batch is gathered into the other.
+        shape = (2, batch_size, *images.shape[1:])
+        self.buffers = torch.empty(shape, dtype=images.dtype, pin_memory=self.cuda)
+        self.copied = [torch.cuda.Event() for _ in range(2)] if self.cuda else [None, None]
+        self.stream = torch.cuda.Stream(device) if self.cuda else None
+        self.turn = 0
+        self.ready = {}
+
+    def get(self, key: tuple[int, int], indices) -> Tensor:
+        """Images of batch `key` = (epoch, index) on the device, while the next batch is started on its way.
+
+        `indices(epoch, index)` gives the host indices of a batch, none when the epoch has no such batch.
+        """
+        images = self.ready[key] if key in self.ready else self._start(indices(*key))
+        if self.cuda:
+            torch.cuda.current_stream(self.device).wait_stream(self.stream)
+            images.record_stream(torch.cuda.current_stream(self.device))
+        following = (key[0], key[1] + 1)
+        chosen = indices(*following)
+        self.ready = {following: self._start(chosen)} if len(chosen) else {}
+        return images
+
+    def _start(self, chosen: Tensor) -> Tensor:
+        self.turn = 1 - self.turn
+        if self.cuda:
+            self.copied[self.turn].synchronize()
+        buffer = self.buffers[self.turn, :len(chosen)]
+        torch.index_select(self.images, 0, chosen, out=buffer)
+        if not self.cuda:
+            return buffer.to(self.device, copy=True)
+        with torch.cuda.stream(self.stream):
+            images = buffer.to(self.device, non_blocking=True)
+            self.copied[self.turn].record()
+        return images
+
+
+def training_loader(config: TrainingConfig, images: Tensor, labels: Tensor, mean, std, **options) -> BatchLoader:
+    """The loader of augmented training batches that `config` asks for; the other arguments are BatchLoader's."""
+    sizes = {name: getattr(config, name) for name in ("crop_padding", "cutout_size")
+             if getattr(config, name) is not None}
+    augmentation = Augmentation.of_strength(config.augmentation_strength, crop_mode=config.crop_mode, fill=mean,
+                                            **sizes)
+    return BatchLoader(images, labels, config.batch_size, mean=mean, std=std, augmentation=augmentation,
+                       seed=config.seed, alternating_flip=config.flip == "alternating" and augmentation.flip,
+                       mixup_alpha=config.mixup_alpha, cutmix_alpha=config.cutmix_alpha,
+                       mix_probability=config.mix_probability, num_classes=config.num_classes, **options)

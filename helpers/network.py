@@ -1,0 +1,161 @@
+"""TrainedNetwork: weights with all that is needed to use them; load, save, predict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from . import checkpoint
+from .checkpoint import CheckpointError
+from .config import TrainingConfig
+from .data import DataError, ImageData
+from .loader import BatchLoader
+from .metrics import RELIABLE, Evaluation
+from .models import build_model, evaluating, model_stats
+from .system import DTYPES, autocast, memory_format
+
+EVALUATION_BATCH = 500      # images in a forward pass
+PRETRAINED = Path(__file__).resolve().parent.parent / "pretrained"
+
+
+class TrainedNetwork:
+    """A network in evaluation mode with its class names, its normalisation and what is known about it.
+
+    Args:
+        model: the network, on `device`.
+        config: the settings it was trained with.
+        precision: "fp32", "bf16" or "fp16", in which it predicts.
+        class_names, mean, std: of the data it was trained on; () and None for weights that come without them, until
+            `adopt` fills them in.
+        note: not empty when the network was not trained on the real thing.
+        results: the test results that are known, as `CIFAR100Pipeline.evaluate` returns them.
+        reliable: see `reliable_confidence`.
+        validation: a loader and its labels, from which `reliable_confidence` is measured when it is asked for.
+    """
+
+    def __init__(self, model: nn.Module, config: TrainingConfig, device: torch.device, precision: str = "fp32", *,
+                 class_names=(), mean=None, std=None, note: str = "", results: dict | None = None,
+                 reliable: float | None = None, validation: tuple[BatchLoader, Tensor] | None = None):
+        self.model, self.config, self.device, self.precision = model.eval(), config, device, precision
+        self.class_names, self.mean, self.std, self.note = tuple(class_names), mean, std, note
+        self.results = results or {}
+        self._reliable, self._validation = reliable, validation
+
+    @classmethod
+    def load(cls, path, config: TrainingConfig, device: torch.device, precision: str = "fp32") -> TrainedNetwork:
+        """The weights of a checkpoint, this project's or the reference's, in the network that `config` describes.
+
+        Raises CheckpointError when the file cannot be read or its weights do not fit.
+        """
+        return cls.from_state(checkpoint.load(path), config, device, precision, path)
+
+    @classmethod
+    def from_state(cls, state: dict, config: TrainingConfig, device: torch.device, precision: str = "fp32",
+                   path="the checkpoint") -> TrainedNetwork:
+        """As `load`, of what `checkpoint.load` gives; `path` is what messages call it.
+
+        A step_*.pt holds the weights to go on with, and beside them those that the run would evaluate: these are taken.
+        """
+        model = build_model(**config.model_arguments())
+        try:
+            model.load_state_dict(state.get("best_weights") or state.get("ema") or state["model_state_dict"])
+        except RuntimeError as error:
+            raise CheckpointError(f"{path}: does not fit {config.model} with widths={config.widths} and num_classes="
+                                  f"{config.num_classes}; set model, widths and num_classes to the checkpoint's "
+                                  f"({str(error).splitlines()[1].strip()})") from error
+        known = {"class_names": state["classes"], "mean": state["mean"], "std": state["std"],
+                 "note": state["note"]} if "classes" in state else {}
+        return cls(model.to(device, memory_format=memory_format(device)), config, device, precision, **known,
+                   results=state.get("test_results"), reliable=state.get("reliable_confidence"))
+
+    def save(self, path, **more) -> Path:
+        """Write weights, configuration and results as a checkpoint; `more` goes into the file beside them.
+
+        `test_results` also has `test_acc` and `test_acc_top5`, the reference's names. Raises OSError.
+        """
+        results = dict(self.results)
+        if "top1" in results:
+            results |= {"test_acc": results["top1"], "test_acc_top5": results["top5"]}
+        state = {"model_state_dict": self.model.state_dict(), "config": self.config.to_dict(), "test_results": results,
+                 "model_stats": model_stats(self.model), "mean": list(self.mean), "std": list(self.std),
+                 "classes": list(self.class_names), "note": self.note, "name": self.config.name,
+                 "reliable_confidence": self.reliable_confidence}
+        return checkpoint.save_atomically(state | more, path)
+
+    def adopt(self, data: ImageData) -> None:
+        """Take class names and normalisation from `data` where the weights came without them."""
+        if not self.class_names:
+            self.class_names, self.note = data.class_names, data.note
+            self.mean, self.std = data.channel_statistics()
+
+    def check_classes(self, data: ImageData) -> None:
+        """Raise DataError when the labels of `data` mean something else than those that the network learned."""
+        if self.class_names != tuple(data.class_names):
+            raise DataError(f"the data from {data.source} hold other classes than the weights know, or in another "
+                            "order; give the data that the weights were trained on")
+
+    def loader(self, images: Tensor, labels: Tensor | None = None) -> BatchLoader:
+        """Batches of images, uint8 [N, 32, 32, 3], as the network takes them."""
+        labels = torch.zeros(len(images), dtype=torch.long) if labels is None else labels
+        return BatchLoader(images, labels, EVALUATION_BATCH, self.device, self.mean, self.std,
+                           dtype=DTYPES[self.precision])
+
+    def logits(self, images: Tensor | BatchLoader, flip: bool = False, bar: str = "") -> Tensor:
+        """float32 [N, num_classes] on the CPU, for images uint8 [N, 32, 32, 3] or their loader; see `predict`."""
+        loader = images if isinstance(images, BatchLoader) else self.loader(images)
+        return predict(self.model, loader, self.precision, flip, bar)
+
+    def most_probable(self, logits: Tensor, top: int = 5) -> list[tuple[str, float]]:
+        """The `top` most probable classes by the logits of one image, float [num_classes], as (name, probability)."""
+        values, classes = logits.softmax(0).topk(min(top, len(logits)))
+        return [(self.class_names[index], value) for index, value in zip(classes.tolist(), values.tolist())]
+
+    def evaluation(self, logits: Tensor, data: ImageData) -> Evaluation:
+        """How right the logits of the test images are."""
+        return Evaluation.from_logits(logits, data.test_labels, data.class_names, data.superclass_of,
+                                      data.superclass_names)
+
+    @property
+    def reliable_confidence(self) -> float | None:
+        """The least confidence from which on RELIABLE of the validation images are classified right.
+
+        NaN when no confidence is enough. Of loaded weights it is what their file says. None where it is not known: the
+        test split never takes the validation split's place.
+        """
+        if self._reliable is None and self._validation is not None:
+            loader, labels = self._validation
+            found = Evaluation.from_logits(self.logits(loader), labels, self.class_names).reliable_confidence(RELIABLE)
+            self._reliable = float("nan") if found is None else found
+        return self._reliable
+
+
+def pretrained_path(name: str = "fast") -> Path:
+    """The file of the weights called `name` that come with the project. Raises CheckpointError where there is none."""
+    path = PRETRAINED / f"{name}.pt"
+    if not path.is_file():
+        names = sorted(other.stem for other in PRETRAINED.glob("*.pt"))
+        raise CheckpointError(f"pretrained weights {name!r}: no such file in {PRETRAINED.name}/; there are "
+                              f"{', '.join(names) or 'none'}")
+    return path
+
+
+@torch.no_grad()
+def predict(model: nn.Module, loader: BatchLoader, precision: str = "fp32", flip: bool = False,
+            bar: str = "") -> Tensor:
+    """Logits float32 [N, num_classes] on the CPU, in evaluation mode.
+
+    With `flip` each is the mean over the image and its mirror image (test-time augmentation). `bar` is the text of
+    a progress bar, without which there is none.
+    """
+    outputs = []
+    with evaluating(model):
+        for images, _ in tqdm(loader.batches(), bar, len(loader), disable=not bar, leave=False):
+            with autocast(loader.device, precision):
+                logits = model(images).float()
+                if flip:
+                    logits = (logits + model(images.flip(3)).float()) / 2
+            outputs.append(logits)
+    return torch.cat(outputs).cpu()

@@ -1,0 +1,70 @@
+"""When things happen in a training: steps and epochs, learning rate, image size, and the FLOPs they come to."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+
+from .config import TrainingConfig
+from .data import IMAGE_SIZE
+
+
+class Schedule:
+    """What `config` plans for a training on `images` images. Steps are optimiser steps, counted from 0.
+
+    `batch_size` is `config`'s, or as many images as there are; what does not fill a batch is left out of an epoch.
+    """
+
+    def __init__(self, config: TrainingConfig, images: int):
+        self.config = config
+        self.batch_size = min(config.batch_size, images)
+        self.batches_per_epoch = images // self.batch_size
+        self.steps_per_epoch = math.ceil(self.batches_per_epoch / config.gradient_accumulation_steps)
+        self.total_steps = self.steps_per_epoch * config.epochs
+
+    def batches(self, step: int) -> range:
+        """Which batches of its epoch a step takes; the last step of an epoch takes those that are left."""
+        accumulation = self.config.gradient_accumulation_steps
+        first = step % self.steps_per_epoch * accumulation
+        return range(first, min(first + accumulation, self.batches_per_epoch))
+
+    def learning_rate(self, step: int) -> float:
+        """Under muon the rate of the convolution filters."""
+        return self.config.learning_rate * self.learning_rate_factor(step)
+
+    def learning_rate_factor(self, step: int) -> float:
+        """Factor on the peak learning rates."""
+        config = self.config
+        warmup = min(round(config.warmup_epochs * self.steps_per_epoch), self.total_steps // 2)
+        milestones = [epoch * self.steps_per_epoch for epoch in config.lr_milestones]
+        return learning_rate_factor(step, self.total_steps, warmup, config.lr_scheduler, milestones, config.lr_gamma)
+
+    def image_size(self, step: int) -> int:
+        """Side of the training images in pixels, an even number."""
+        start, growth = self.config.start_image_size, self.config.image_growth_fraction * self.total_steps
+        if step >= growth:
+            return IMAGE_SIZE
+        return 2 * round((start + (IMAGE_SIZE - start) * step / growth) / 2)
+
+    def total_flops(self, flops_of_image: Callable[[int], int]) -> int:
+        """FLOPs of the whole training; `flops_of_image(size)` are those of one image, forward and backward."""
+        images_at = Counter()
+        for step in range(self.total_steps):
+            images_at[self.image_size(step)] += len(self.batches(step)) * self.batch_size
+        return sum(count * flops_of_image(size) for size, count in images_at.items())
+
+
+def learning_rate_factor(step: int, total_steps: int, warmup_steps: int, scheduler: str = "cosine",
+                         milestones=(), gamma: float = 0.2) -> float:
+    """Factor on the peak learning rate at optimiser step `step` of `total_steps`, from 0.
+
+    Linear warm-up over `warmup_steps`, then half a cosine to 0 (Loshchilov & Hutter 2016, arXiv 1608.03983),
+    a line to 0, or a factor `gamma` at each of `milestones` (in steps).
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if scheduler == "step":
+        return gamma ** sum(step >= milestone for milestone in milestones)
+    progress = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
+    return 1 - progress if scheduler == "linear" else 0.5 * (1 + math.cos(math.pi * progress))

@@ -1,0 +1,164 @@
+"""TrainStep: one optimiser step, the same for every training, benchmark and learning-rate range test."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from .config import TrainingConfig
+from .optim import build_optimizer, set_learning_rate
+from .system import DTYPES, autocast, is_out_of_memory
+
+log = logging.getLogger("cifar100")
+
+
+class TrainStep:
+    """Forward and backward passes, gradient accumulation, clipping, optimiser, loss scaling and weight average.
+
+        step = TrainStep(model.train(), config, "bf16")
+        loss, correct = step([loader.batch(epoch, index)])
+
+    When memory runs out, the batches go through the network in smaller parts from then on: the step stays the same.
+
+    Args:
+        model: the network, on its device; its mode (`train`, `eval`) is the caller's.
+        config: the settings of optimiser, loss and average are used.
+        precision: "fp32", "bf16" or "fp16", that of the forward pass.
+        labels: int64 [N] of all training images on the device; needed for `self_distillation` only.
+
+    Attributes: `model`, `average` (the network with averaged weights; None without `ema_decay`), `optimizer`, `scaler`,
+    `criterion`, `parts` that a batch is cut into, and `count`, the steps done.
+    """
+
+    def __init__(self, model: nn.Module, config: TrainingConfig, precision: str = "fp32",
+                 labels: Tensor | None = None):
+        self.model, self.config, self.precision = model, config, precision
+        self.device = next(model.parameters()).device
+        self.average = copy.deepcopy(model) if config.ema_decay else None
+        self.optimizer = build_optimizer(model, config.optimizer, config.learning_rate, config.momentum,
+                                         config.weight_decay, newton_schulz_dtype=DTYPES[precision])
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
+        self.criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+        self.forward = torch.compile(model) if config.compile else model
+        self.parts = 1
+        self.count = 0
+        self._past = self._smoothed(labels) if config.self_distillation and labels is not None else None
+
+    def __call__(self, batches: Sequence[tuple[Tensor, Tensor]], factor: float = 1.0,
+                 rows: Sequence[Tensor] | None = None, distil: bool = False) -> tuple[Tensor, Tensor]:
+        """Do one step over `batches`; return the mean loss and the number of right predictions, on the device.
+
+        batches: images [B, 3, H, W] with labels int64 [B], or float [B, num_classes] of mixed images; factor: on the
+        peak learning rates; rows: int64 [B] for each batch, which training images it holds, for self-distillation,
+        whose targets `distil` uses. Raises the device's out-of-memory error when a single image does not fit.
+        """
+        set_learning_rate(self.optimizer, factor)
+        rows = [None] * len(batches) if rows is None else rows
+        result = self._forward_backward(batches, rows, distil)
+        while result is None:
+            self._cut_batches()
+            result = self._forward_backward(batches, rows, distil)
+        if self.config.gradient_clip:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            # A short memory at first (as TensorFlow's), so that the first weights do not weigh on a short training.
+            update_average(self.average, self.model, min(self.config.ema_decay, self.count / (self.count + 10)))
+        self.count += 1
+        return result
+
+    def _forward_backward(self, batches, rows, distil: bool) -> tuple[Tensor, Tensor] | None:
+        """Gradients of the mean loss over all images of the step. As `__call__`; None when memory ran out."""
+        count = sum(len(images) for images, _ in batches)
+        loss_sum, correct = torch.zeros((2,), device=self.device)
+        predictions = []
+        try:
+            for (images, labels), chosen in zip(batches, rows):
+                chosen = labels if chosen is None else chosen       # of no use, but as long
+                for part, targets, which in zip(*(whole.chunk(self.parts) for whole in (images, labels, chosen))):
+                    with autocast(self.device, self.precision):
+                        logits = self.forward(part)
+                    loss = self._loss(logits.float(), targets, which if distil else None) * (len(part) / count)
+                    self.scaler.scale(loss).backward()
+                    loss_sum = loss_sum + loss.detach()
+                    hard_targets = targets if targets.ndim == 1 else targets.argmax(1)
+                    correct = correct + (logits.argmax(1) == hard_targets).sum()
+                    if self._past is not None and targets.ndim == 1:
+                        predictions.append((which, logits.detach()))
+        except RuntimeError as error:
+            if not is_out_of_memory(error) or self.parts >= max(len(images) for images, _ in batches):
+                raise
+            return None
+        for which, logits in predictions:       # only now, as a step that ran out of memory is done again
+            self._past[which] = logits.float().softmax(1).half()
+        return loss_sum, correct
+
+    def _loss(self, logits: Tensor, targets: Tensor, rows: Tensor | None) -> Tensor:
+        """Mean loss of a batch; with `rows` a share of the target is what the network said of them an epoch before."""
+        loss = self.criterion(logits, targets)
+        if self._past is None or rows is None or targets.ndim == 2:
+            return loss
+        return torch.lerp(loss, cross_entropy(logits, self._past[rows].float()), self.config.self_distillation)
+
+    def _smoothed(self, labels: Tensor) -> Tensor:
+        """What stands for the prediction of a training image before there is one: float16 [N, num_classes]."""
+        classes, smoothing = self.config.num_classes, self.config.label_smoothing
+        share = smoothing / classes
+        everywhere = torch.full((len(labels), classes), share, dtype=torch.float16, device=self.device)
+        return everywhere.scatter_(1, labels[:, None], 1 - smoothing + share)
+
+    def _cut_batches(self) -> None:
+        """After an out-of-memory error: half as many images a forward pass, the same ones a step."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.parts *= 2
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        log.warning("out of memory: a batch of %d images now goes through the network in %d parts; the effective "
+                    "batch stays %d", self.config.batch_size, self.parts, self.config.effective_batch_size)
+
+    def state_dict(self) -> dict:
+        """All that the next step depends on, but for torch's random numbers."""
+        return {"model_state_dict": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(), "ema": None if self.average is None else self.average.state_dict(),
+                "past_predictions": self._past, "splits": self.parts, "step": self.count}
+
+    def load_state_dict(self, saved: dict) -> None:
+        """Take up what `state_dict` gave, perhaps on another device."""
+        self.model.load_state_dict(saved["model_state_dict"])
+        fused = [group.get("fused") for group in self.optimizer.param_groups]
+        self.optimizer.load_state_dict(saved["optimizer"])
+        for group, value in zip(self.optimizer.param_groups, fused):     # the kernel belongs to this device
+            if "fused" in group:
+                group["fused"] = value
+        for parameter, state in self.optimizer.state.items():            # and so does the layout
+            if "momentum_buffer" in state:
+                state["momentum_buffer"] = torch.empty_like(parameter).copy_(state["momentum_buffer"])
+        if saved["scaler"] and self.scaler.is_enabled():
+            self.scaler.load_state_dict(saved["scaler"])
+        if self.average is not None:
+            self.average.load_state_dict(saved["ema"])
+        if self._past is not None:
+            self._past = saved["past_predictions"].to(self.device)
+        self.parts, self.count = saved["splits"], saved["step"]
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
+    """average ← decay · average + (1 - decay) · model, for weights and running statistics; counters are copied.
+
+    torch's AveragedModel does the same, but keeps its step counter where each step waits for the device.
+    """
+    pairs = list(zip(average.state_dict().values(), model.state_dict().values()))
+    ours, theirs = zip(*[pair for pair in pairs if pair[0].is_floating_point()])
+    torch._foreach_lerp_(list(ours), list(theirs), 1 - decay)
+    for our, their in pairs:
+        if not our.is_floating_point():
+            our.copy_(their)

@@ -1,0 +1,63 @@
+"""docs/SETTINGS.md, made from TrainingConfig: `python -m helpers.tools.settings_page`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from ..config import ALIASES, EVERYDAY, HINTS, SETTINGS, TrainingConfig, by_group, preset_names
+from ..files import write_text
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "SETTINGS.md"
+
+
+def settings_page() -> str:
+    """The page as Markdown: a table for each group of settings, with their values in each preset."""
+    presets = [TrainingConfig.from_preset(name) for name in preset_names()]
+    lines = ["# Settings", "",
+             "Notebook, papermill, YAML files, `train.py` (with `-` for `_`) and Python take the same names. "
+             f"{len(SETTINGS)} in all; those in bold are the ones people turn. Preset columns are empty where the "
+             "default holds. This page is made by `make docs` from `helpers/config.py`.", "",
+             "Short names: " + ", ".join(f"`{short}` for `{name}`" for short, name in ALIASES.items()) + ".", ""]
+    for title, names in by_group().items():
+        lines += [f"## {title}", "", "| setting | type, allowed values | default | "
+                  + " | ".join(f"`{preset.preset}`" for preset in presets) + " | what it does |",
+                  "|---" * (4 + len(presets)) + "|"]
+        lines += [_row(name, presets) for name in names] + [""]
+    return "\n".join(lines)
+
+
+def _row(name: str, presets: list[TrainingConfig]) -> str:
+    spec = SETTINGS[name]
+    label = f"**`{name}`**" if name in EVERYDAY else f"`{name}`"
+    values = ["" if name == "preset" or getattr(preset, name) == spec.default else _code(getattr(preset, name))
+              for preset in presets]
+    cells = [label, _allowed(name), _code(spec.default), *values, spec.metadata["help"]]
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _allowed(name: str) -> str:
+    """The type of a setting and what its values are limited to."""
+    rules, hint = SETTINGS[name].metadata, HINTS[name]
+    if rules["choices"]:
+        return ", ".join(f"`{choice}`" for choice in rules["choices"])
+    kind = next(words for kind, words in (("tuple", "whole numbers"), ("bool", "true, false"), ("int", "whole number"),
+                                          ("float", "number"), ("str", "text")) if kind in str(hint))
+    bounds = [f"{sign} {rules[rule]}" for rule, sign in (("low", "≥"), ("above", ">"), ("high", "≤"), ("below", "<"))
+              if rules[rule] is not None]
+    return " ".join([kind, " and ".join(bounds)]).strip()
+
+
+def _code(value) -> str:
+    if value is None:
+        return "–"
+    return f"`{str(value).lower() if isinstance(value, bool) else list(value) if isinstance(value, tuple) else value}`"
+
+
+def main() -> int:
+    print("wrote", write_text(settings_page(), PAGE).name)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

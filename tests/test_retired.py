@@ -1,0 +1,82 @@
+"""retired: files that name settings which are gone are read, or refused with the tag that has them."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from helpers.config import SETTINGS, ConfigError, TrainingConfig, preset_names, read_settings
+from helpers.retired import ANY, RETIRED, TAG, without_retired
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORD = ROOT / "figures" / "record"
+FIRST_EDITION = {name: value for name, value in RETIRED.items() if value is not ANY} | {
+    "flip_equivariant": False, "data_placement": "host", "eval_batch_size": 7, "flip_tta": False}
+
+
+def test_no_setting_is_both():
+    assert not set(RETIRED) & set(SETTINGS) and "flip_equivariant" not in SETTINGS
+
+
+@pytest.mark.parametrize("preset", ["quick", "reference"])
+def test_a_configuration_of_the_first_edition_is_read(preset):
+    now = TrainingConfig.from_preset(preset)
+    assert TrainingConfig.from_settings(now.to_dict() | FIRST_EDITION) == now
+    assert TrainingConfig.training_settings_of(now.to_dict() | FIRST_EDITION) == now.training_settings()
+
+
+def test_mirrored_pairs_are_a_network_now():
+    fast = TrainingConfig.from_preset("fast")
+    then = fast.to_dict() | {"model": "FastCNN", "flip_equivariant": True}
+    assert TrainingConfig.from_settings(then) == fast
+    assert TrainingConfig.training_settings_of(then) == fast.training_settings()
+    reference = TrainingConfig().to_dict() | {"flip_equivariant": True}      # had no effect there
+    assert TrainingConfig.from_settings(reference) == TrainingConfig()
+    with pytest.raises(ConfigError, match="set model='FlipCNN'.*'FastCNN'"):
+        TrainingConfig.from_settings({"preset": "fast", "flip_equivariant": False})
+
+
+def test_fp32_is_said_by_mixed_precision():
+    assert TrainingConfig.from_settings({"precision": "fp32"}) == TrainingConfig(mixed_precision=False)
+    then = TrainingConfig().training_settings() | {"precision": "fp32"}
+    assert TrainingConfig.training_settings_of(then) == TrainingConfig(mixed_precision=False).training_settings()
+
+
+@pytest.mark.parametrize("name, value", [("pool_first", True), ("whitening", False), ("head_momentum", 0.5)])
+def test_another_value_is_refused_with_the_tag_and_kept_for_comparisons(name, value, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({"preset": "quick", name: value}))
+    for read in (lambda: read_settings(path), lambda: TrainingConfig.from_settings({name: value})):
+        with pytest.raises(ConfigError, match=f"{name}={value}.*git checkout {TAG}"):
+            read()
+    assert TrainingConfig.training_settings_of({name: value})[name] == value
+    assert without_retired({name: value, "epochs": 3}) == ({"epochs": 3}, {name: value})
+
+
+def test_a_retired_name_is_no_argument():
+    with pytest.raises(ConfigError, match="whitening: is no setting of TrainingConfig"):
+        TrainingConfig(whitening=True)
+
+
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in RECORD.glob("*/metrics.json")))
+def test_every_recorded_run_is_read(name):
+    config = json.loads((RECORD / name / "metrics.json").read_text())["config"]
+    gone = without_retired(config)[1]
+    if gone:
+        assert TrainingConfig.training_settings_of(config).items() >= gone.items()
+    else:
+        assert TrainingConfig.from_settings(config | {"preset": None}).epochs == config["epochs"]
+    if name in preset_names():
+        assert (TrainingConfig.from_settings(config).training_settings()
+                == TrainingConfig.from_preset(name).training_settings())
+
+
+def test_the_tag_is_a_commit_where_the_history_is_at_hand():
+    found = subprocess.run(["git", "rev-parse", "--verify", "--quiet", f"refs/tags/{TAG}"], cwd=ROOT,
+                           capture_output=True, text=True)
+    if found.returncode:
+        pytest.skip("this copy has no tags")
+    text = subprocess.run(["git", "show", f"{TAG}:helpers/config.py"], cwd=ROOT, capture_output=True, text=True).stdout
+    assert all(f"    {name}: " in text for name in RETIRED)
