@@ -79,7 +79,7 @@ class TrainingConfig:
 
     # Model
     model: str = setting("CIFAR100CNN", "CIFAR100CNN, FastCNN for short trainings, or FlipCNN, the same of mirrored "
-                         "pairs of channels", choices=("CIFAR100CNN", "FastCNN", "FlipCNN"), everyday=True)
+                         "pairs of channels", choices=("CIFAR100CNN", "FastCNN", "FlipCNN"))
     widths: tuple[int, ...] | None = setting(None, "channels of the stages; None takes the network's own", low=1,
                                              everyday=True)
     dropout_rate: float = setting(0.3, "dropout of CIFAR100CNN: of channels in each block, of features before "

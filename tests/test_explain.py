@@ -10,11 +10,11 @@ from PIL import Image
 from torch import nn
 
 from cifar100_pipeline import CIFAR100Pipeline
-from helpers.config import TrainingConfig
-from helpers.data import BatchLoader, DataError, ImageData, stratified_split
+from helpers.data import DataError, ImageData, stratified_split
 from helpers.lesson import explain
+from helpers.loader import BatchLoader
 from helpers.models import CIFAR100CNN, FastCNN
-from helpers.trainer import Trainer, TrainingDiverged, predict
+from helpers.network import predict
 
 MODELS = {"FastCNN": lambda: FastCNN(10, widths=(16, 16, 16)),
           "CIFAR100CNN": lambda: CIFAR100CNN(10, widths=(16, 16, 16, 16))}
@@ -131,7 +131,8 @@ def test_class_map_lays_classes_that_are_alike_side_by_side():
     present = [label for label in range(40) if label != 7]
     distances = torch.cdist(points[present], points[present]).fill_diagonal_(torch.inf)
     assert torch.equal(groups[order][present][distances.argmin(1)], groups[order][present])
-    plane = explain._principal_plane(means[present] - means[present].mean(0))
+    centred = means[present] - means[present].mean(0)
+    plane = centred @ torch.linalg.svd(centred).Vh[:2].T
     near = torch.cdist(plane, plane).fill_diagonal_(torch.inf).argmin(1)
     assert (groups[order][present][near] == groups[order][present]).float().mean() < 0.9
     assert 0.7 < kept <= 1
@@ -155,7 +156,7 @@ def test_tsne_gradient_is_that_of_the_divergence():
     closeness = 1 / (1 + (points[:, None] - points[None]).square().sum(2)[apart])
     divergence = (nearness[apart] * (nearness[apart] / (closeness / closeness.sum())).log()).sum()
     expected, = torch.autograd.grad(divergence, points)
-    assert torch.allclose(explain._tsne_gradient(points.detach(), nearness), expected)
+    assert torch.allclose(explain.tsne_gradient(points.detach(), nearness), expected)
 
 
 def test_classes_without_difference_make_no_claim():
@@ -163,9 +164,9 @@ def test_classes_without_difference_make_no_claim():
     assert points.isfinite().all() and math.isnan(kept)
 
 
-def test_nearness_has_the_perplexity_asked_for():
+def test_neighbour_probabilities_have_the_perplexity_asked_for():
     distances = torch.rand(30, 30, generator=torch.Generator().manual_seed(0)).double()
-    shares = explain._nearness((distances + distances.T).fill_diagonal_(0), 6.0)
+    shares = explain.neighbour_probabilities((distances + distances.T).fill_diagonal_(0), 6.0)
     assert torch.allclose(shares.sum(1), torch.ones(30).double()) and not shares.diagonal().any()
     assert torch.allclose((-torch.xlogy(shares, shares).sum(1)).exp(), torch.full((30,), 6.0).double(), atol=1e-3)
 
@@ -329,75 +330,6 @@ def test_affinity_needs_a_trainable_filter(model):
         explain.superclass_affinity(model.requires_grad_(False), loader_of(), torch.zeros(10, dtype=torch.long))
 
 
-# Learning rate ---------------------------------------------------------------------------------------------
-
-def trainer_of(tmp_path, **settings):
-    random = np.random.default_rng(0)
-    images = torch.from_numpy(random.integers(0, 256, (60, 32, 32, 3), dtype=np.uint8))
-    labels = torch.arange(60) % 3
-    config = TrainingConfig(**{"num_classes": 3, "val_size": 6, "epochs": 2, "batch_size": 9, "patience": 0,
-                               "model": "CIFAR100CNN", "widths": (16, 16, 16, 16), "mixed_precision": False,
-                               "mixup_alpha": 0.2, "ema_decay": 0.9, "progress": "none"} | settings)
-    return Trainer(config, ImageData(images, labels, images[:3], labels[:3], ("a", "b", "c")), tmp_path)
-
-
-@pytest.mark.parametrize("settings", [{}, {"model": "FastCNN", "widths": (16, 16, 16), "optimizer": "muon"}])
-def test_range_test_changes_nothing_that_is_trained_afterwards(tmp_path, settings):
-    plain = trainer_of(tmp_path / "plain", **settings)
-    plain.fit()
-    looked = trainer_of(tmp_path / "looked", **settings)
-    before = torch.get_rng_state()
-    explain.lr_range_test(looked, 1e-4, 1.0, 8)
-    assert torch.equal(torch.get_rng_state(), before)
-    assert looked.step == 0 and looked.flops == 0 and not (tmp_path / "looked").exists()
-    looked.fit()
-    assert [row["train_loss"] for row in looked.history.rows] == [row["train_loss"] for row in plain.history.rows]
-    for name, tensor in plain.model.state_dict().items():
-        assert torch.equal(tensor, looked.model.state_dict()[name]), name
-
-
-def test_range_test_does_the_first_steps_of_the_training(tmp_path):
-    settings = {"learning_rate": 1e-9, "warmup_epochs": 0, "dropout_rate": 0.0}
-    trainer = trainer_of(tmp_path, **settings)
-    images, targets = trainer.loader.batch(0, 0)
-    with torch.no_grad():
-        expected = F.cross_entropy(trainer.model.train()(images), targets, label_smoothing=0.1).item()
-    found = explain.lr_range_test(trainer_of(tmp_path, **settings), 1e-3, 0.1, 9)
-    assert found["losses"][0] == pytest.approx(expected, rel=1e-4)
-    np.testing.assert_allclose(found["rates"], np.geomspace(1e-3, 0.1, 9))
-    assert len(found["losses"]) == len(found["smoothed"]) == 9
-    trained = trainer_of(tmp_path / "trained", **settings)
-    trained.fit()
-    assert explain.lr_range_test(trained, 1e-3, 0.1, 9)["losses"][0] == pytest.approx(expected, rel=1e-4)
-
-
-def test_range_test_ends_when_the_loss_blows_up(tmp_path):
-    trainer = trainer_of(tmp_path, gradient_clip=0, mixup_alpha=0.0)
-    found = explain.lr_range_test(trainer, 1e-3, 1e9, 30)
-    assert len(found["losses"]) < 30 and all(math.isfinite(loss) for loss in found["losses"])
-    assert all(loss <= 2 * found["losses"][0] for loss in found["losses"][:-1])
-    trainer.model.fc.bias.data[0] = math.nan
-    with pytest.raises(TrainingDiverged, match="before the first step"):
-        explain.lr_range_test(trainer, 1e-3, 1.0, 8)
-
-
-def test_range_test_refuses_impossible_limits(tmp_path):
-    trainer = trainer_of(tmp_path)
-    for low, high, steps, words in ((0.0, 1.0, 10, "low=0"), (1.0, 0.1, 10, "low=1"), (0.1, 1.0, 3, "steps=3")):
-        with pytest.raises(ValueError, match=words):
-            explain.lr_range_test(trainer, low, high, steps)
-
-
-def test_suggested_rate_is_where_a_known_curve_falls_most_steeply():
-    rates = np.geomspace(1e-4, 10, 101)
-    losses = 2 + 2 / (1 + (rates / 0.05) ** 2) + (rates / 5) ** 2       # falls most steeply near 0.05, then rises
-    smoothed = explain._smoothed(losses.tolist())
-    inside = np.convolve(losses, np.ones(explain.SMOOTHING) / explain.SMOOTHING, "valid")
-    np.testing.assert_allclose(smoothed[3:-3], inside)
-    assert explain._steepest(rates.tolist(), smoothed) == pytest.approx(0.05, rel=0.15)
-    assert explain._steepest([0.1, 0.2, 0.3, 0.4], [1.0, 2.0, 3.0, 4.0]) is None
-
-
 # The pipeline ----------------------------------------------------------------------------------------------
 
 TINY = {"model": "FastCNN", "widths": [16, 16, 16], "optimizer": "muon", "epochs": 1, "mixed_precision": False,
@@ -460,7 +392,7 @@ def test_affinity_is_measured_on_the_validation_split(trained, monkeypatch, caps
     seen = []
 
     def measured(model, loader, superclass_of, progress):
-        seen.append((loader.source, loader.labels))
+        seen.append((torch.cat([loader.pixels(0, index) for index in range(len(loader))]), loader.labels))
         return torch.eye(int(superclass_of.max()) + 1)
 
     monkeypatch.setattr(explain, "superclass_affinity", measured)
@@ -505,7 +437,7 @@ def test_without_superclasses_the_affinity_is_a_sentence(trained, monkeypatch, c
 
 
 def test_other_classes_than_the_weights_know_are_refused(loaded, monkeypatch):
-    monkeypatch.setattr(loaded, "class_names", tuple(reversed(loaded.class_names)))
+    monkeypatch.setattr(loaded.network, "class_names", tuple(reversed(loaded.class_names)))
     for look in (loaded.show_superclass_affinity, loaded.show_attention):
         with pytest.raises(DataError, match="other classes"):
             look()

@@ -12,6 +12,8 @@ import papermill
 import pytest
 from papermill.exceptions import PapermillExecutionError
 
+from helpers.config import ALIASES, EVERYDAY
+
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT / "CIFAR_100_CNN_Training.ipynb"
 DEMO = {"preset": "demo", "epochs": 2}
@@ -115,8 +117,10 @@ def test_the_setup_cell_fetches_the_project_where_it_is_not(committed, tmp_path)
     source = next(cell.source for cell in code_cells(committed) if "REPOSITORY" in cell.source)
     origin = tmp_path / "origin" / "cifar100-cnn-training"
     subprocess.run(["git", "init", "--quiet", str(origin)], check=True)
-    for name in ("cifar100_pipeline.py",):
-        (origin / name).write_text("found = True\n")
+    (origin / "cifar100_pipeline.py").write_text("found = True\n")
+    (origin / "helpers").mkdir()
+    for name in ("requirements.txt", "helpers/__init__.py", "helpers/requirements.py"):
+        (origin / name).write_bytes((ROOT / name).read_bytes())
     git = ["git", "-C", str(origin), "-c", "user.name=t", "-c", "user.email=t@example.org"]
     subprocess.run([*git, "add", "-A"], check=True)
     subprocess.run([*git, "commit", "--quiet", "-m", "one"], check=True)
@@ -134,9 +138,8 @@ def test_parameters_are_the_documented_ones_and_all_none(committed):
     cell = next(cell for cell in committed.cells if "parameters" in cell.metadata.get("tags", []))
     namespace = {}
     exec(cell.source, namespace)
-    names = {name for name in namespace if not name.startswith("__")}
-    assert names >= {"preset", "data_dir", "run_name", "epochs", "batch_size", "learning_rate", "mixed_precision",
-                     "augmentation", "seed", "resume", "checkpoint_dir", "drive"}
+    names = [name for name in namespace if not name.startswith("__")]
+    assert [ALIASES.get(name, name) for name in names] == list(EVERYDAY)      # what train.py --help shows
     assert all(namespace[name] is None for name in names)
 
 

@@ -1,5 +1,6 @@
 """widgets: the logic against plain loops, the widgets by hand, and the Stop button in a real kernel."""
 
+import functools
 import io
 import queue
 import re
@@ -20,6 +21,7 @@ from PIL import Image
 from cifar100_pipeline import CIFAR100Pipeline, DataError
 from helpers.data import ImageData, stratified_split
 from helpers.lesson import plots, widgets
+from helpers.lesson.own_picture import answer, trust
 from helpers.metrics import Evaluation, History
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,7 +55,6 @@ def small_pipeline(runs, name, **settings):
         **settings)
     pipeline.data = ImageData(images[:200], labels[:200], images[200:], labels[200:],
                               ("red", "green", "blue", "grey"))
-    pipeline.class_names, pipeline.normalisation = pipeline.data.class_names, pipeline.data.channel_statistics()
     return pipeline
 
 
@@ -126,15 +127,15 @@ def test_the_explorer_shows_what_its_filters_say(evaluation, images):
     explorer.true.value = widgets.ANY
     assert explorer.page == 0 and f"{IMAGES} images" in explorer.where.value
 
-    first = explorer._thumbnails[0]
+    first = explorer.thumbnails[0]
     picture = np.asarray(Image.open(io.BytesIO(first.picture.value)))
     assert np.array_equal(picture[1::3, 1::3], images[explorer.shown[0]].numpy())
     first.button.click()
-    assert asked == [explorer.shown[0]] and is_png(explorer._detail.value)
+    assert asked == [explorer.shown[0]] and is_png(explorer.detail.value)
 
     explorer.true.value, explorer.superclass.value = 2, 1       # class 2 is of superclass 0
     assert "no image" in explorer.where.value and explorer.forward.disabled
-    assert {thumbnail.box.layout.display for thumbnail in explorer._thumbnails} == {"none"}
+    assert {thumbnail.box.layout.display for thumbnail in explorer.thumbnails} == {"none"}
 
 
 def test_without_superclasses_there_is_no_filter_for_them(images):
@@ -186,7 +187,7 @@ def test_drawing_takes_less_than_a_hundredth_of_the_time(monkeypatch):
         now[0] += seconds
     for seconds in (0.001, 0.5):
         drawn.clear()
-        act = widgets._seldom(lambda: draw(seconds))
+        act = widgets.rate_limited(functools.partial(draw, seconds))
         start = now[0]
         while now[0] < start + 500:
             act()
@@ -369,7 +370,7 @@ def test_the_reliable_confidence_is_measured_on_the_validation_split(pipeline):
         (name, confidence), *_ = pipeline.predict(pixels)
         sure.append(confidence)
         right.append(name == pipeline.class_names[label])
-    found = pipeline._reliable_confidence()
+    found = pipeline.network.reliable_confidence
     top = np.array(right)[np.argsort(sure)[::-1]].cumprod().sum()       # so many of the surest are all right
     if top:
         assert min(sure) - 1e-5 <= found <= sorted(sure, reverse=True)[top - 1] + 1e-5
@@ -377,28 +378,32 @@ def test_the_reliable_confidence_is_measured_on_the_validation_split(pipeline):
         assert np.isnan(found)
 
 
-def test_the_verdict_names_the_threshold_or_says_that_there_is_none(pipeline, monkeypatch):
-    monkeypatch.setattr(pipeline, "_reliable", 0.6)
-    assert "care" in pipeline._trust(0.5) and "60 %" in pipeline._trust(0.5)
-    assert "care" not in pipeline._trust(0.7)
-    monkeypatch.setattr(pipeline, "_reliable", float("nan"))
-    assert "care" in pipeline._trust(0.99)
-    monkeypatch.setattr(pipeline, "_reliable_confidence", lambda: None)
-    assert "not known" in pipeline._trust(0.99)
+def test_the_verdict_names_the_threshold_or_says_that_there_is_none():
+    assert "care" in trust(0.5, 0.6, 4) and "60 %" in trust(0.5, 0.6, 4) and "knows 4 classes" in trust(0.5, 0.6, 4)
+    assert "care" not in trust(0.7, 0.6, 4)
+    assert "care" in trust(0.99, float("nan"), 4)
+    assert "not known" in trust(0.99, None, 4)
+
+
+def test_an_uploaded_picture_is_opened_once(pipeline, monkeypatch):
+    opened, open_image = [], Image.open
+    monkeypatch.setattr(Image, "open", lambda *given, **more: opened.append(given) or open_image(*given, **more))
+    answer(pipeline.network, io.BytesIO(png()), "red.png")
+    assert len(opened) == 1
 
 
 def test_loaded_weights_bring_their_reliable_confidence_or_have_none(pipeline, tmp_path):
     path = pipeline.save()
     loaded = CIFAR100Pipeline.from_checkpoint(path, runs_dir=str(tmp_path))
-    assert loaded._reliable_confidence() == pytest.approx(pipeline._reliable_confidence(), nan_ok=True)
+    assert loaded.network.reliable_confidence == pytest.approx(pipeline.network.reliable_confidence, nan_ok=True)
     state = torch.load(path, weights_only=True)
     del state["reliable_confidence"]
     torch.save(state, tmp_path / "older.pt")
     loaded.load_weights(tmp_path / "older.pt")
-    assert loaded._reliable_confidence() is None
+    assert loaded.network.reliable_confidence is None
     loaded.data = pipeline.data
     loaded.build_trainer()          # whose validation split these weights may have been trained on
-    assert loaded._reliable_confidence() is None
+    assert loaded.network.reliable_confidence is None
 
 
 def test_the_live_view_needs_a_kernel(pipeline, monkeypatch):
@@ -407,7 +412,7 @@ def test_the_live_view_needs_a_kernel(pipeline, monkeypatch):
         pipeline.train(live=True)
     with pytest.raises(ValueError, match="live='maybe'"):
         pipeline.train(live="maybe")
-    assert pipeline._shows_live_view("auto") is False
+    assert widgets.shows_live_view("auto", "bar") is False
 
 
 def test_the_project_imports_without_ipython_and_ipywidgets():
