@@ -7,10 +7,8 @@
 
 from __future__ import annotations
 
-import difflib
 import glob
 import io
-import json
 import logging
 from pathlib import Path
 
@@ -23,17 +21,16 @@ from helpers import checkpoint
 from helpers.augment import augment
 from helpers.checkpoint import CheckpointError
 from helpers.config import ConfigError, TrainingConfig, preset_names
-from helpers.data import IMAGE_SIZE, DataError, ImageData, load_cifar100, stratified_split
-from helpers.files import write_json
+from helpers.data import IMAGE_SIZE, DataError, ImageData, load_cifar100
 from helpers.image_files import network_input
 from helpers.lesson import explain, plots, speed, widgets
 from helpers.lesson.lr_range import lr_range_test
-from helpers.lesson.own_picture import answer, look_at
-from helpers.lesson.runs import finished_runs, published_beside, runs_text
+from helpers.lesson.own_picture import answer, attention, look_at
+from helpers.lesson.runs import finished_runs, published_beside, runs_text, write_metrics
 from helpers.logs import log_to
 from helpers.metrics import Evaluation, History
-from helpers.models import CIFAR100CNN, FastCNN, FlipCNN, describe_model, layer_table, model_stats, training_flops
-from helpers.network import TrainedNetwork, pretrained_path
+from helpers.models import CIFAR100CNN, FastCNN, FlipCNN, describe_model, layer_table, training_flops
+from helpers.network import TrainedNetwork, pretrained_path, settings_here
 from helpers.notebook_settings import notebook_settings
 from helpers.system import SystemInfo, lies_on_drive, mount_drive, pick_device, pick_precision, progress_style
 from helpers.text import duration, layers_text, readable, results_text
@@ -42,8 +39,6 @@ from helpers.trainer import Trainer, TrainingDiverged
 __all__ = ["CIFAR100CNN", "CIFAR100Pipeline", "CheckpointError", "ConfigError", "DataError", "Evaluation", "FastCNN",
            "FlipCNN", "History", "TrainedNetwork", "Trainer", "TrainingConfig", "TrainingDiverged", "describe_model",
            "preset_names", "train_cifar100"]
-
-LONG_MINUTES = 30       # from here on an estimate comes with what would be shorter
 
 log = logging.getLogger("cifar100")
 
@@ -100,15 +95,7 @@ class CIFAR100Pipeline:
         if "name" not in state:
             raise CheckpointError(f"{path}: holds weights but no configuration of this project; make a pipeline with "
                                   "the network's sizes and call pipeline.load_weights(path)")
-        # What belongs to the machine and the moment it was trained on is not taken over.
-        elsewhere = {"preset": None, "run_name": state["name"], "checkpoint_dir": None, "drive": False,
-                     "resume": "auto", "device": "auto", "precision": None}
-        data_dir, runs_dir = (Path(state["config"].get(name, "")).expanduser() for name in ("data_dir", "runs_dir"))
-        if not data_dir.is_dir():
-            elsewhere["data_dir"] = None
-        if runs_dir.anchor and not runs_dir.is_dir():
-            elsewhere["runs_dir"] = None
-        pipeline = cls(TrainingConfig.from_settings(state["config"] | elsewhere | overrides, str(path)))
+        pipeline = cls(TrainingConfig.from_settings(settings_here(state) | overrides, str(path)))
         pipeline.load_weights(path)
         return pipeline
 
@@ -204,21 +191,9 @@ class CIFAR100Pipeline:
                    f"what is left of {whole} takes {take}" if trainer.step else f"{whole} take {take}")
         print(f"{measured['steps_per_second']:.2f} training steps/s of {measured['batch_size']} images, "
               f"{measured['images_per_second']:,.0f} images/s at full size; {outlook}")
-        if minutes > LONG_MINUTES:
-            print(self._shorter_ways(flops_a_minute, minutes))
+        if minutes > speed.LONG_MINUTES:
+            print(speed.shorter_ways(self.config, self.data, flops_a_minute, minutes, self.device))
         return measured
-
-    def _shorter_ways(self, flops_a_minute: float, minutes: float) -> str:
-        """What else could be trained at this speed, for someone who does not want to wait."""
-        train_size = self.config.changed_settings().get("train_size")      # stays when another preset is named
-        presets = speed.minutes_of_presets(len(self.data.train_labels), flops_a_minute, val_size=self.config.val_size,
-                                           train_size=train_size)
-        fitting = [f"preset = {name!r} takes about {duration(60 * value)}"
-                   for name, value in sorted(presets.items(), key=lambda item: item[1])
-                   if value < min(minutes, LONG_MINUTES)]
-        if self.device.type != "cuda":
-            fitting.append("a GPU is many times faster (on Colab: Runtime > Change runtime type)")
-        return "That is long. Shorter ways: " + "; ".join(fitting or ["fewer epochs"])
 
     def profile_loader(self) -> dict:
         """Print and return how fast batches are made, stage by stage, and their share of a training step if known."""
@@ -466,17 +441,14 @@ class CIFAR100Pipeline:
                   "and the drawn set have them.")
             return None
         network.check_classes(data)
-        images, labels = self._images_to_look_at()
-        matrix, *halves = [explain.superclass_affinity(network.model, network.loader(images[part], labels[part]),
-                                                       data.superclass_of, self.config.progress)
-                           for part in (slice(None), slice(0, None, 2), slice(1, None, 2))]
+        matrix, agreement = explain.affinity_of_superclasses(network, data, self.config.val_size, self.config.seed,
+                                                             self.config.progress)
         names = data.superclass_names
         ranked = sorted(((matrix[a, b].item(), f"{names[a]} and {names[b]}") for a in range(len(names))
                          for b in range(a) if matrix[a, b].isfinite()), reverse=True)
         for similarity, pair in [*ranked[:pairs], *ranked[-pairs:]]:
             print(f"{similarity:+.2f}  {pair}")
-        print(f"Two halves of the images agree with a correlation of {explain.agreement(*halves):.2f}; at 0 all of "
-              "this would be chance.")
+        print(f"Two halves of the images agree with a correlation of {agreement:.2f}; 0 would be chance.")
         return self._keep("superclass_affinity", plots.superclass_affinity(matrix, names, note=self.note))
 
     def show_attention(self, images=None, class_name: str | None = None) -> Figure:
@@ -495,17 +467,9 @@ class CIFAR100Pipeline:
             images = images.tolist()
         images = list(images) if isinstance(images, (list, tuple, range)) else [images]
         pixels = torch.stack([self.as_input(image) for image in images])
-        loader = network.loader(pixels)
-        probabilities = network.logits(loader).softmax(1)
-        classes = probabilities.argmax(1)
-        if class_name is not None:
-            classes = torch.full_like(classes, self._class_index(class_name))
-        heat = torch.cat([explain.grad_cam(network.model, batch, chosen) for (batch, _), chosen
-                          in zip(loader.batches(), classes.split(loader.batch_size))])
-        what = "predicted" if class_name is None else "looks for"
-        answers = [f"{what}: {readable(self.class_names[index])}, {100 * share[index]:.0f} %"
-                   for index, share in zip(classes.tolist(), probabilities)]
-        titles = [self._attention_title(image, text) for image, text in zip(images, answers)]
+        heat, answers = attention(network, pixels, class_name)
+        titles = [f"true: {readable(self.class_names[self.data.test_labels[int(image)]])}\n{text}"
+                  if isinstance(image, (int, np.integer)) else text for image, text in zip(images, answers)]
         return self._keep("attention", plots.grad_cam_overlay(pixels, heat, titles, note=self.note))
 
     # Compare and save ------------------------------------------------------------------------------------------
@@ -632,28 +596,6 @@ class CIFAR100Pipeline:
                                                           self.config.progress)
         return self._training_features
 
-    def _images_to_look_at(self) -> tuple[Tensor, Tensor]:
-        """Images and labels of the validation split, or of as many training images; sorted by superclass."""
-        data, config = self.data, self.config
-        count = config.val_size or min(5000, len(data.train_labels) // 10)
-        chosen = stratified_split(data.train_labels, count, config.seed)[1]
-        chosen = chosen[data.superclass_of[data.train_labels[chosen]].argsort()]
-        return data.train_images[chosen], data.train_labels[chosen]
-
-    def _class_index(self, name: str) -> int:
-        if name not in self.class_names:
-            near = difflib.get_close_matches(name, self.class_names, 1)
-            raise ValueError(f"class_name={name!r}: not a class of this network"
-                             + (f"; did you mean {near[0]!r}?" if near else ""))
-        return self.class_names.index(name)
-
-    def _attention_title(self, image, looked_for: str) -> str:
-        """`looked_for`, below the true class where that is known."""
-        if isinstance(image, (int, np.integer)):
-            true = self.class_names[self.data.test_labels[int(image)]]
-            return f"true: {readable(true)}\n{looked_for}"
-        return looked_for
-
     def _bar(self, text: str) -> str:
         """The text of a progress bar, or none where `progress` wants no bars."""
         return text if progress_style(self.config.progress) == "bar" else ""
@@ -665,24 +607,8 @@ class CIFAR100Pipeline:
         return figure
 
     def _write_metrics(self) -> None:
-        trainer = self.trainer
-        if trainer is None or self.network is None or trainer.model is not self.network.model:
-            return      # loaded weights are another run's
-        rows = self.history.rows
-        last = rows[-1] if rows else {"seconds": 0.0, "petaflops": 0.0, "peak_memory_mb": None}
-        speeds = sorted(row["images_per_second"] for row in rows)
-        path, system, benchmarks = self.run_dir / "metrics.json", trainer.machine, self.speeds
-        if trainer.began_at == trainer.step:        # trained before, perhaps on another machine
-            before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-            system, benchmarks = before.get("system", system), before.get("speeds", {})
-        write_json({
-            "name": self.config.name, "note": self.note, "data": str(self.data), "config": self.config.to_dict(),
-            "system": system, "model_stats": model_stats(trainer.model),
-            "training": {"seconds": last["seconds"], "petaflops": last["petaflops"], "stopped": self.history.stopped,
-                         "images_per_second": speeds[len(speeds) // 2] if speeds else None,
-                         "peak_memory_mb": last["peak_memory_mb"]},
-            "speeds": benchmarks, "history": self.history.to_list(), "results": self.results,
-        }, path)
+        if self.trainer and self.network and self.trainer.model is self.network.model:      # not of loaded weights
+            write_metrics(self.run_dir / "metrics.json", self.trainer, self.speeds, self.results)
 
 
 def train_cifar100(**settings) -> tuple[nn.Module, dict, dict]:

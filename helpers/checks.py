@@ -55,3 +55,35 @@ def range_fault(value, rules) -> str:
         if rules["below"] is not None and item >= rules["below"]:
             return f"must be below {rules['below']}"
     return ""
+
+
+def cross_faults(config, wrong: set[str]) -> list[str]:
+    """Faults between settings that are each right on their own, not those that involve the settings in `wrong`.
+
+    `config` is a TrainingConfig."""
+    def right(*names: str) -> bool:
+        return not wrong & set(names)
+
+    faults = []
+    if right("model", "widths") and config.widths is not None:
+        stages = 4 if config.model == "CIFAR100CNN" else 3
+        if len(config.widths) != stages:
+            faults.append(f"widths={list(config.widths)}: {config.model} takes {stages} of them")
+        if config.model == "FlipCNN" and any(width % 2 for width in config.widths):
+            faults.append(f"widths={list(config.widths)}: the channels of FlipCNN come in pairs; make them even")
+    if right("precision", "mixed_precision") and config.precision != "auto" and not config.mixed_precision:
+        faults.append(f"precision={config.precision!r}: contradicts mixed_precision=False; "
+                      "set mixed_precision=True, or precision to 'auto'")
+    if right("lr_scheduler", "lr_milestones", "epochs") and config.lr_scheduler == "step":
+        if list(config.lr_milestones) != sorted(set(config.lr_milestones)):
+            faults.append(f"lr_milestones={list(config.lr_milestones)}: must rise")
+        elif not config.lr_milestones or config.lr_milestones[0] >= config.epochs:
+            faults.append(f"lr_milestones={list(config.lr_milestones)}: none lies within epochs={config.epochs}; "
+                          "name earlier epochs or use lr_scheduler='cosine'")
+    if right("run_name") and config.run_name and (set(config.run_name) & set('/\\:*?"<>|')
+                                                  or config.run_name.strip(". ") == ""):
+        faults.append(f"run_name={config.run_name!r}: must be a plain folder name; runs_dir says where it lies")
+    if right("drive", "checkpoint_dir") and config.drive and config.checkpoint_dir:
+        faults.append(f"checkpoint_dir={config.checkpoint_dir!r}: drive=True puts checkpoints on Google Drive; "
+                      "give one of the two")
+    return faults

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from .checks import coerce, range_fault
+from .checks import coerce, cross_faults, range_fault
 from .retired import RETIRED, refusals, without_retired
 from .text import short_text, shortened
 
@@ -168,7 +168,7 @@ class TrainingConfig:
         faults = value_faults(self._values())
         for name, value in self._values().items():
             object.__setattr__(self, name, coerce(value, HINTS[name])[0])
-        every_fault = list(faults.values()) + _cross_faults(self, wrong=set(faults))
+        every_fault = list(faults.values()) + cross_faults(self, wrong=set(faults))
         if every_fault:
             raise ConfigError(every_fault)
 
@@ -429,38 +429,6 @@ def layered_settings(*layers: dict) -> dict:
         replaced = _full_names(given)
         merged = {name: value for name, value in merged.items() if ALIASES.get(name, name) not in replaced} | given
     return merged
-
-
-# Checks ----------------------------------------------------------------------------------------------------
-
-def _cross_faults(config: TrainingConfig, wrong: set[str]) -> list[str]:
-    """Faults between settings that are each right on their own, not those that involve the settings in `wrong`."""
-    def right(*names: str) -> bool:
-        return not wrong & set(names)
-
-    faults = []
-    if right("model", "widths") and config.widths is not None:
-        stages = 4 if config.model == "CIFAR100CNN" else 3
-        if len(config.widths) != stages:
-            faults.append(f"widths={list(config.widths)}: {config.model} takes {stages} of them")
-        if config.model == "FlipCNN" and any(width % 2 for width in config.widths):
-            faults.append(f"widths={list(config.widths)}: the channels of FlipCNN come in pairs; make them even")
-    if right("precision", "mixed_precision") and config.precision != "auto" and not config.mixed_precision:
-        faults.append(f"precision={config.precision!r}: contradicts mixed_precision=False; "
-                      "set mixed_precision=True, or precision to 'auto'")
-    if right("lr_scheduler", "lr_milestones", "epochs") and config.lr_scheduler == "step":
-        if list(config.lr_milestones) != sorted(set(config.lr_milestones)):
-            faults.append(f"lr_milestones={list(config.lr_milestones)}: must rise")
-        elif not config.lr_milestones or config.lr_milestones[0] >= config.epochs:
-            faults.append(f"lr_milestones={list(config.lr_milestones)}: none lies within epochs={config.epochs}; "
-                          "name earlier epochs or use lr_scheduler='cosine'")
-    if right("run_name") and config.run_name and (set(config.run_name) & set('/\\:*?"<>|')
-                                                  or config.run_name.strip(". ") == ""):
-        faults.append(f"run_name={config.run_name!r}: must be a plain folder name; runs_dir says where it lies")
-    if right("drive", "checkpoint_dir") and config.drive and config.checkpoint_dir:
-        faults.append(f"checkpoint_dir={config.checkpoint_dir!r}: drive=True puts checkpoints on Google Drive; "
-                      "give one of the two")
-    return faults
 
 
 def _full_names(settings: dict) -> dict:

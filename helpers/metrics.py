@@ -105,6 +105,42 @@ class History:
         return cls(rows, stopped)
 
 
+class RunningMeans:
+    """Mean loss and accuracy of the epoch so far; numbers stay on the device until `read`."""
+
+    def __init__(self, loss_sum: float = 0.0, correct: float = 0.0, count: int = 0):
+        self.loss_sum, self.correct, self.count = loss_sum, correct, count
+        self._unread = []
+
+    def add(self, loss: Tensor, correct: Tensor, count: int) -> None:
+        self._unread.append((loss, correct, count))
+
+    def read(self) -> list[float]:
+        """The losses of the steps since the last call: one transfer from the device for all of them."""
+        if not self._unread:
+            return []
+        losses, corrects, counts = zip(*self._unread)
+        values = torch.stack([*losses, *corrects]).tolist()
+        losses, corrects = values[:len(losses)], values[len(losses):]
+        self.loss_sum += sum(loss * count for loss, count in zip(losses, counts))
+        self.correct += sum(corrects)
+        self.count += sum(counts)
+        self._unread = []
+        return losses
+
+    @property
+    def loss(self) -> float:
+        return self.loss_sum / max(self.count, 1)
+
+    @property
+    def accuracy(self) -> float:
+        """In percent."""
+        return 100 * self.correct / max(self.count, 1)
+
+    def state(self) -> dict:
+        return {"loss_sum": self.loss_sum, "correct": self.correct, "count": self.count}
+
+
 @dataclass(frozen=True)
 class Calibration:
     """Predictions in equal-width bins of confidence (Guo et al. 2017, arXiv 1706.04599).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
 import torch
@@ -113,6 +114,14 @@ class TrainedNetwork:
         values, classes = logits.softmax(0).topk(min(top, len(logits)))
         return [(self.class_names[index], value) for index, value in zip(classes.tolist(), values.tolist())]
 
+    def class_index(self, name: str) -> int:
+        """The index of the class called `name`. Raises ValueError, with the nearest name, where there is none."""
+        if name not in self.class_names:
+            near = difflib.get_close_matches(name, self.class_names, 1)
+            raise ValueError(f"class_name={name!r}: not a class of this network"
+                             + (f"; did you mean {near[0]!r}?" if near else ""))
+        return self.class_names.index(name)
+
     def evaluation(self, logits: Tensor, data: ImageData) -> Evaluation:
         """How right the logits of the test images are."""
         return Evaluation.from_logits(logits, data.test_labels, data.class_names, data.superclass_of,
@@ -130,6 +139,18 @@ class TrainedNetwork:
             found = Evaluation.from_logits(self.logits(loader), labels, self.class_names).reliable_confidence(RELIABLE)
             self._reliable = float("nan") if found is None else found
         return self._reliable
+
+
+def settings_here(state: dict) -> dict:
+    """The configuration in a checkpoint without what belongs to the machine and the moment it was trained on."""
+    elsewhere = {"preset": None, "run_name": state["name"], "checkpoint_dir": None, "drive": False, "resume": "auto",
+                 "device": "auto", "precision": None}
+    data_dir, runs_dir = (Path(state["config"].get(name, "")).expanduser() for name in ("data_dir", "runs_dir"))
+    if not data_dir.is_dir():
+        elsewhere["data_dir"] = None
+    if runs_dir.anchor and not runs_dir.is_dir():
+        elsewhere["runs_dir"] = None
+    return state["config"] | elsewhere
 
 
 def pretrained_path(name: str = "fast") -> Path:

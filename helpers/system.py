@@ -146,6 +146,26 @@ def autocast(device: torch.device, precision: str):
     return torch.autocast(device.type, dtype=DTYPES[precision], enabled=precision != "fp32")
 
 
+def rng_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """States of torch's own generators, which dropout draws from, by kind of device."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        states["mps"] = torch.mps.get_rng_state()
+    return states
+
+
+def set_rng_state(states: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Set the generators to what `rng_state` gave, as far as it was on this kind of device."""
+    torch.set_rng_state(states["cpu"])
+    of_device = states.get(device.type)
+    if device.type == "cuda" and of_device is not None:
+        torch.cuda.set_rng_state(of_device, device)
+    elif device.type == "mps" and of_device is not None:
+        torch.mps.set_rng_state(of_device)
+
+
 def synchronize(device: torch.device) -> None:
     """Wait until the device finishes its queued work; a CPU queues none."""
     if device.type == "cuda":

@@ -28,6 +28,16 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def epoch_line(row: dict, epochs: int) -> str:
+    """A row of the History as one readable line."""
+    loss = "–" if row["val_loss"] is None else f"{row['val_loss']:.3f}"
+    validation = ("" if row["val_top1"] is None else
+                  f"  val loss {loss}  top-1 {row['val_top1']:5.2f} %  top-5 {row['val_top5']:5.2f} %")
+    return (f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  train loss {row['train_loss']:.3f}  "
+            f"accuracy {row['train_accuracy']:5.2f} %{validation}  lr {row['learning_rate']:.4f}  "
+            f"{row['images_per_second']:,.0f} images/s  {row['seconds']:,.0f} s")
+
+
 def table(rows: list[dict]) -> str:
     """Dicts as an aligned text table; numbers to the right, absent values empty."""
     columns = list(dict.fromkeys(name for row in rows for name in row))

@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 import math
 import signal
-import threading
 import time
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
@@ -19,14 +18,16 @@ from .config import TrainingConfig
 from .data import ImageData, stratified_split
 from .loader import BatchLoader, training_loader
 from .logs import epoch_log
-from .metrics import History, topk_accuracy
+from .metrics import History, RunningMeans, topk_accuracy
 from .models import build_model, training_flops
 from .network import EVALUATION_BATCH, predict
 from .retired import refusals, without_retired
 from .schedule import Schedule
+from .signals import StopOnSignals
 from .step import TrainStep
 from .system import (DTYPES, SystemInfo, keep_freed_memory, memory_format, peak_memory_mb, pick_device, pick_precision,
-                     progress_style, synchronize)
+                     progress_style, rng_state, set_rng_state, synchronize)
+from .text import epoch_line
 
 log = logging.getLogger("cifar100")
 
@@ -92,7 +93,7 @@ class Trainer:
         self._epoch_images = 0
         self.running = RunningMeans()
         self._flops_at = {}
-        self._rng = self._rng_state()           # what is done before `fit` must not change what dropout draws
+        self._rng = rng_state(self.device)           # what is done before `fit` must not change what dropout draws
         self.machine = SystemInfo.of(self.device, self.precision).to_dict()
         if saved:
             self._restore(saved)
@@ -125,10 +126,10 @@ class Trainer:
             raise RuntimeError("this Trainer was interrupted; make a new one to continue from its checkpoint")
         if not self.is_finished:
             self._session_start = self._last_save = time.perf_counter()
-            self._set_rng_state(self._rng)
+            set_rng_state(self._rng, self.device)
             if self.device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(self.device)
-            with _StopOnSignals(self.stop), self._bar(show_bar) as bar:
+            with StopOnSignals(self.stop), self._bar(show_bar) as bar:
                 try:
                     while not self.is_finished and self.history.stopped != "interrupted":
                         self._run_epoch(bar)
@@ -271,7 +272,7 @@ class Trainer:
         path = checkpoint.save_step({
             **self.train_step.state_dict(), "scheduler": {"step": self.step, "total_steps": self.total_steps},
             "epoch": self.epoch, "history": self.history.to_list(), "stopped": self.history.stopped,
-            "running": self.running.state(), "rng": self._rng_state(), "best_weights": self.best_weights,
+            "running": self.running.state(), "rng": rng_state(self.device), "best_weights": self.best_weights,
             "precision": self.precision, "device": self.device.type, "machine": self.machine,
             "training_settings": self._training_settings(), **self.about(),
             **{name: getattr(self, name) for name in _PLAIN_STATE}, "seconds": self._seconds_so_far(),
@@ -351,23 +352,6 @@ class Trainer:
         if self.is_finished:            # perhaps on another machine
             self.machine = saved.get("machine", self.machine)
 
-    def _rng_state(self) -> dict:
-        """States of torch's own generators, which dropout draws from, by kind of device."""
-        states = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            states["cuda"] = torch.cuda.get_rng_state(self.device)
-        elif self.device.type == "mps":
-            states["mps"] = torch.mps.get_rng_state()
-        return states
-
-    def _set_rng_state(self, state: dict) -> None:
-        torch.set_rng_state(state["cpu"])
-        of_device = state.get(self.device.type)
-        if self.device.type == "cuda" and of_device is not None:
-            torch.cuda.set_rng_state(of_device, self.device)
-        elif self.device.type == "mps" and of_device is not None:
-            torch.mps.set_rng_state(of_device)
-
     def _save_is_due(self, now: float) -> bool:
         minutes = self.config.checkpoint_minutes
         return minutes > 0 and now - self._last_save > 60 * minutes
@@ -443,74 +427,6 @@ class Trainer:
 
 # Plain attributes of the Trainer that a checkpoint holds under their names.
 _PLAIN_STATE = ("seconds", "flops", "best_accuracy", "patience_accuracy", "patience_left")
-
-
-def epoch_line(row: dict, epochs: int) -> str:
-    """A row of the History as one readable line."""
-    loss = "–" if row["val_loss"] is None else f"{row['val_loss']:.3f}"
-    validation = ("" if row["val_top1"] is None else
-                  f"  val loss {loss}  top-1 {row['val_top1']:5.2f} %  top-5 {row['val_top5']:5.2f} %")
-    return (f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  train loss {row['train_loss']:.3f}  "
-            f"accuracy {row['train_accuracy']:5.2f} %{validation}  lr {row['learning_rate']:.4f}  "
-            f"{row['images_per_second']:,.0f} images/s  {row['seconds']:,.0f} s")
-
-
-class RunningMeans:
-    """Mean loss and accuracy of the epoch so far; numbers stay on the device until `read`."""
-
-    def __init__(self, loss_sum: float = 0.0, correct: float = 0.0, count: int = 0):
-        self.loss_sum, self.correct, self.count = loss_sum, correct, count
-        self._unread = []
-
-    def add(self, loss: Tensor, correct: Tensor, count: int) -> None:
-        self._unread.append((loss, correct, count))
-
-    def read(self) -> list[float]:
-        """The losses of the steps since the last call: one transfer from the device for all of them."""
-        if not self._unread:
-            return []
-        losses, corrects, counts = zip(*self._unread)
-        values = torch.stack([*losses, *corrects]).tolist()
-        losses, corrects = values[:len(losses)], values[len(losses):]
-        self.loss_sum += sum(loss * count for loss, count in zip(losses, counts))
-        self.correct += sum(corrects)
-        self.count += sum(counts)
-        self._unread = []
-        return losses
-
-    @property
-    def loss(self) -> float:
-        return self.loss_sum / max(self.count, 1)
-
-    @property
-    def accuracy(self) -> float:
-        """In percent."""
-        return 100 * self.correct / max(self.count, 1)
-
-    def state(self) -> dict:
-        return {"loss_sum": self.loss_sum, "correct": self.correct, "count": self.count}
-
-
-class _StopOnSignals:
-    """While active, Ctrl-C and SIGTERM call `stop(name)` instead; a second Ctrl-C interrupts at once."""
-
-    def __init__(self, stop):
-        self.stop = stop
-        self.before = {}
-
-    def __enter__(self):
-        if threading.current_thread() is threading.main_thread():     # Python allows handlers only there
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.before[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_):
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number, _frame):
-        signal.signal(number, self.before[number])
-        self.stop(signal.Signals(number).name)
 
 
 def _copy_of(weights: dict) -> dict:

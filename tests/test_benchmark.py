@@ -140,22 +140,3 @@ def test_step_command_gives_the_share_of_the_bare_convolutions(few_images, tmp_p
         assert row["percent"] == pytest.approx(100 * row["seconds"]["convolutions"][0] / row["seconds"]["step"][0])
         assert row["convolution_s"] > 0
     assert rows[0]["resize_s"] > 0 == rows[1]["resize_s"]
-
-
-def test_step_options_command_compares_with_the_step_as_it_is(few_images, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(torch, "compile", lambda model: model)       # takes half a minute
-    out = tmp_path / "options.json"
-    benchmark.main(["step-options", "--preset", "fast", "--repeats", "1", "--device", "cpu", "--out", str(out)])
-    rows = json.loads(out.read_text())["rows"]
-    assert [row["batch_size"] for row in rows] == [8, 8, 8, 16] and rows[0]["ratio"] == 1
-    assert all(row["images_per_second"] == row["batch_size"] / row["seconds"][0] for row in rows)
-    assert "the batch in two halves" in capsys.readouterr().out
-
-
-def test_live_view_command(tmp_path, capsys):
-    out = tmp_path / "live.json"
-    benchmark.main(["live-view", "--preset", "demo", "--device", "cpu", "--out", str(out)])
-    content = json.loads(out.read_text())
-    assert content["epochs"] == 1 and 0 < content["live_view_seconds"] < content["training_seconds"]
-    assert content["percent"] < 20      # a training of seconds on a busy machine; the real figure is measured
-    assert "seconds of training" in capsys.readouterr().out

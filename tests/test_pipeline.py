@@ -286,7 +286,7 @@ def test_a_long_training_is_announced_with_what_would_be_shorter(tmp_path, capsy
     assert minutes == pytest.approx(steps * 1000 / 60)
     printed = capsys.readouterr().out
     assert f"about {minutes // 60:.0f} h" in printed and "GPU" in printed
-    monkeypatch.setattr(cifar100_pipeline, "LONG_MINUTES", 10 * minutes)
+    monkeypatch.setattr(cifar100_pipeline.speed, "LONG_MINUTES", 10 * minutes)
     pipeline.benchmark_training()
     assert "GPU" not in capsys.readouterr().out
 

@@ -14,8 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from ..data import ImageData, stratified_split
 from ..loader import BatchLoader
 from ..models import evaluating
+from ..network import TrainedNetwork
 from ..system import autocast, progress_style
 
 QUERIES = 1024          # that `nearest` compares at once; 200 MB against 50,000 images
@@ -235,6 +237,20 @@ def superclass_affinity(model: nn.Module, loader: BatchLoader, superclass_of: Te
                 gradients[place] += torch.cat([part.flatten() for part in parts])
     gradients /= gradients.norm(dim=1, keepdim=True)
     return (gradients @ gradients.T).clamp(-1, 1).cpu()
+
+
+def affinity_of_superclasses(network: TrainedNetwork, data: ImageData, val_size: int, seed: int,
+                             progress: str = "none") -> tuple[Tensor, float]:
+    """`superclass_affinity` on the validation split, or on 5,000 training images where there is none, and the
+    `agreement` of two halves of them."""
+    count = val_size or min(5000, len(data.train_labels) // 10)
+    chosen = stratified_split(data.train_labels, count, seed)[1]
+    chosen = chosen[data.superclass_of[data.train_labels[chosen]].argsort()]
+    images, labels = data.train_images[chosen], data.train_labels[chosen]
+    matrix, *halves = [superclass_affinity(network.model, network.loader(images[part], labels[part]),
+                                           data.superclass_of, progress)
+                       for part in (slice(None), slice(0, None, 2), slice(1, None, 2))]
+    return matrix, agreement(*halves)
 
 
 def agreement(one: Tensor, other: Tensor) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -25,6 +26,21 @@ def look_at(network: TrainedNetwork, pixels: Tensor) -> tuple[tuple[str, ...], t
     return names, probabilities, grad_cam(network.model, loader.batch(0, 0)[0], logits.argmax(1))[0]
 
 
+def attention(network: TrainedNetwork, pixels: Tensor, class_name: str | None = None) -> tuple[Tensor, list[str]]:
+    """Grad-CAM of images, uint8 [N, 32, 32, 3], for their predicted class or for `class_name`: float [N, 32, 32] in
+    [0, 1], and that class with its probability in words. Raises ValueError for an unknown class."""
+    loader = network.loader(pixels)
+    probabilities = network.logits(loader).softmax(1)
+    classes = probabilities.argmax(1)
+    if class_name is not None:
+        classes = torch.full_like(classes, network.class_index(class_name))
+    heat = torch.cat([grad_cam(network.model, images, chosen) for (images, _), chosen
+                      in zip(loader.batches(), classes.split(loader.batch_size))])
+    what = "predicted" if class_name is None else "looks for"
+    return heat, [f"{what}: {readable(network.class_names[index])}, {100 * share[index]:.0f} %"
+                  for index, share in zip(classes.tolist(), probabilities)]
+
+
 def answer(network: TrainedNetwork, source, name: str = "") -> tuple[Figure, str]:
     """The figure about a picture of the user's, a path or a file, and its answer in words.
 
@@ -32,9 +48,9 @@ def answer(network: TrainedNetwork, source, name: str = "") -> tuple[Figure, str
     """
     picture = open_picture(source, name)
     pixels = square_pixels(picture, IMAGE_SIZE)
-    names, probabilities, attention = look_at(network, pixels)
+    names, probabilities, heat = look_at(network, pixels)
     remark = trust(probabilities[0], network.reliable_confidence, len(network.class_names))
-    figure = plots.explained_prediction(pixels, names, probabilities, attention, square_pixels(picture, 256),
+    figure = plots.explained_prediction(pixels, names, probabilities, heat, square_pixels(picture, 256),
                                         remark=remark, note=network.note)
     return figure, ", ".join(f"{readable(name)} {100 * share:.0f} %" for name, share in zip(names, probabilities))
 

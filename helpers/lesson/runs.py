@@ -8,8 +8,11 @@ import logging
 from pathlib import Path
 
 from ..config import TrainingConfig
+from ..files import write_json
 from ..metrics import History
+from ..models import model_stats
 from ..text import table
+from ..trainer import Trainer
 
 # The reference project's own run: top-1 and top-5 (%) on the test split, PFLOP (9.68 GFLOP an image forward and
 # backward, 50,000 images, 150 epochs) and minutes on a Tesla T4.
@@ -77,3 +80,25 @@ def runs_text(runs: list[dict], published=()) -> str:
     rows += [{"run": name, "source": "published", "top-1 %": f"{top1:.2f}", "top-5 %": f"{top5:.2f}"}
              for name, top1, top5 in published]
     return table(rows)
+
+
+def write_metrics(path: Path, trainer: Trainer, speeds: dict, results: dict) -> None:
+    """Write metrics.json: configuration, machine, training record, `speeds` that were benchmarked and test `results`.
+
+    Of a run that was trained before, perhaps on another machine, the file's own machine and speeds stay.
+    """
+    rows, config, data = trainer.history.rows, trainer.config, trainer.data
+    last = rows[-1] if rows else {"seconds": 0.0, "petaflops": 0.0, "peak_memory_mb": None}
+    rates = sorted(row["images_per_second"] for row in rows)
+    system = trainer.machine
+    if trainer.began_at == trainer.step:
+        before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        system, speeds = before.get("system", system), before.get("speeds", {})
+    write_json({
+        "name": config.name, "note": data.note, "data": str(data), "config": config.to_dict(), "system": system,
+        "model_stats": model_stats(trainer.model),
+        "training": {"seconds": last["seconds"], "petaflops": last["petaflops"], "stopped": trainer.history.stopped,
+                     "images_per_second": rates[len(rates) // 2] if rates else None,
+                     "peak_memory_mb": last["peak_memory_mb"]},
+        "speeds": speeds, "history": trainer.history.to_list(), "results": results,
+    }, path)

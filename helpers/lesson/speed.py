@@ -13,14 +13,16 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..config import ConfigError, TrainingConfig, preset_names
-from ..data import IMAGE_SIZE
+from ..data import IMAGE_SIZE, ImageData
 from ..loader import BatchLoader
 from ..models import build_model, training_flops
 from ..schedule import Schedule
 from ..step import TrainStep
 from ..system import DTYPES, autocast, is_out_of_memory, memory_format, peak_memory_mb, progress_style, synchronize
-from ..text import table
+from ..text import duration, table
 from ..trainer import Trainer
+
+LONG_MINUTES = 30       # from here on an estimate comes with what would be shorter
 
 log = logging.getLogger("cifar100")
 
@@ -98,6 +100,19 @@ def repeated_step(trainer: Trainer, take_step: TrainStep, image_size: int = IMAG
 def images_of_step(trainer: Trainer) -> int:
     """The effective batch, as far as there are images."""
     return trainer.schedule.batch_size * len(trainer.schedule.batches(0))
+
+
+def shorter_ways(config: TrainingConfig, data: ImageData, flops_a_minute: float, minutes: float,
+                 device: torch.device) -> str:
+    """What else could be trained at this speed, for someone who does not want to wait for `minutes`."""
+    presets = minutes_of_presets(len(data.train_labels), flops_a_minute, val_size=config.val_size,
+                                 train_size=config.changed_settings().get("train_size"))
+    fitting = [f"preset = {name!r} takes about {duration(60 * value)}"
+               for name, value in sorted(presets.items(), key=lambda item: item[1])
+               if value < min(minutes, LONG_MINUTES)]
+    if device.type != "cuda":
+        fitting.append("a GPU is many times faster (on Colab: Runtime > Change runtime type)")
+    return "That is long. Shorter ways: " + "; ".join(fitting or ["fewer epochs"])
 
 
 def minutes_of_presets(data_images: int, flops_a_minute: float, **settings) -> dict[str, float]:

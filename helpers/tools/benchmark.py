@@ -4,8 +4,6 @@
     python -m helpers.tools.benchmark augmentation --data-dir data
     python -m helpers.tools.benchmark training --data-dir data
     python -m helpers.tools.benchmark step --preset fast --data-dir data
-    python -m helpers.tools.benchmark step-options --preset fast --data-dir data
-    python -m helpers.tools.benchmark live-view --data-dir data
 
 Each command writes its timings to a file, figures/benchmark_<command>.json, and prints the gist.
 """
@@ -15,11 +13,9 @@ from __future__ import annotations
 import argparse
 import functools
 import logging
-import re
 import tempfile
 import time
 from importlib import metadata
-from pathlib import Path
 from statistics import median
 
 import torch
@@ -200,14 +196,12 @@ def main(arguments: list[str] | None = None) -> None:
         for option in options.split():
             command.add_argument("--" + option, **OPTIONS[option])
     args = parser.parse_args(arguments)
-    for name in ("repeats", "images", "steps", "epochs"):
+    for name in ("repeats", "images", "steps"):
         if getattr(args, name, 1) < 1:
             parser.error(f"--{name} {getattr(args, name)}: must be at least 1")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     # The reference recipe, or the preset where there is `--preset`, with what else is given.
-    settings = {name: value for name, value in vars(args).items() if name in SETTINGS}
-    if args.command != "live-view":     # the only one that trains for long enough to validate
-        settings["val_size"] = 0
+    settings = {name: value for name, value in vars(args).items() if name in SETTINGS} | {"val_size": 0}
     if args.command == "augmentation":
         settings |= {"device": "cpu", "mixed_precision": False}
     if args.command != "inference" and not args.data_dir:
@@ -229,7 +223,7 @@ def main(arguments: list[str] | None = None) -> None:
     result = COMMANDS[args.command][0](args, config, data)
     print(format_rows(result["rows"]) if "rows" in result else f"{args.command}: {result['summary']}")
     print("written to", write_json(
-        content | result, args.out or FIGURES / f"benchmark_{args.command.replace('-', '_')}.json"))
+        content | result, args.out or FIGURES / f"benchmark_{args.command}.json"))
 
 
 def _augmentation(args, config: TrainingConfig, data: ImageData) -> dict:
@@ -316,55 +310,6 @@ def _optimizer_flops(trainer: Trainer) -> int:
     return counter.get_total_flops()
 
 
-def _step_options(args, config: TrainingConfig, data: ImageData) -> dict:
-    """A training step at the full image size as the preset has it, and with one thing done otherwise, in turn.
-
-    Compiled, 3×3 convolutions in fp32 on a CPU are PyTorch's own (helpers.layers.winograd). oneDNN's graph fusion is
-    no option: PyTorch offers it for inference only (torch.jit.enable_onednn_fusion).
-    """
-    config = config.replace(start_image_size=IMAGE_SIZE, resume="never")
-    options = {"as the preset has it": {}, "torch.compile": {"compile": True},
-               "the batch in two halves": {"batch_size": max(1, config.batch_size // 2),
-                                           "gradient_accumulation_steps": 2 * config.gradient_accumulation_steps},
-               "twice the batch": {"batch_size": 2 * config.batch_size}}
-    steps, images = {}, {}
-    with tempfile.TemporaryDirectory() as folder:
-        for name, change in options.items():
-            trainer = Trainer(config.replace(**change), data, folder)
-            steps[name], images[name] = _step_of(trainer), images_of_step(trainer)
-            steps[name]()       # warm-up
-        seconds = {name: [] for name in options}
-        for _ in announced(range(1, args.repeats + 1), "each option, repeat"):
-            for name, step in steps.items():
-                seconds[name].append(seconds_of(step, trainer.device))
-    rows = [{"option": name, "batch_size": images[name], "images_per_second": images[name] / median(seconds[name]),
-             "seconds": seconds[name]} for name in options]
-    for row in rows:
-        row["ratio"] = row["images_per_second"] / rows[0]["images_per_second"]
-    return {"preset": args.preset, "rows": rows}
-
-
-def _live_view(args, config: TrainingConfig, data: ImageData) -> dict:
-    """What the updates of the live view take of a training in a notebook's kernel, from the line in the run's log.
-
-    The kernel sends the view to nobody; what a browser does with it is not this machine's time on Colab or Kaggle.
-    """
-    import nbformat
-    from nbclient import NotebookClient
-    with tempfile.TemporaryDirectory() as folder:
-        data_dir = str(Path(config.data_dir).expanduser().resolve())
-        settings = config.replace(runs_dir=folder, run_name="live", data_dir=data_dir).to_dict()
-        cell = nbformat.v4.new_code_cell("from cifar100_pipeline import CIFAR100Pipeline, TrainingConfig\n"
-                                         f"CIFAR100Pipeline(TrainingConfig(**{settings!r})).train(live=True)")
-        NotebookClient(nbformat.v4.new_notebook(cells=[cell]), kernel_name="python3", timeout=None,
-                       resources={"metadata": {"path": str(FIGURES.parent)}}).execute()
-        text = (Path(folder) / "live" / "train.log").read_text(encoding="utf-8")
-    view, training = map(float, re.search(r"live view took ([\d.]+) of ([\d.]+) seconds", text).groups())
-    return {"preset": args.preset, "epochs": args.epochs, "live_view_seconds": view, "training_seconds": training,
-            "percent": 100 * view / training,
-            "summary": f"{view:.1f} of {training:.0f} seconds of training, {100 * view / training:.2f} %"}
-
-
 def _alternate(unit: str, count: int, baseline, ours, repeats: int) -> dict:
     """Call both (each returns the seconds for `count` of `unit`) in turn: a slow spell of the machine hits both."""
     seconds = {"baseline": [], "ours": []}
@@ -389,14 +334,11 @@ OPTIONS = {
     "widths": {"type": int, "nargs": "+", "help": "channels of the stages, else the network's own"},
     "steps": {"type": int, "default": 2, "help": "steps in a timing"},
     "preset": {"default": "quick", "help": "whose network: a file name in configs/experiments"},
-    "epochs": {"type": int, "default": 1, "help": "epochs of the training"},
     "image-sizes": {"type": int, "nargs": "+", "default": [20, 24, 28, 32], "help": "sides in pixels"},
     "batch-sizes": {"type": int, "nargs": "+", "default": [32, 64, 128, 256], "help": "images in a batch"}}
 COMMANDS = {"augmentation": (_augmentation, "data-dir images repeats seed out"),
             "training": (_training, "data-dir batch-size widths steps device repeats seed out"),
             "step": (_step, "preset data-dir image-sizes device repeats seed out"),
-            "step-options": (_step_options, "preset data-dir device repeats seed out"),
-            "live-view": (_live_view, "preset data-dir epochs device seed out"),
             "inference": (_inference, "preset batch-sizes device repeats seed out")}
 
 

@@ -1,29 +1,25 @@
-"""A grid of runs: the notebook once for each combination of settings, and one report of them all.
+"""A grid of runs: execute the notebook once per combination of settings and report all runs on one page.
 
     python -m helpers.tools.grid learning_rate=0.05,0.1,0.2 augmentation=light,strong --preset demo
     python -m helpers.tools.grid configs/experiments
     python -m helpers.tools.grid mine/a.yaml mine/b.yaml seed=1,2,3 epochs=3
     python -m helpers.tools.grid 'widths=[64,128,256],[32,64,128]' cutout_size=null,8 --name widths --dry-run
 
-What to run is given as NAME=VALUE[,VALUE...], as YAML files of settings (those that `papermill -f` takes) and as
-folders of such files, in any order. Every combination of the values is run, with each of the files. A single value
-holds for all runs; values given here go before those in files. Values are YAML: null is "as the preset says", and
-commas within brackets do not separate. Quote brackets, which some shells read themselves.
+Arguments are NAME=VALUE[,VALUE...], YAML files of settings (as for `papermill -f`) and folders of such files, in any
+order. The grid runs every combination of the values with each file. A single value applies to all runs; values on the
+command line override those in files. Values are YAML: null means "as the preset says", and commas inside brackets do
+not separate. Quote brackets, which some shells interpret.
 
-All settings are checked before the first run. The runs of a grid lie in RUNS_DIR/NAME: a folder for each, with the
-executed notebook, what papermill said (papermill.log) and all that the notebook writes; and report.html, written
-anew after each run. The same command again skips the finished runs and continues one that was cut off. A run that
-fails is reported and the others go on. Ctrl-C stops the run, which saves a checkpoint, and the grid.
+The grid checks all settings before the first run. It writes to RUNS_DIR/NAME: one folder per run with the executed
+notebook, papermill's output (papermill.log) and the notebook's own files; and report.html, rewritten after each run.
+The same command again skips finished runs and resumes an interrupted one. If a run fails, the grid reports it and
+continues. Ctrl-C stops the run, which saves a checkpoint, and the grid.
 """
 
 from __future__ import annotations
 
 import argparse
-import base64
 import contextlib
-import datetime
-import glob
-import html
 import importlib.util
 import itertools
 import json
@@ -35,84 +31,66 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
 
 import yaml
 
-from ..config import (ALIASES, SETTINGS, ConfigError, TrainingConfig, layered_settings, name_faults, read_settings,
-                      short_text, shortened)
+from ..config import ALIASES, SETTINGS, ConfigError, TrainingConfig, layered_settings, name_faults, read_settings
 from ..files import write_text
-from ..lesson import plots
-from ..lesson.runs import differing_settings, finished_runs, published_beside
-from ..text import duration
+from ..text import duration, short_text, shortened
+from .grid_report import Run, html_report, results_of, value_text
 
 NOTEBOOK = Path(__file__).resolve().parents[2] / "CIFAR_100_CNN_Training.ipynb"
-STOP_SECONDS = 120      # for the training to end its step and to save; papermill alone would give it 5
-DRAWN_RUNS = 10         # the best so many runs are drawn: there are no more colours to tell them apart
-
-
-@dataclass
-class Run:
-    """One run of the grid: what papermill gives the notebook, what that makes of it, and how far it has come."""
-
-    settings: dict
-    config: TrainingConfig
-    state: str = "waiting"      # then "running", and "finished", "failed" or "interrupted"
-    error: str = ""             # the last line of a failed run's error
-
-    @property
-    def folder(self) -> Path:
-        return self.config.run_dir
+STOP_SECONDS = 120      # time for the training to end its step and save; papermill alone allows 5
+OWN_RUNS_DIR = "the grid sets runs_dir itself; use --runs-dir and --name"
 
 
 # Plan ------------------------------------------------------------------------------------------------------
 
 def split_values(text: str) -> list:
-    """The values of `NAME=VALUE,VALUE`, read as YAML: `0.1,[64,128],null` is `[0.1, [64, 128], None]`.
+    """Read values separated by commas as YAML: `0.1,[64,128],null` gives `[0.1, [64, 128], None]`.
 
-    Raises ValueError when one is empty or no YAML.
+    Raises ValueError if a value is empty or not YAML.
     """
     values = []
-    for part in re.split(r",(?![^\[]*\])", text):       # not the commas before which a bracket is open
+    for part in re.split(r",(?![^\[]*\])", text):       # commas outside brackets
         if not part.strip():
-            raise ValueError("holds an empty value; values are separated by single commas, and null is none")
+            raise ValueError("holds an empty value; separate values by single commas, and write null for none")
         try:
             values.append(yaml.safe_load(part))
         except yaml.YAMLError as error:
-            raise ValueError(f"cannot be read as YAML ({' '.join(str(error).split())})") from error
+            raise ValueError(f"is not YAML ({' '.join(str(error).split())})") from error
     return values
 
 
 def read_items(items: list[str]) -> tuple[dict[str, list], list[Path], list[str]]:
-    """The values by setting and the YAML files that the arguments name, and what is wrong with the arguments."""
+    """Sort the arguments into values by setting and YAML files; also list their faults."""
     values, files, faults = {}, [], []
     for item in items:
         name, is_setting, text = item.partition("=")
-        if os.path.isdir(item):         # Path's own raises where the name is too long for a file
+        if os.path.isdir(item):         # Path.is_dir raises if the name is too long for a file
             inside = sorted(path for path in Path(item).iterdir() if path.suffix in (".yaml", ".yml"))
             faults += [] if inside else [f"{item}: the folder holds no YAML file"]
             files += inside
         elif os.path.isfile(item):
             files.append(Path(item))
         elif not is_setting:
-            faults.append(f"{item}: no such file or folder; settings are given as NAME=VALUE")
+            faults.append(f"{item}: no such file or folder; write settings as NAME=VALUE")
         elif name in values:
-            faults.append(f"{item}: {name} is given twice; separate its values by commas")
+            faults.append(f"{item}: {name} appears twice; separate its values by commas")
         elif name == "runs_dir":
-            faults.append(f"{item}: the grid says where its runs lie; use --runs-dir and --name")
+            faults.append(f"{item}: {OWN_RUNS_DIR}")
         else:
             try:
                 values[name] = split_values(text)
             except ValueError as error:
                 faults.append(f"{item}: {error}")
-                values[name] = [None]       # so that the other settings are checked as well
+                values[name] = [None]       # still check the other settings
     return values, files, faults + name_faults(values)
 
 
 def grid_name(items: list[str], values: dict[str, list]) -> str:
-    """The folder of a grid that is given no name: the preset, the files, what varies, and what else shapes training."""
+    """The default name: the preset, the files, what varies, and the fixed settings that shape training."""
     preset = [str(value) for value in values.get("preset", []) if value]
     files = [Path(item).resolve().stem for item in items if os.path.exists(item)]
     varied = [name for name, choices in values.items() if name != "preset" and len(choices) > 1]
@@ -126,10 +104,10 @@ def _shapes_training(name: str) -> bool:
     return setting is not None and setting.metadata["shapes_training"]
 
 
-def planned_runs(values: dict[str, list], files: list[Path], folder) -> list[Run]:
-    """Every combination of `values` with each file, to lie in `folder`.
+def grid_runs(values: dict[str, list], files: list[Path], folder) -> list[Run]:
+    """Combine all `values` with each file; the runs write to `folder`.
 
-    Raises ConfigError with the faults of all combinations, and when two would share a run's folder.
+    Raises ConfigError with the faults of all combinations, and if two runs share a name.
     """
     sources, faults = _read_files(files)
     runs, labels, found = [], {}, {}
@@ -142,15 +120,15 @@ def planned_runs(values: dict[str, list], files: list[Path], folder) -> list[Run
             for fault in error.faults:
                 found.setdefault(fault, {})[source] = True
             continue
-        varied = [f"{name}={_shown(value)}" for name, value in choice.items() if len(values[name]) > 1]
+        varied = [f"{name}={value_text(value)}" for name, value in choice.items() if len(values[name]) > 1]
         label = " ".join([source, *varied]).strip()
         if run.config.name in labels:
-            faults.append(f"{labels[run.config.name]} and {label} are both named {run.config.name!r} and would share "
-                          "a folder: runs are told apart by the settings that shape the weights; leave one out or "
-                          "give each file a run_name")
+            faults.append(f"{labels[run.config.name]} and {label} share the name {run.config.name!r} and so a folder: "
+                          "only settings that shape the weights distinguish runs; leave one out or give each file a "
+                          "run_name")
         labels.setdefault(run.config.name, label)
         runs.append(run)
-    for fault, where in found.items():      # what is wrong with every file lies in the values
+    for fault, where in found.items():      # a fault common to all files lies in the values
         faults.append(fault if len(where) == len(sources) else f"{', '.join(where)}: {fault}")
     if faults:
         raise ConfigError(faults, "the grid")
@@ -158,7 +136,7 @@ def planned_runs(values: dict[str, list], files: list[Path], folder) -> list[Run
 
 
 def _read_files(files: list[Path]) -> tuple[dict[str, dict], list[str]]:
-    """The settings by file, and what is wrong with the files. Without any file, no settings of the name ""."""
+    """Read the settings by file; also list the faults. Without files, the only source is "", with no settings."""
     sources, faults = {}, []
     for path in files:
         try:
@@ -166,50 +144,41 @@ def _read_files(files: list[Path]) -> tuple[dict[str, dict], list[str]]:
         except ConfigError as error:
             faults += [f"{path}: {fault}" for fault in error.faults]
         if "runs_dir" in sources.get(str(path), {}):
-            faults.append(f"{path}: runs_dir: the grid says where its runs lie; use --runs-dir and --name")
+            faults.append(f"{path}: {OWN_RUNS_DIR}")
     return sources or {"": {}}, faults
 
 
 # Run -------------------------------------------------------------------------------------------------------
 
-def results_of(run: Run) -> dict | None:
-    """What `finished_runs` gives for a run that is trained to its end with these settings; else None."""
-    for found in finished_runs(glob.escape(str(run.folder))):
-        is_of_run = found["settings"] == run.config.training_settings()
-        if is_of_run and found["history"].stopped != "interrupted":
-            return found
-    return None
-
-
 def finished_beside(runs: list[Run], folder: Path) -> list[str]:
-    """The names of finished runs in `folder` that are none of `runs`."""
+    """Names of finished runs in `folder` that are not in `runs`."""
     return sorted({path.parent.name for path in folder.glob("*/metrics.json")} - {run.folder.name for run in runs})
 
 
 def execute(run: Run, notebook: Path) -> None:
-    """Run the notebook with papermill; sets `state` and `error`. On Ctrl-C, ends it and raises KeyboardInterrupt."""
+    """Run the notebook with papermill and set `state` and `error`. On Ctrl-C, stop it and raise KeyboardInterrupt."""
     run.folder.mkdir(parents=True, exist_ok=True)
     given, output, log = run.folder / "settings.yaml", run.folder / notebook.name, run.folder / "papermill.log"
     write_text(yaml.safe_dump(run.settings, sort_keys=False, allow_unicode=True), given)
-    output.unlink(missing_ok=True)      # or the error of an earlier try would pass for one of this
-    # papermill fills in what stands in braces in a path.
+    output.unlink(missing_ok=True)      # last_error must not find an earlier attempt's error
+    # papermill formats its paths: escape braces.
     paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, output)]
     run.state = "running"
     try:
-        status = _papermill([*paths, "-f", str(given), "--no-progress-bar"], log)
+        status = run_papermill([*paths, "-f", str(given), "--no-progress-bar"], log)
     except KeyboardInterrupt:
         run.state = "interrupted"
         raise
     run.state = "finished" if status == 0 and results_of(run) else "failed"
     if run.state == "failed":
         run.error = last_error(output, log) if status else (
-            f"the notebook ran to its end but left no results of these settings in {run.folder / 'metrics.json'}")
+            f"the notebook ended without results of these settings in {run.folder / 'metrics.json'}")
 
 
-def _papermill(arguments: list[str], log: Path) -> int:
-    """The exit status of papermill, whose words go to the file `log`."""
+def run_papermill(arguments: list[str], log: Path) -> int:
+    """Run papermill with `arguments`, its output in the file `log`; return its exit status."""
     with log.open("w", encoding="utf-8") as file:
-        # In a session of its own, so that Ctrl-C reaches it through us only, and once.
+        # A session of its own: Ctrl-C reaches papermill only through this process, and once.
         process = subprocess.Popen([sys.executable, "-m", "papermill", *arguments], stdin=subprocess.DEVNULL,
                                    stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
         try:
@@ -224,37 +193,37 @@ def _papermill(arguments: list[str], log: Path) -> int:
 
 
 def _end(papermill: subprocess.Popen) -> None:
-    """Let the training save a checkpoint, and the kernel and papermill end; what does not, the caller kills."""
+    """Let the training save a checkpoint and the kernel and papermill exit; the caller kills what remains."""
     children = Path(f"/proc/{papermill.pid}/task/{papermill.pid}/children")      # Linux
     kernels = children.read_text().split() if children.exists() else []
     for kernel in kernels:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(int(kernel), signal.SIGTERM)        # after its step the training saves, and then ends the kernel
-    if not kernels and os.name == "posix":      # elsewhere the console has told papermill as well
-        papermill.send_signal(signal.SIGINT)    # which interrupts the kernel, if any, and kills it 5 seconds later
-    try:
+            os.kill(int(kernel), signal.SIGTERM)        # the training ends its step, saves and exits
+    if not kernels and os.name == "posix":      # on Windows, the console interrupts papermill too
+        papermill.send_signal(signal.SIGINT)    # interrupts any kernel, kills it after 5 seconds
+    with contextlib.suppress(subprocess.TimeoutExpired):
         papermill.wait(STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        pass
 
 
 def last_error(notebook: Path, log: Path) -> str:
-    """The error that a half-executed notebook holds, in one line; where there is none, papermill's last word."""
+    """The error in a half-executed notebook, as one line; without one, the last line of papermill's log."""
     try:
         cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    except (OSError, ValueError):       # papermill did not come as far as that
+    except (OSError, ValueError):       # papermill stopped before it wrote the notebook
         cells = []
     outputs = [output for cell in cells for output in cell.get("outputs", [])]
     errors = [output for output in outputs if output["output_type"] == "error"]
     if errors:
         return _one_line(f"{errors[-1]['ename']}: {errors[-1]['evalue']}")
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return _one_line(lines[-1]) if lines else "papermill ended without a word"
+    return _one_line(lines[-1]) if lines else "papermill ended without output"
 
 
 def run_grid(runs: list[Run], notebook: Path, write_report) -> None:
-    """Run what is not finished, a line each. `write_report()` is called first, after each run, and on Ctrl-C, which
-    is passed on."""
+    """Run what is not finished and print a line per run. Call `write_report()` first, after each run and on Ctrl-C.
+
+    Ctrl-C raises KeyboardInterrupt.
+    """
     for run in runs:
         run.state = "finished" if results_of(run) else "waiting"
     write_report()
@@ -262,7 +231,7 @@ def run_grid(runs: list[Run], notebook: Path, write_report) -> None:
     for number, run in enumerate(runs, start=1):
         print(f"{number} of {len(runs)}: {run.config.name}: ", end="", flush=True)
         if run.state == "finished":
-            print("is finished already, skipped", flush=True)
+            print("already finished, skipped", flush=True)
             continue
         start = time.perf_counter()
         try:
@@ -282,187 +251,14 @@ def _outcome(run: Run) -> str:
     if run.state == "failed":
         return f"failed ({run.error})"
     results = results_of(run)
-    return f"top-1 {results['top1']:.2f} %, top-5 {results['top5']:.2f} %" + (f" ({results['note']})"
-                                                                            if results["note"] else "")
+    note = f" ({results['note']})" if results["note"] else ""
+    return f"top-1 {results['top1']:.2f} %, top-5 {results['top5']:.2f} %{note}"
 
 
 def _one_line(text: str) -> str:
-    """`text` without line breaks and colour codes, cut to what fits a table."""
+    """`text` without line breaks and colour codes, cut to fit a table."""
     plain = " ".join(re.sub(r"\x1b\[[\d;]*m", "", text).split())
     return plain if len(plain) <= 400 else plain[:399] + "…"
-
-
-def _shown(value) -> str:
-    """A setting's value as a reader writes it."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"[{', '.join(map(str, value))}]" if isinstance(value, (list, tuple)) else str(value)
-
-
-# Report ----------------------------------------------------------------------------------------------------
-
-STYLE = """
-:root { color-scheme: light dark; --text: #1b1b1b; --back: #ffffff; --faint: #5c5c5c; --line: #d4d4d4;
-        --best: #e6f4ea; --link: #0b57d0; --note: #5c3d00; --note-back: #ffe9a8; --bad: #a8071a; }
-@media (prefers-color-scheme: dark) {
-  :root { --text: #e6e6e6; --back: #17181a; --faint: #a6a6a6; --line: #3f4145;
-          --best: #1d3a26; --link: #8ab4f8; --note: #ffe9a8; --note-back: #4a3800; --bad: #ff9c9c; } }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--text); background: var(--back); max-width: 1100px;
-       margin: 0 auto; padding: 1rem; }
-h1 { overflow-wrap: anywhere; }
-a { color: var(--link); }
-code { overflow-wrap: anywhere; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; }
-th, td { padding: 0.3rem 0.7rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
-td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
-th { white-space: nowrap; }
-tr.best { background: var(--best); font-weight: bold; }
-tr.published, .faint { color: var(--faint); }
-.note { color: var(--note); background: var(--note-back); padding: 0.1rem 0.4rem; font-weight: bold; }
-.error { color: var(--bad); overflow-wrap: anywhere; }
-figure { margin: 1.5rem 0; }
-img { max-width: 100%; background: #ffffff; }
-"""
-
-
-def ranked(finished: list[dict]) -> tuple[list[dict], str]:
-    """Runs as `finished_runs` gives them, best first, each with `validated` (top-1 in %, or None), and a
-    sentence on the order. Where all runs have a validation split it decides: the test split chooses nothing."""
-    runs = [run | {"validated": _validated(run)} for run in finished]
-    if all(run["validated"] is not None for run in runs):
-        return sorted(runs, key=lambda run: -run["validated"]), (
-            "Best validation accuracy first. Top-1 and top-5 are measured on the test split, which has no say in the "
-            "order: what stands there for the first run is what it does on new pictures.")
-    return sorted(runs, key=lambda run: -run["top1"]), (
-        "Best test accuracy first, since not every run has a validation split. To pick the best of many by the test "
-        "split flatters it; set val_size above 0 in all runs to choose without it.")
-
-
-def _validated(run: dict) -> float | None:
-    """Validation top-1 of the weights that were tested: with patience those of the best epoch, else the last."""
-    values = [value for value in run["history"]["val_top1"] if value is not None]
-    if not values:
-        return None
-    return max(values) if run["settings"].get("patience") else values[-1]
-
-
-def html_report(name: str, runs: list[Run], command: str, notebook: str) -> str:
-    """The page of a grid, self-contained: a table of its runs, what became of the others, and figures.
-
-    `notebook` is the file name of the executed notebooks; links are relative to the folder of the grid.
-    """
-    results = [(run, found) for run in runs if run.state == "finished" and (found := results_of(run))]
-    finished, order = ranked([found | {"link": _link(run, notebook)} for run, found in results])
-    published = published_beside(finished)
-    others = [run for run in runs if all(run is not done for done, _ in results)]
-    differing = differing_settings([{"settings": run.config.training_settings()} for run in runs])
-    states = [run.state for run in runs]
-    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    parts = [f"<h1>{html.escape(name)}</h1>",
-             f"<p>Runs of {html.escape(notebook)}: {counts}.<br>"
-             f"<span class='faint'>Written on {datetime.datetime.now():%Y-%m-%d at %H:%M} by</span> "
-             f"<code>{html.escape(command)}</code></p>"]
-    parts += [f"<p><span class='note'>{html.escape(note)}</span> Numbers that are marked so say nothing about "
-              "CIFAR-100.</p>" for note in sorted({run["note"] for run in finished} - {""})]
-    if finished:
-        rows = [_finished_row(run, differing) for run in finished] + [_published_row(*one) for one in published]
-        classes = ["best", *["plain"] * (len(finished) - 1), *["published"] * len(published)]
-        parts += ["<h2>Finished</h2>", f"<p>{order}</p>", _table(rows, classes)]
-        if published:
-            parts.append("<p class='faint'>Published: figures of others, not measured here.</p>")
-    if others:
-        parts += ["<h2>Not finished</h2>", _table([_other_row(run, differing, notebook) for run in others])]
-    if finished:
-        parts += ["<h2>Figures</h2>", *_figures(finished, differing, published)]
-    return _page(name, "\n".join(parts))
-
-
-def _finished_row(run: dict, differing: list[str]) -> dict[str, str]:
-    note = f" <span class='note'>{html.escape(run['note'])}</span>" if run["note"] else ""
-    return {"run": run["link"] + note, **_settings_cells(run["settings"], differing),
-            "validation top-1 %": "–" if run["validated"] is None else f"{run['validated']:.2f}",
-            "top-1 %": f"{run['top1']:.2f}", "top-5 %": f"{run['top5']:.2f}", "epochs": f"{run['epochs']}",
-            "minutes": f"{run['seconds'] / 60:.1f}", "PFLOP": f"{run['petaflops']:.4f}"}
-
-
-def _published_row(name: str, top1: float, top5: float) -> dict[str, str]:
-    return {"run": f"{html.escape(name)} (published)", "top-1 %": f"{top1:.2f}",
-            "top-5 %": f"{top5:.2f}"}
-
-
-def _other_row(run: Run, differing: list[str], notebook: str) -> dict[str, str]:
-    return {"run": _link(run, notebook), **_settings_cells(run.config.training_settings(), differing),
-            "state": html.escape(run.state), "error": f"<span class='error'>{html.escape(run.error)}</span>"}
-
-
-def _settings_cells(settings: dict, differing: list[str]) -> dict[str, str]:
-    return {html.escape(name): html.escape(_shown(settings.get(name))) for name in differing}
-
-
-def _link(run: Run, notebook: str) -> str:
-    """The run's name, which leads to its executed notebook where there is one."""
-    name = html.escape(run.config.name)
-    if not (run.folder / notebook).is_file():
-        return name
-    return f'<a href="{html.escape(quote(f"./{run.config.name}/{notebook}"))}">{name}</a>'
-
-
-def _table(rows: list[dict[str, str]], classes: list[str] = ()) -> str:
-    """Rows of HTML by column as a table; columns whose cells are all numbers are set to the right."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    right = {name for name in columns if all(re.fullmatch(r"[\d.]*|–", row.get(name, "")) for row in rows)}
-    head = "".join(_cell("th", name, name in right) for name in columns)
-    lines = []
-    for row, kind in itertools.zip_longest(rows, classes, fillvalue="plain"):
-        cells = "".join(_cell("td", row.get(name, ""), name in right) for name in columns)
-        lines.append(f'<tr class="{kind}">{cells}</tr>')
-    return ('<div class="scroll"><table>\n<thead><tr>' + head + "</tr></thead>\n<tbody>\n" + "\n".join(lines)
-            + "\n</tbody></table></div>")
-
-
-def _cell(tag: str, content: str, to_the_right: bool) -> str:
-    return f"<{tag}{' class=number' if to_the_right else ''}>{content}</{tag}>"
-
-
-def _figures(finished: list[dict], differing: list[str], published) -> list[str]:
-    """What the runs reached against what they cost, and the training of each where there is more than one."""
-    runs = [run | {"name": _short_name(run, differing)} for run in finished[:DRAWN_RUNS]]
-    of_many = f" The best {DRAWN_RUNS} of {len(finished)} runs are drawn." if len(finished) > DRAWN_RUNS else ""
-    notes = {run["note"] for run in runs}
-    each = "; ".join(f"{run['name']}: {run['note']}" for run in runs if run["note"])
-    note = notes.pop() if len(notes) == 1 else each
-    figures = [(plots.compare_runs(runs, published, note), "Accuracy against epochs, time and compute." + of_many)]
-    if len(runs) > 1:
-        figures.append((plots.small_multiples(runs, note), "Accuracy by epoch, a panel for each run." + of_many))
-    return [f'<figure><img alt="{caption}" src="data:image/png;base64,'
-            f'{base64.b64encode(plots.png_of(figure)).decode()}"><figcaption>{caption}</figcaption></figure>'
-            for figure, caption in figures]
-
-
-def _short_name(run: dict, differing: list[str]) -> str:
-    """What is particular to a run, where that is little: its name also holds what all runs have in common."""
-    if not 1 <= len(differing) <= 3:
-        return run["name"]
-    return ", ".join(f"{name}={_shown(run['settings'].get(name))}" for name in differing)
-
-
-def _page(title: str, body: str) -> str:
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{html.escape(title)}</title>
-<style>{STYLE}</style>
-</head>
-<body>
-{body}
-</body>
-</html>
-"""
 
 
 # Command line ----------------------------------------------------------------------------------------------
@@ -472,9 +268,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m helpers.tools.grid", description=summary, epilog=details,
                                      formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("items", nargs="+", metavar="NAME=VALUES|FILE|FOLDER", help="what to run, see below")
-    parser.add_argument("--preset", help="preset that all runs start from: the same as preset=PRESET")
-    parser.add_argument("--name", help="folder of the grid under RUNS_DIR; by default the preset, the files and what "
-                                       "varies")
+    parser.add_argument("--preset", help="preset of all runs: the same as preset=PRESET")
+    parser.add_argument("--name", help="folder of the grid under RUNS_DIR (default: the preset, the files, what varies "
+                                       "and the fixed settings that shape training)")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="folder of all grids (default: runs)")
     parser.add_argument("--notebook", type=Path, default=NOTEBOOK, help="notebook to run (default: the project's)")
     parser.add_argument("--dry-run", action="store_true", help="check the settings, print the plan, and run nothing")
@@ -487,11 +283,11 @@ def read_plan(args: argparse.Namespace) -> tuple[str, list[Run]]:
     values, files, faults = read_items(items)
     name = args.name or grid_name(items, values)
     if set(name) & set('/\\:*?"<>|') or not name.strip(". "):
-        faults.append(f"--name {name!r}: must be a plain folder name; --runs-dir says where it lies")
+        faults.append(f"--name {name!r}: must be a plain folder name; --runs-dir sets its parent")
     if not args.notebook.is_file():
         faults.append(f"--notebook {args.notebook}: no such file")
     try:
-        runs = planned_runs(values, files, args.runs_dir.expanduser() / name)
+        runs = grid_runs(values, files, args.runs_dir.expanduser() / name)
     except ConfigError as error:
         faults += error.faults
     if faults:
@@ -500,7 +296,7 @@ def read_plan(args: argparse.Namespace) -> tuple[str, list[Run]]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0 done, 1 a run failed, 2 wrong settings, 130 interrupted."""
+    """Exit status: 0 done, 1 a run failed or papermill is missing, 2 wrong settings, 130 interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
     args = build_parser().parse_intermixed_args(arguments)
     try:
@@ -511,13 +307,13 @@ def main(arguments: list[str] | None = None) -> int:
     folder = args.runs_dir.expanduser() / name
     print(f"{len(runs)} run{'s' * (len(runs) != 1)} of {args.notebook.name} in {folder}:")
     print("\n".join(f"  {run.config.name}{' (finished)' if results_of(run) else ''}" for run in runs), flush=True)
-    idle = Counter((name, need) for run in runs for name, need in run.config.idle_settings().items())
-    for (name, need), count in idle.items():
-        print(f"note: {name} has no effect in {count} of {len(runs)} runs: it needs {need}")
+    idle = Counter(item for run in runs for item in run.config.idle_settings().items())
+    for (setting, need), count in idle.items():
+        print(f"note: {setting} has no effect in {count} of {len(runs)} runs: it needs {need}")
     others = finished_beside(runs, folder)
     if others:
         print(f"note: {folder} also holds {', '.join(others)}, which the report leaves out; give all values in one "
-              "command for one report of them, or --name for another folder")
+              "command to report them together, or choose another folder with --name")
     if args.dry_run:
         return 0
     if importlib.util.find_spec("papermill") is None:
@@ -531,7 +327,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         run_grid(runs, args.notebook, write_report)
     except KeyboardInterrupt:
-        print("grid: interrupted; the same command goes on from here", file=sys.stderr)
+        print("grid: interrupted; the same command resumes", file=sys.stderr)
         return 130
     finally:
         print(f"report: {folder / 'report.html'}")
@@ -539,9 +335,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    # A script's background commands start with SIGINT ignored. papermill would inherit that and could not be stopped.
+    # A script's background commands start with SIGINT ignored; papermill inherits that and then nothing can stop it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    for signal_name in ("SIGTERM", "SIGHUP"):       # a batch system or a closed terminal ends the grid as Ctrl-C does
+    for signal_name in ("SIGTERM", "SIGHUP"):       # a batch system or a closed terminal acts as Ctrl-C
         number = getattr(signal, signal_name, None)
         if number is not None and signal.getsignal(number) is signal.SIG_DFL:       # nohup ignores SIGHUP
             signal.signal(number, signal.default_int_handler)

@@ -1,0 +1,28 @@
+"""Ctrl-C and SIGTERM as a request to stop."""
+
+from __future__ import annotations
+
+import signal
+import threading
+
+
+class StopOnSignals:
+    """While active, Ctrl-C and SIGTERM call `stop(name)` instead; a second Ctrl-C interrupts at once."""
+
+    def __init__(self, stop):
+        self.stop = stop
+        self.before = {}
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():     # Python allows handlers only there
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number, _frame):
+        signal.signal(number, self.before[number])
+        self.stop(signal.Signals(number).name)
