@@ -8,7 +8,7 @@ import torchvision.transforms.v2.functional as reference
 from torchvision.transforms import InterpolationMode
 
 from helpers import augment as ours
-from helpers.augment import STRENGTHS, Augmentation, augment, draw_parameters
+from helpers.augment import STRENGTHS, Augmentation, augment, augment_by, draw_parameters
 
 SIDES = (16, 32, 64)
 EVERYTHING = Augmentation.of_strength("strong")
@@ -42,7 +42,7 @@ def one_by_one(operation, images, *parameters):
 
 
 def as_torchvision(images, augmentation, drawn):
-    """What augment should give, by torchvision on one image after the other."""
+    """What augment_by should give, by torchvision on one image after the other."""
     side, padding = images.shape[1], augmentation.crop_padding
     results = []
     for index, pixels in enumerate(images):
@@ -155,12 +155,32 @@ def test_resize_follows_torchvision(size):
     EVERYTHING, Augmentation.of_strength("moderate", crop_mode="reflect"), Augmentation.of_strength("basic"),
     Augmentation(crop_padding=0, hue=0.5, contrast=0.9), Augmentation(crop_padding=2, brightness=1.5, cutout_size=5)])
 def test_augment_is_the_chain_of_torchvision_operations(side, augmentation):
-    images = byte_images(side=side)
-    expected = as_torchvision(images, augmentation, draw_parameters(10, side, augmentation, seeded()))
-    result = augment(images, augmentation, seeded())
+    images, drawn = byte_images(side=side), draw_parameters(10, side, augmentation, seeded())
+    expected = as_torchvision(images, augmentation, drawn)
+    result = augment_by(images, augmentation, drawn)
     assert result.shape == (10, 3, side, side) and result.dtype == torch.float32
     assert result.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(result, expected, atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("strength", STRENGTHS)
+def test_augment_draws_parameters_and_augments_by_them(side, strength):
+    images, augmentation = byte_images(side=side), Augmentation.of_strength(strength)
+    mean, std = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.25, 0.3])
+    for normalise in ((), (mean, std)):
+        generator, same_generator = seeded(7), seeded(7)
+        expected = augment_by(images, augmentation, draw_parameters(10, side, augmentation, generator), *normalise)
+        assert torch.equal(augment(images, augmentation, same_generator, *normalise), expected)
+        assert torch.equal(generator.get_state(), same_generator.get_state())
+
+
+def test_each_image_is_augmented_by_its_own_parameters():
+    images, drawn = byte_images(), draw_parameters(10, 32, EVERYTHING, seeded())
+    order = torch.randperm(10, generator=seeded(1))
+    whole = augment_by(images, EVERYTHING, drawn)
+    others = augment_by(images[order], EVERYTHING, {name: values[order] for name, values in drawn.items()})
+    torch.testing.assert_close(others, whole[order], atol=1e-6, rtol=0)
 
 
 def test_none_only_converts():
@@ -173,10 +193,11 @@ def test_none_only_converts():
 def test_values_stay_in_range_and_the_input_stays_as_it_is(strength):
     images = byte_images(50)
     images[:10], images[10:20] = 255, 0
-    before = images.clone()
-    result = augment(images, Augmentation.of_strength(strength), seeded())
+    augmentation, before = Augmentation.of_strength(strength), images.clone()
+    drawn, same_drawn = (draw_parameters(50, 32, augmentation, seeded()) for _ in range(2))
+    result = augment_by(images, augmentation, drawn)
     assert torch.isfinite(result).all() and result.min() >= 0 and result.max() <= 1 + 1e-6
-    assert torch.equal(images, before)
+    assert torch.equal(images, before) and all(torch.equal(drawn[name], same_drawn[name]) for name in same_drawn)
 
 
 def test_an_image_does_not_depend_on_its_neighbours():
@@ -203,11 +224,12 @@ def test_the_generator_decides():
 
 
 @pytest.mark.parametrize("base", [Augmentation(crop_padding=0), Augmentation(crop_padding=0, flip=True)])
-def test_a_given_flip_mask_replaces_the_draw(base):
-    images, mask = byte_images(), torch.arange(10) < 4
+def test_flips_are_those_of_the_parameters_whatever_the_augmentation_draws(base):
+    images, parameters = byte_images(), draw_parameters(10, 32, base, seeded())
+    parameters["flip"] = torch.arange(10) < 4
     expected = images.permute(0, 3, 1, 2).float() / 255
     expected[:4] = expected[:4].flip(3)
-    assert torch.equal(augment(images, base, seeded(), flip_mask=mask), expected)
+    assert torch.equal(augment_by(images, base, parameters), expected)
 
 
 def test_mean_and_std_normalise_the_result():
@@ -217,9 +239,10 @@ def test_mean_and_std_normalise_the_result():
     torch.testing.assert_close(result, expected, atol=1e-5, rtol=0)
 
 
-def test_mean_without_std_is_refused():
+@pytest.mark.parametrize("given", ["mean", "std"])
+def test_mean_without_std_is_refused(given):
     with pytest.raises(ValueError, match="mean, std"):
-        augment(byte_images(), EVERYTHING, seeded(), mean=torch.zeros(3))
+        augment(byte_images(), EVERYTHING, seeded(), **{given: torch.ones(3)})
 
 
 def test_an_empty_batch_passes():
@@ -295,13 +318,24 @@ def test_an_unknown_strength_is_answered_with_the_known_ones():
         Augmentation.of_strength("heavy")
 
 
-@pytest.mark.parametrize("images, mask, named", [
-    (byte_images().float(), None, "images"), (byte_images().permute(0, 3, 1, 2), None, "images"),
-    (byte_images()[0], None, "images"), (byte_images()[:, :20], None, "images"),
-    (byte_images(), torch.zeros(9, dtype=torch.bool), "flip_mask"), (byte_images(), torch.zeros(10), "flip_mask")])
-def test_a_wrong_batch_is_named(images, mask, named):
-    with pytest.raises(ValueError, match=named):
-        augment(images, EVERYTHING, seeded(), flip_mask=mask)
+@pytest.mark.parametrize("images", [byte_images().float(), byte_images().permute(0, 3, 1, 2), byte_images()[0],
+                                    byte_images()[:, :20]])
+def test_a_wrong_batch_is_named(images):
+    for call in (lambda: augment(images, EVERYTHING, seeded()),
+                 lambda: augment_by(images, EVERYTHING, draw_parameters(10, 32, EVERYTHING, seeded()))):
+        with pytest.raises(ValueError, match="images: must be uint8"):
+            call()
+
+
+@pytest.mark.parametrize("name", draw_parameters(10, 32, EVERYTHING, seeded()))
+@pytest.mark.parametrize("spoil", [lambda values: values[:9], lambda values: values.repeat(2),
+                                   lambda values: values[:, None], lambda values: values[0]],
+                         ids=["too short", "too long", "a column", "one for all"])
+def test_a_parameter_that_is_not_one_value_an_image_is_named(name, spoil):
+    parameters = draw_parameters(10, 32, EVERYTHING, seeded())
+    parameters[name] = spoil(parameters[name])
+    with pytest.raises(ValueError, match=rf"parameters: {name} .*\[10\]"):
+        augment_by(byte_images(), EVERYTHING, parameters)
 
 
 def test_a_mirrored_border_wider_than_the_image_is_refused():

@@ -1,4 +1,4 @@
-"""data: every source against the arrays it was made of, every broken file, the split, and the batches."""
+"""data: every source against the arrays it was made of, every broken file, and the split."""
 
 import logging
 import os
@@ -7,14 +7,10 @@ import urllib.error
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
 from helpers import data as data_module
-from helpers.augment import Augmentation
-from helpers.data import BatchLoader, DataError, ImageData, load_cifar100, stratified_split
-
-CPU = torch.device("cpu")
+from helpers.data import DataError, ImageData, load_cifar100, stratified_split
 
 # The official table, typed from https://www.cs.toronto.edu/~kriz/cifar.html in its own spelling and order.
 OFFICIAL_SUPERCLASSES = """
@@ -73,9 +69,9 @@ def error_of(config) -> str:
 
 @pytest.fixture
 def count_decoded(monkeypatch):
-    """A list that grows by a path with each image file decoded."""
-    decoded, decode = [], data_module._decode_image
-    monkeypatch.setattr(data_module, "_decode_image", lambda path: decoded.append(path) or decode(path))
+    """A list that grows by a path with each image file that is opened."""
+    decoded, open_image = [], Image.open
+    monkeypatch.setattr(Image, "open", lambda path: decoded.append(path) or open_image(path))
     return decoded
 
 
@@ -374,12 +370,15 @@ def test_drawn_data_say_so_and_are_deterministic(config_for, tmp_path):
 
 # What a set knows of itself --------------------------------------------------------------------------------
 
-def test_superclasses_are_the_official_ones():
+def test_superclasses_are_the_official_ones(npz, config_for):
     official = official_superclasses()
     names = sorted(name for members in official.values() for name in members)
     assert len(official) == 20 and len(set(names)) == 100
-    superclasses, superclass_of = data_module._superclasses(tuple(names))
-    members = {superclass: {name for name, number in zip(names, superclass_of.tolist())
+    images, labels = np.zeros((100, 32, 32, 3), np.uint8), np.arange(100)
+    np.savez(npz, x_train=images, y_train=labels, x_test=images, y_test=labels, classes=np.array(names))
+    data = load_cifar100(config_for(npz.parent, num_classes=100))
+    superclasses, superclass_of = data.superclass_names, data.superclass_of.tolist()
+    members = {superclass: {name for name, number in zip(data.class_names, superclass_of)
                             if superclasses[number] == superclass} for superclass in superclasses}
     assert members == official and superclasses == tuple(official)
 
@@ -444,189 +443,3 @@ def test_train_size_takes_each_class_its_share_and_leaves_the_validation_split_a
 def test_train_size_beyond_what_is_there_or_below_one_a_class_is_refused(train_size, remedy):
     with pytest.raises(ValueError, match=f"train_size={train_size}: .*{remedy}"):
         stratified_split(torch.arange(300) % 3, 60, 0, train_size)
-
-
-# Batches ---------------------------------------------------------------------------------------------------
-
-MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
-MODERATE = Augmentation.of_strength("moderate")
-CROP_ONLY = Augmentation()
-NOTHING = Augmentation(crop_padding=0)
-
-
-@pytest.fixture
-def images() -> torch.Tensor:
-    return torch.randint(0, 256, (50, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(5))
-
-
-@pytest.fixture
-def loader_of(images):
-    """A function that makes a loader of fifty images whose labels are their indices."""
-    def make(batch_size=16, device=CPU, **settings) -> BatchLoader:
-        settings = {"mean": MEAN, "std": STD, "num_classes": 50, **settings}
-        return BatchLoader(images, torch.arange(50), batch_size, device, **settings)
-    return make
-
-
-def normalised(images: torch.Tensor) -> torch.Tensor:
-    """By the formula, in NumPy and double precision."""
-    values = (images.numpy() / 255.0 - np.array(MEAN)) / np.array(STD)
-    return torch.from_numpy(values.transpose(0, 3, 1, 2)).float()
-
-
-def test_evaluation_batches_are_all_images_in_order_normalised(loader_of, images):
-    loader = loader_of()
-    batches = list(loader.batches())
-    assert [len(labels) for _, labels in batches] == [16, 16, 16, 2] and len(loader) == 4
-    assert torch.equal(torch.cat([labels for _, labels in batches]), torch.arange(50))
-    assert torch.allclose(torch.cat([pixels for pixels, _ in batches]), normalised(images), atol=1e-5)
-
-
-def test_a_batch_size_above_the_set_gives_one_batch(loader_of):
-    for augmentation in (None, MODERATE):
-        loader = loader_of(batch_size=500, augmentation=augmentation)
-        assert len(loader) == 1 and len(loader.batch(0, 0)[0]) == 50
-
-
-def test_augmented_pixels_are_normalised_by_the_same_formula(loader_of, images):
-    pixels, labels = loader_of(augmentation=NOTHING).batch(0, 0)
-    assert torch.allclose(pixels, normalised(images[labels]), atol=1e-5)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("augmentation", [None, MODERATE])
-@pytest.mark.parametrize("channels_last", [True, False])
-def test_batches_have_the_asked_type_and_layout(dtype, augmentation, channels_last, loader_of):
-    for settings in ({}, {"mixup_alpha": 1.0}, {"placement": "host"}):
-        loader = loader_of(augmentation=augmentation, dtype=dtype, channels_last=channels_last, **settings)
-        pixels, _ = loader.batch(0, 1)
-        assert pixels.dtype == dtype and pixels.shape == (16, 3, 32, 32)
-        assert pixels.stride() == ((3072, 1, 96, 3) if channels_last else (3072, 1024, 32, 1))
-
-
-MIXES = {"no mix": {}, "mixup": {"mixup_alpha": 0.8}, "cutmix": {"cutmix_alpha": 1.0},
-         "both": {"mixup_alpha": 0.8, "cutmix_alpha": 1.0}}
-
-
-@pytest.mark.parametrize("mix", MIXES.values(), ids=MIXES)
-@pytest.mark.parametrize("placement", ["device", "host"])
-def test_a_batch_is_a_function_of_seed_epoch_and_index(mix, placement, loader_of):
-    settings = {"augmentation": MODERATE, "placement": placement, "seed": 3, "alternating_flip": True, **mix}
-    torch.manual_seed(1)            # the global generator must not matter
-    asked_in_order = loader_of(**settings)
-    in_order = {(epoch, index): asked_in_order.batch(epoch, index) for epoch in (0, 1) for index in range(3)}
-    torch.manual_seed(2)
-    asked_at_random = loader_of(**settings)
-    for key in [(1, 2), (0, 1), (1, 0), (0, 0), (1, 1), (0, 2), (0, 2)]:
-        for first, second in zip(in_order[key], asked_at_random.batch(*key)):
-            assert torch.equal(first, second), key
-    others = [in_order[0, 1], in_order[1, 0], loader_of(**{**settings, "seed": 4}).batch(0, 0)]
-    assert not any(torch.equal(in_order[0, 0][0], pixels) for pixels, _ in others)
-
-
-@pytest.mark.parametrize("mix", MIXES.values(), ids=MIXES)
-def test_a_batch_leaves_the_global_generator_alone(mix, loader_of):
-    torch.manual_seed(1)
-    before = torch.get_rng_state()
-    loader_of(augmentation=MODERATE, **mix).batch(0, 0)
-    assert torch.equal(before, torch.get_rng_state())
-
-
-@pytest.mark.parametrize("augmentation", [None, MODERATE])
-def test_host_placement_gives_the_same_batches_to_the_bit(augmentation, loader_of):
-    on_device, on_host = (loader_of(augmentation=augmentation, placement=placement, seed=7)
-                          for placement in ("device", "host"))
-    for epoch in (0, 1):
-        pairs = zip(on_device.batches(epoch), on_host.batches(epoch), strict=True)
-        for (first, labels), (second, same_labels) in pairs:
-            assert torch.equal(first, second) and torch.equal(labels, same_labels)
-
-
-def test_host_batches_stay_as_they_were_when_the_next_are_made(loader_of):
-    """The two buffers are used in turn; a batch must not share memory with them."""
-    loader = loader_of(placement="host")
-    batches = [(pixels, pixels.clone()) for pixels, _ in loader.batches()]
-    assert all(torch.equal(pixels, copy) for pixels, copy in batches)
-
-
-@pytest.mark.parametrize("placement", ["device", "host"])
-def test_an_epoch_shows_every_image_once_in_an_order_of_its_own(placement, loader_of):
-    loader = loader_of(batch_size=10, augmentation=CROP_ONLY, placement=placement)
-    orders = [torch.cat([labels for _, labels in loader.batches(epoch)]) for epoch in range(3)]
-    assert all(order.sort().values.equal(torch.arange(50)) for order in orders)
-    assert not orders[0].equal(orders[1]) and not orders[1].equal(orders[2])
-
-
-def test_a_training_epoch_leaves_out_the_incomplete_batch(loader_of):
-    loader = loader_of(augmentation=CROP_ONLY)
-    labels = torch.cat([labels for _, labels in loader.batches(0)])
-    assert len(loader) == 3 and len(labels) == len(labels.unique()) == 48
-
-
-def test_images_and_labels_stay_together(loader_of, images):
-    pixels, labels = loader_of(augmentation=NOTHING, seed=11).batch(2, 1)
-    assert torch.allclose(pixels, normalised(images[labels]), atol=1e-5)
-
-
-def test_alternating_flip_shows_each_image_both_ways_in_two_epochs(loader_of, images):
-    """One half is mirrored in even epochs, the other in odd ones (Jordan 2024)."""
-    loader = loader_of(batch_size=10, augmentation=NOTHING, alternating_flip=True)
-    upright = normalised(images)
-    mirrored = torch.zeros(4, 50, dtype=torch.bool)
-    for epoch in range(4):
-        for pixels, labels in loader.batches(epoch):
-            is_upright = (pixels - upright[labels]).abs().flatten(1).amax(1) < 1e-4
-            is_mirrored = (pixels - upright[labels].flip(3)).abs().flatten(1).amax(1) < 1e-4
-            assert (is_upright ^ is_mirrored).all()
-            mirrored[epoch, labels] = is_mirrored
-    assert torch.equal(mirrored[0], ~mirrored[1])
-    assert torch.equal(mirrored[0], mirrored[2]) and torch.equal(mirrored[1], mirrored[3])
-    assert 10 < mirrored[0].sum() < 40
-
-
-@pytest.mark.parametrize("mix", list(MIXES)[1:])
-def test_mixed_labels_are_shares_that_fit_the_pixels(mix, loader_of, images):
-    loader = loader_of(augmentation=NOTHING, **MIXES[mix])
-    plain, plain_labels = loader_of(augmentation=NOTHING).batch(0, 1)
-    pixels, labels = loader.batch(0, 1)
-    assert labels.shape == (16, 50) and labels.is_floating_point()
-    assert torch.allclose(labels.sum(1), torch.ones(16)) and (labels >= 0).all()
-    own_share = labels[torch.arange(16), plain_labels]
-    partner, partner_labels = plain.roll(1, 0), plain_labels.roll(1)
-    assert torch.allclose(labels, own_share[:, None] * F.one_hot(plain_labels, 50)
-                          + (1 - own_share)[:, None] * F.one_hot(partner_labels, 50))
-    blended = own_share.view(-1, 1, 1, 1) * plain + (1 - own_share).view(-1, 1, 1, 1) * partner
-    is_mixup = torch.allclose(pixels, blended, atol=1e-4)
-    from_own = (pixels == plain).all(1).float().mean((1, 2))
-    is_cutmix = torch.allclose(from_own, own_share, atol=1e-4)
-    assert is_mixup if mix == "mixup" else is_cutmix if mix == "cutmix" else is_mixup or is_cutmix
-
-
-def test_with_both_mixes_each_batch_takes_one_of_them(loader_of):
-    loader, plain = (loader_of(batch_size=5, augmentation=NOTHING, **mix) for mix in (MIXES["both"], {}))
-    shared_pixels = [(loader.batch(epoch, index)[0] == plain.batch(epoch, index)[0]).float().mean()
-                     for epoch in range(2) for index in range(10)]
-    cut = sum(share > 0.01 for share in shared_pixels)        # a blend hardly leaves a value as it was
-    assert 3 <= cut <= 17
-
-
-@pytest.mark.parametrize("augmentation", [None, NOTHING])
-def test_smaller_images_are_averages_of_the_same_pictures(augmentation, loader_of, images):
-    pixels, labels = loader_of(augmentation=augmentation).batch(0, 0, image_size=20)
-    assert pixels.shape == (16, 3, 20, 20) and pixels.is_contiguous(memory_format=torch.channels_last)
-    expected = F.interpolate(images[labels].permute(0, 3, 1, 2).double() / 255, size=(20, 20), mode="bilinear",
-                             antialias=True)
-    mean, std = (torch.tensor(values, dtype=torch.float64).view(1, 3, 1, 1) for values in (MEAN, STD))
-    assert torch.allclose(pixels.double(), (expected - mean) / std, atol=1e-4)
-
-
-def test_mix_probability_is_the_share_of_mixed_batches(loader_of):
-    loader = loader_of(batch_size=4, augmentation=NOTHING, cutmix_alpha=1.0, mix_probability=0.3)
-    mixed = [loader.batch(epoch, index)[1].ndim == 2 for epoch in range(40) for index in range(len(loader))]
-    assert 0.2 < sum(mixed) / len(mixed) < 0.4      # 480 draws
-
-
-def test_a_batch_can_be_asked_for_without_mixing(loader_of):
-    plain = loader_of(augmentation=MODERATE).batch(0, 1)
-    for found, expected in zip(loader_of(augmentation=MODERATE, mixup_alpha=1.0).batch(0, 1, mix=False), plain):
-        assert torch.equal(found, expected)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from helpers.layers.equivariant import FlipConv3x3, LiftingConv3x3, MirroredConv2d, PairNorm, symmetric_max_pool
 from helpers.layers.winograd import direct_convolutions, winograd_is_faster
-from helpers.models import FastCNN, training_flops
+from helpers.models import FastCNN, FlipCNN, training_flops
 
 FORMATS = [torch.channels_last, torch.contiguous_format]
 
@@ -57,7 +57,7 @@ def test_fp32_may_take_winograds_algorithm_with_the_same_result():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_computes_in_16_bits(dtype):
     torch.manual_seed(0)
-    model = FastCNN(10, (16, 16, 32), flip_equivariant=True)
+    model = FlipCNN(10, (16, 16, 32))
     images = torch.randn(20, 3, 24, 24).to(memory_format=torch.channels_last)
     with torch.autocast("cpu", dtype):
         logits = model(images)
@@ -117,14 +117,12 @@ def test_pairs_share_their_norm():
 
 
 @pytest.mark.parametrize("side", [9, 20, 31, 32])
-@pytest.mark.parametrize("pool_first", [False, True])
-@pytest.mark.parametrize("whitening", [False, True])
-def test_an_image_and_its_mirror_image_get_the_same_logits(side, pool_first, whitening):
+@pytest.mark.parametrize("whitened", [False, True])
+def test_an_image_and_its_mirror_image_get_the_same_logits(side, whitened):
     torch.manual_seed(0)
-    model = FastCNN(10, (8, 16, 20), whitening=whitening, pool_first=pool_first, mean_features=True,
-                    flip_equivariant=True)
+    model = FlipCNN(10, (8, 16, 20))
     images = torch.randn(40, 3, side, side)
-    if whitening:
+    if whitened:
         model.whiten(images)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1)
     F.cross_entropy(model(images), torch.arange(40) % 10).backward()
@@ -135,24 +133,48 @@ def test_an_image_and_its_mirror_image_get_the_same_logits(side, pool_first, whi
     assert model(images).std(0).min() > 1e-6
 
 
+def test_the_network_is_a_common_one_of_tied_weights():
+    """Where all sides are even; along odd ones the windows of the pooling overlap."""
+    torch.manual_seed(0)
+    model, plain = FlipCNN(10, (8, 16, 20)), FastCNN(10, (8, 16, 20))
+    mirrored = [*range(12), *range(18, 24), *range(12, 18)]
+    for norm in model.modules():
+        if isinstance(norm, PairNorm):
+            for values in (norm.bias, norm.running_mean, norm.running_var):
+                torch.nn.init.uniform_(values, 0.5, 1.5)
+    whitening, lifting = model.whitening.weight, model.groups[0].conv1.weight
+    weights = {"whitening.weight": (whitening + whitening[mirrored].flip(3)) / 2,
+               "groups.0.conv1.weight": torch.cat([lifting, lifting[:, mirrored].flip(3)]),
+               "head.weight": torch.cat([model.head.weight] * 2, 1) / 2 ** 0.5}
+    for name, layer in model.named_modules():
+        if isinstance(layer, FlipConv3x3):
+            weights[f"{name}.weight"] = layer.filters()
+        elif isinstance(layer, PairNorm):
+            weights |= {f"{name}.{part}": torch.cat([values] * 2) if values.ndim else values
+                        for part, values in layer.state_dict().items()}
+    plain.load_state_dict(plain.state_dict() | weights)
+    images = torch.randn(5, 3, 17, 17, dtype=torch.double)
+    torch.testing.assert_close(model.double().eval()(images), plain.double().eval()(images), rtol=1e-5, atol=1e-6)
+
+
 def test_whitening_is_that_of_the_images_and_their_mirror_images():
     torch.manual_seed(0)
     images = F.avg_pool2d(torch.randn(200, 3, 20, 20), 3, 1)
-    model = FastCNN(flip_equivariant=True)
+    model = FlipCNN(10, (8, 8, 8))
     model.whiten(images, eps=0)
     both = torch.cat([images, images.flip(3)])
     found = F.conv2d(both, model.whitening.weight).transpose(0, 1).flatten(1)[[*range(6), *range(12, 18)]]
     torch.testing.assert_close(found @ found.T / found.shape[1], torch.eye(12), atol=2e-3, rtol=0)
 
 
-def test_what_cannot_be_pairs_is_refused():
-    for wrong in ({"widths": (8, 9, 8)}, {"input_skip": True}):
-        with pytest.raises(ValueError, match="channels come in pairs"):
-            FastCNN(flip_equivariant=True, **wrong)
+@pytest.mark.parametrize("widths", [(9, 8, 8), (8, 9, 8), (8, 8, 9)])
+def test_what_cannot_be_pairs_is_refused(widths):
+    with pytest.raises(ValueError, match="channels of FlipCNN come in pairs"):
+        FlipCNN(10, widths)
 
 
 def test_half_the_arithmetic():
     # All but the first two layers, which see channels without pairs, and the pooling, which looks at every place.
-    plain, pairs = (training_flops(FastCNN(flip_equivariant=value), 33) for value in (False, True))
+    plain, pairs = (training_flops(network(), 33) for network in (FastCNN, FlipCNN))
     first = 3 * 2 * 9 * 24 * 128 * 32 ** 2
     assert pairs - first == pytest.approx((plain - first) / 2, rel=0.002)

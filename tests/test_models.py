@@ -1,6 +1,7 @@
-"""models: sizes and names of the reference network, its initial weights, the whitening layer, tables of FLOPs."""
+"""models: sizes, names and initial weights of the networks, what they compute, the whitening layer, tables of FLOPs."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,9 +9,12 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from helpers.models import CIFAR100CNN, FastCNN, ResidualBlock, build_model, layer_table, model_stats, training_flops
+from helpers.config import TrainingConfig
+from helpers.models import (CIFAR100CNN, FastCNN, FlipCNN, ResidualBlock, build_model, describe_model, layer_table,
+                            model_stats, training_flops)
 
 NARROW = (8, 16, 20, 24)      # oneDNN may crash below 16 channels at a stride
+PRETRAINED = Path(__file__).resolve().parent.parent / "pretrained"
 
 
 @pytest.fixture(scope="module")
@@ -19,12 +23,10 @@ def reference():
     return CIFAR100CNN()
 
 
-@pytest.fixture(params=["CIFAR100CNN", "FastCNN", "flip-equivariant FastCNN"])
+@pytest.fixture(params=["CIFAR100CNN", "FastCNN", "FlipCNN"])
 def narrow(request):
     torch.manual_seed(0)
-    if request.param == "CIFAR100CNN":
-        return build_model("CIFAR100CNN", 10, widths=NARROW)
-    return build_model("FastCNN", 10, widths=NARROW[1:], flip_equivariant=request.param != "FastCNN")
+    return build_model(request.param, 10, NARROW if request.param == "CIFAR100CNN" else NARROW[1:])
 
 
 def smooth_images(count, side, seed=0):
@@ -52,12 +54,39 @@ def test_reference_network_has_the_published_names_and_shapes(reference):
             expected |= batch_norm(f"{name}.bn1", outside) | batch_norm(f"{name}.bn2", outside)
         expected[f"layer{stage}.0.shortcut.0.weight"] = (outside, inside, 1, 1)
         expected |= batch_norm(f"layer{stage}.0.shortcut.1", outside)
-    assert {name: tuple(tensor.shape) for name, tensor in reference.state_dict().items()} == expected
+    assert shapes_of(reference) == expected
 
 
 def batch_norm(name, channels):
     vectors = {f"{name}.{part}": (channels,) for part in ("weight", "bias", "running_mean", "running_var")}
     return vectors | {f"{name}.num_batches_tracked": ()}
+
+
+def test_a_configuration_may_stand_for_all_arguments():
+    config = TrainingConfig(num_classes=7, dropout_rate=0.2, widths=NARROW)
+    found, expected = drawn(CIFAR100CNN, config), drawn(CIFAR100CNN, 7, 0.2, NARROW)
+    assert same_weights(found.state_dict(), expected.state_dict())
+    assert {module.p for module in found.modules() if isinstance(module, (nn.Dropout, nn.Dropout2d))} == {0.2}
+
+
+def test_a_configuration_without_widths_leaves_the_networks_own(reference):
+    with torch.device("meta"):
+        assert shapes_of(CIFAR100CNN(TrainingConfig())) == shapes_of(reference)
+
+
+def drawn(build, *arguments):
+    """What `build` makes of the random numbers that follow a seed."""
+    torch.manual_seed(5)
+    return build(*arguments)
+
+
+def shapes_of(model):
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def same_weights(one, other):
+    """Do two state dicts have the same names, in order, and tensors that are equal to the bit?"""
+    return list(one) == list(other) and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
 def test_weights_trained_elsewhere_load_and_give_what_a_plain_network_gives(tmp_path):
@@ -142,14 +171,110 @@ def test_classifier_dropout_drops_single_features():
                                                      for block in model.modules() if isinstance(block, ResidualBlock))
 
 
-# FastCNN ---------------------------------------------------------------------------------------------------
+# FastCNN and FlipCNN ---------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("side", [9, 12, 16, 32])
-def test_fast_network_takes_small_images(side):
-    model = FastCNN(7, widths=(8, 8, 16)).eval()
+WIDTHS = (8, 12, 16)
+
+
+@pytest.fixture(params=[FastCNN, FlipCNN])
+def network(request):
+    """FastCNN or FlipCNN, the class."""
+    return request.param
+
+
+@pytest.mark.parametrize("side", [9, 12, 15, 16, 31, 32])
+def test_fast_networks_take_small_and_odd_images(side, network):
+    model = network(7, widths=(8, 8, 16)).eval()
     images = torch.randn(2, 3, side, side)
     assert model(images).shape == (2, 7)
-    assert model.features(images).shape == (2, 16)
+    assert model.features(images).shape == (2, 16 if network is FastCNN else 8)
+    assert model(torch.randn(2, 3, side, side + 3)).shape == (2, 7)
+
+
+def test_fast_networks_have_the_names_and_shapes_of_saved_weights(network):
+    pairs = network is FlipCNN
+    expected = {"whitening.weight": (24, 3, 2, 2), "whitening.bias": (24,)}
+    for place, (inside, outside) in enumerate(zip((24, *WIDTHS), WIDTHS)):
+        group = f"groups.{place}"
+        for name, channels in ((f"{group}.conv1", inside), (f"{group}.conv2", outside), (f"{group}.conv3", outside)):
+            if not pairs:
+                expected[f"{name}.weight"] = (outside, channels, 3, 3)
+            elif name == "groups.0.conv1":
+                expected[f"{name}.weight"] = (outside // 2, channels, 3, 3)
+            else:
+                expected |= {f"{name}.{part}.weight": (outside // 2, channels // 2 * 3, 3, 1)
+                             for part in ("even", "odd")}
+        for norm in ("norm1", "norm2", "norm3"):
+            expected |= batch_norm(f"{group}.{norm}", outside // (2 if pairs else 1))
+    expected["head.weight"] = (7, 8 if pairs else 16)
+    assert shapes_of(network(7, WIDTHS)) == expected
+
+
+def test_pairs_of_channels_take_half_the_parameters():
+    with torch.device("meta"):
+        fast, flip = (model_stats(build(100, (160, 448, 576)))["total_parameters"] for build in (FastCNN, FlipCNN))
+    assert fast == 24 * 13 + 9 * (24 * 160 + 2 * 160 ** 2 + 160 * 448 + 2 * 448 ** 2 + 448 * 576 + 2 * 576 ** 2) \
+        + 6 * (160 + 448 + 576) + 100 * 576
+    assert 2 * (flip - 24 * 13) == fast - 24 * 13
+
+
+def test_fast_networks_draw_whitening_groups_and_head_in_turn(network):
+    """So that a seed gives the initial weights that it always gave."""
+    def layers_by_hand():
+        layers = [("whitening", nn.Conv2d(3, 24, 2))]
+        for place, (inside, outside) in enumerate(zip((24, *WIDTHS), WIDTHS)):
+            for name, channels in (("conv1", inside), ("conv2", outside), ("conv3", outside)):
+                name = f"groups.{place}.{name}"
+                if network is FastCNN:
+                    layers.append((name, nn.Conv2d(channels, outside, 3, bias=False)))
+                elif name == "groups.0.conv1":
+                    layers.append((name, nn.Conv2d(channels, outside // 2, 3, bias=False)))
+                else:
+                    layers += [(f"{name}.{part}", nn.Conv2d(channels // 2 * 3, outside // 2, (3, 1), bias=False))
+                               for part in ("even", "odd")]
+        return [*layers, ("head", nn.Linear(16 if network is FastCNN else 8, 7, bias=False))]
+
+    weights = {f"{name}.weight": layer.weight for name, layer in drawn(layers_by_hand)}
+    if network is FlipCNN:      # half of the filters are symmetric, the others are pairs of mirror images
+        filters = weights["whitening.weight"]
+        mirrored = torch.cat([filters[:12], filters[18:], filters[12:18]]).flip(3)
+        weights["whitening.weight"] = (filters + mirrored) / 2
+    found = drawn(network, 7, WIDTHS).state_dict()
+    assert [name for name in found if name in weights] == list(weights)
+    assert all(torch.equal(found[name], weight) for name, weight in weights.items())
+    assert not found["whitening.bias"].any()
+
+
+def test_fast_network_gives_what_a_plain_network_gives():
+    model = FastCNN(7, WIDTHS).double().eval()
+    weights = {name: torch.rand_like(tensor) + 0.5 * name.endswith("var") if tensor.is_floating_point() else tensor
+               for name, tensor in model.state_dict().items()}
+    model.load_state_dict(weights)
+    images = smooth_images(3, 32).double()
+    torch.testing.assert_close(model(images), plain_fast_forward(weights, images))
+
+
+def plain_fast_forward(weights, images):
+    """FastCNN's evaluation pass with functional operations only."""
+    def norm_gelu(x, name, skip=0):
+        parts = ("running_mean", "running_var", "weight", "bias")
+        return F.gelu(F.batch_norm(x, *(weights[f"{name}.{part}"] for part in parts)) + skip)
+
+    x = F.gelu(F.conv2d(images, weights["whitening.weight"], weights["whitening.bias"]))
+    for group in ("groups.0", "groups.1", "groups.2"):
+        x = norm_gelu(F.max_pool2d(F.conv2d(x, weights[f"{group}.conv1.weight"], padding=1), 2), f"{group}.norm1")
+        y = norm_gelu(F.conv2d(x, weights[f"{group}.conv2.weight"], padding=1), f"{group}.norm2")
+        x = norm_gelu(F.conv2d(y, weights[f"{group}.conv3.weight"], padding=1), f"{group}.norm3", skip=x)
+    return F.adaptive_max_pool2d(x, 1).flatten(1) @ weights["head.weight"].T / 9
+
+
+def test_the_weights_that_come_with_the_project_load_strictly():
+    """They were saved when the network was FastCNN with a switch; their numbers are of 16 bits."""
+    saved = torch.load(PRETRAINED / "fast.pt", weights_only=True)["model_state_dict"]
+    model = FlipCNN(100, (160, 448, 576))
+    model.load_state_dict(saved, strict=True)
+    loaded = model.state_dict()
+    assert same_weights({name: tensor.to(loaded[name].dtype) for name, tensor in saved.items()}, loaded)
 
 
 def test_whitening_gives_decorrelated_responses_of_unit_variance():
@@ -168,8 +293,14 @@ def near_identity(responses, tolerance):
     return (torch.cov(rows) - torch.eye(len(rows))).abs().max() < tolerance
 
 
-def test_whitening_filters_stay_frozen_and_norm_scales_stay_one():
-    model = FastCNN(10, widths=(8, 8, 8))
+def test_all_is_trained_but_the_whitening_filters_and_the_scales_of_the_norms(network):
+    frozen = {name for name, parameter in network(10, (8, 8, 8)).named_parameters() if not parameter.requires_grad}
+    assert frozen == {"whitening.weight"} | {f"groups.{group}.norm{norm}.weight" for group in range(3)
+                                             for norm in (1, 2, 3)}
+
+
+def test_whitening_filters_stay_frozen_and_norm_scales_stay_one(network):
+    model = network(10, widths=(8, 8, 8))
     model.whiten(smooth_images(50, 16))
     before = model.whitening.weight.clone()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
@@ -178,18 +309,18 @@ def test_whitening_filters_stay_frozen_and_norm_scales_stay_one():
         optimizer.step()
     assert torch.equal(model.whitening.weight, before)
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    assert len(norms) == 9 and all(torch.equal(norm.weight, torch.ones(8)) for norm in norms)
-    assert all(not torch.equal(norm.bias, torch.zeros(8)) for norm in norms)
+    assert len(norms) == 9 and all((norm.weight == 1).all() for norm in norms)
+    assert all((norm.bias != 0).any() for norm in norms)
 
 
 def test_features_lead_to_the_logits(narrow):
     images = torch.randn(4, 3, 16, 16)
     narrow.eval()
     features = narrow.features(images)
-    if isinstance(narrow, FastCNN):
-        expected = F.linear(features, narrow.head.weight) / 9
-    else:
+    if isinstance(narrow, CIFAR100CNN):
         expected = F.linear(features, narrow.fc.weight, narrow.fc.bias)
+    else:
+        expected = F.linear(features, narrow.head.weight) / 9
     torch.testing.assert_close(narrow(images), expected)
 
 
@@ -227,10 +358,10 @@ def test_training_flops_are_three_forward_passes_less_the_first_input_gradient(n
     rows = layer_table(narrow, 16)
     forward = sum(row["mflops"] for row in rows) * 1e6
     first = rows[0]["mflops"] * 1e6
-    if isinstance(narrow, FastCNN):     # its first layer is frozen but for the bias, which costs no product
-        assert training_flops(narrow, 16) == pytest.approx(3 * forward - 2 * first)
-    else:
+    if isinstance(narrow, CIFAR100CNN):
         assert training_flops(narrow, 16) == pytest.approx(3 * forward - first)
+    else:       # the first layer is frozen but for the bias, which costs no product
+        assert training_flops(narrow, 16) == pytest.approx(3 * forward - 2 * first)
 
 
 @pytest.mark.parametrize("count", [layer_table, training_flops])
@@ -250,8 +381,26 @@ def test_counting_leaves_no_trace(narrow, count, training):
     assert not any(module._forward_hooks for module in narrow.modules())
 
 
+def test_a_network_is_described_in_one_line(reference):
+    forward = 2 * (1024 * 9 * (3 * 64 + 64 * 128 + 3 * 128 ** 2) + 1024 * 64 * 128
+                   + 256 * (9 * (128 * 256 + 3 * 256 ** 2) + 128 * 256)
+                   + 64 * (9 * (256 * 512 + 3 * 512 ** 2) + 256 * 512) + 512 * 100)
+    gigaflops = (3 * forward - 2 * 1024 * 9 * 3 * 64) / 1e9     # the images need no gradient
+    assert describe_model(reference) == ("CIFAR100CNN: 11,072,164 parameters, 42.24 MiB in fp32, "
+                                         f"{gigaflops:.2f} GFLOP an image forward and backward")
+
+
+@pytest.mark.parametrize("build, own", [(CIFAR100CNN, (64, 128, 256, 512)), (FastCNN, (128, 384, 512)),
+                                        (FlipCNN, (128, 384, 512))])
+def test_a_network_is_built_by_name_in_its_own_widths_or_those_given(build, own):
+    with torch.device("meta"):
+        for widths, given in ((own, None), (NARROW[-len(own):], list(NARROW[-len(own):]))):
+            model = build_model(build.__name__, 7, given)
+            assert type(model) is build and shapes_of(model) == shapes_of(build(7, widths=widths))
+
+
 def test_unknown_model_is_refused_by_name():
-    with pytest.raises(ValueError, match="ResNet99.*CIFAR100CNN or FastCNN"):
+    with pytest.raises(ValueError, match="ResNet99.*CIFAR100CNN, FastCNN or FlipCNN"):
         build_model("ResNet99")
 
 
@@ -259,63 +408,3 @@ def test_fastcnn_computes_what_its_pooling_looks_at():
     sides = {row["layer"]: row["output"][1] for row in layer_table(FastCNN(10, widths=(4, 4, 8)), 32)
              if row["layer"].endswith("conv1")}
     assert sides == {"groups.0.conv1": 30, "groups.1.conv1": 14, "groups.2.conv1": 6}
-
-
-# FastCNN without an ingredient -----------------------------------------------------------------------------
-
-def test_without_skip_a_group_is_its_three_convolutions():
-    torch.manual_seed(0)
-    model = build_model("FastCNN", 10, (4, 4, 8), skip=False).eval()
-    images = smooth_images(2, 32)
-    out = F.gelu(model.whitening(images))
-    for place, group in enumerate(model.groups):
-        out = group.conv1(F.max_pool2d(out, 2)) if place else F.max_pool2d(group.conv1(out), 2)
-        out = F.gelu(group.norm1(out))
-        for conv, norm in ((group.conv2, group.norm2), (group.conv3, group.norm3)):
-            out = F.gelu(norm(conv(out)))
-    torch.testing.assert_close(model(images), model.head(out.amax((2, 3))) / 9)
-
-
-@pytest.mark.parametrize("widths", [(4, 6, 8), (8, 6, 4)])
-@pytest.mark.parametrize("pool_first", [False, True])
-def test_input_skip_adds_the_halved_input_of_all_groups_but_the_first(widths, pool_first):
-    torch.manual_seed(0)
-    model = build_model("FastCNN", 10, widths, pool_first=pool_first, input_skip=True).eval()
-    plain = build_model("FastCNN", 10, widths, pool_first=pool_first).eval()
-    plain.load_state_dict(model.state_dict())
-    images = smooth_images(2, 30)
-    out = model.groups[0](F.gelu(model.whitening(images)))
-    torch.testing.assert_close(out, plain.groups[0](F.gelu(plain.whitening(images))))
-    group = model.groups[1]
-    halved = group.conv1(F.max_pool2d(out, 2)) if pool_first else F.max_pool2d(group.conv1(out), 2)
-    first = F.gelu(group.norm1(halved))
-    shared = min(widths[:2])
-    first[:, :shared] += F.avg_pool2d(out, 2)[:, :shared]
-    expected = F.gelu(first + group.norm3(group.conv3(F.gelu(group.norm2(group.conv2(first))))))
-    torch.testing.assert_close(group(out), expected)
-
-
-def test_input_skip_costs_no_multiplication():
-    assert training_flops(build_model("FastCNN", 10, (4, 6, 8), input_skip=True)) == \
-        training_flops(build_model("FastCNN", 10, (4, 6, 8)))
-
-
-def test_mean_features_give_the_head_maximum_and_mean_of_each_channel():
-    torch.manual_seed(0)
-    model = build_model("FastCNN", 10, (4, 6, 8), mean_features=True).eval()
-    images = smooth_images(2, 30)
-    maps = model.groups(F.gelu(model.whitening(images)))
-    features = model.features(images)
-    torch.testing.assert_close(features[:, :8], maps.flatten(2).max(2).values)
-    torch.testing.assert_close(features[:, 8:], maps.flatten(2).mean(2))
-    torch.testing.assert_close(model(images), features @ model.head.weight.T / 9)
-
-
-def test_what_is_trained_follows_the_switches():
-    def trained(**switches):
-        model = build_model("FastCNN", 10, (4, 4, 8), **switches)
-        return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-    assert trained(whitening=False) - trained() == {"whitening.weight"}
-    assert trained(norm_scale=True) - trained() == {f"groups.{group}.norm{norm}.weight" for group in range(3)
-                                                    for norm in (1, 2, 3)}

@@ -1,4 +1,4 @@
-"""optim: against torch's SGD and schedules, singular value decompositions and written-out steps."""
+"""optim: against torch's SGD, singular value decompositions and written-out steps."""
 
 import copy
 import math
@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from helpers.models import CIFAR100CNN, FastCNN
-from helpers.optim import (Muon, build_optimizer, learning_rate_factor, orthogonalize, set_learning_rate,
-                           split_parameters)
+from helpers.optim import Muon, build_optimizer, orthogonalize, set_learning_rate, split_parameters
 
 
 @pytest.fixture
@@ -53,14 +52,11 @@ def test_any_shape_of_parameter_finds_its_group():
 
 
 @pytest.mark.parametrize("name", ["sgd", "muon"])
-@pytest.mark.parametrize("decay_norm_and_bias", [True, False])
-def test_weight_decay_groups(model, name, decay_norm_and_bias):
-    optimizer = build_optimizer(model, name, weight_decay=0.01, decay_norm_and_bias=decay_norm_and_bias)
+def test_all_weights_decay_but_those_that_muon_rescales(model, name):
+    optimizer = build_optimizer(model, name, weight_decay=0.01)
+    assert len(optimizer.param_groups) == {"sgd": 2, "muon": 3}[name]       # as checkpoints have them
     for group in optimizer.param_groups:
-        if all(p.ndim == 1 for p in group["params"]):
-            assert group["weight_decay"] == (0.01 if decay_norm_and_bias else 0)
-        elif not group.get("orthogonalize"):
-            assert group["weight_decay"] == 0.01
+        assert group["weight_decay"] == (0 if group.get("orthogonalize") else 0.01)
 
 
 def test_muon_groups_have_their_own_rates(model):
@@ -88,14 +84,13 @@ def test_unknown_optimizer_is_refused_by_name(model):
 
 @pytest.mark.parametrize("momentum", [0.9, 0.0])
 def test_sgd_equals_a_written_out_nesterov_step(model, momentum):
-    optimizer = build_optimizer(model, "sgd", learning_rate=0.1, momentum=momentum, weight_decay=0.02,
-                                decay_norm_and_bias=False)
+    optimizer = build_optimizer(model, "sgd", learning_rate=0.1, momentum=momentum, weight_decay=0.02)
     expected, buffers = weights_of(model), [torch.zeros_like(p) for p in model.parameters()]
     for step in range(4):
         random_gradients(model, step)
         optimizer.step()
         for index, parameter in enumerate(model.parameters()):
-            grad = parameter.grad + (0.02 * expected[index] if parameter.ndim > 1 else 0)
+            grad = parameter.grad + 0.02 * expected[index]
             buffers[index] = momentum * buffers[index] + grad
             expected[index] = expected[index] - 0.1 * (grad + momentum * buffers[index])
     for parameter, value in zip(model.parameters(), expected):
@@ -265,62 +260,3 @@ def same(one, other):
     if isinstance(one, (list, tuple)):
         return len(one) == len(other) and all(map(same, one, other))
     return one == other
-
-
-# Schedules -------------------------------------------------------------------------------------------------
-
-TOTAL, WARMUP = 200, 20
-
-
-def factors(scheduler, **settings):
-    return [learning_rate_factor(step, TOTAL, WARMUP, scheduler, **settings) for step in range(TOTAL)]
-
-
-def torch_factors(after_warmup):
-    """Rates of torch's own LinearLR followed by `after_warmup(optimizer)`, at peak rate 1."""
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / WARMUP, 1.0, WARMUP - 1)
-    schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, after_warmup(optimizer)], [WARMUP])
-    rates = []
-    for _ in range(TOTAL):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        schedule.step()
-    return rates
-
-
-def test_cosine_equals_torchs_schedulers():
-    expected = torch_factors(lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, TOTAL - WARMUP))
-    assert factors("cosine") == pytest.approx(expected)
-
-
-def test_linear_equals_torchs_schedulers():
-    expected = torch_factors(lambda o: torch.optim.lr_scheduler.LinearLR(o, 1.0, 0.0, TOTAL - WARMUP))
-    assert factors("linear") == pytest.approx(expected)
-
-
-def test_step_equals_torchs_schedulers():
-    expected = torch_factors(lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [m - WARMUP for m in (60, 120)], 0.2))
-    assert factors("step", milestones=(60, 120), gamma=0.2) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("scheduler", ["cosine", "linear", "step"])
-def test_schedules_rise_from_above_zero_to_one_and_never_rise_again(scheduler):
-    found = factors(scheduler, milestones=(60, 120), gamma=0.2)
-    assert found[0] == 1 / WARMUP and found[WARMUP - 1] == found[WARMUP] == 1
-    assert all(a < b for a, b in zip(found[:WARMUP - 1], found[1:WARMUP]))
-    assert all(a >= b > 0 for a, b in zip(found[WARMUP:], found[WARMUP + 1:]))
-
-
-@pytest.mark.parametrize("scheduler", ["cosine", "linear"])
-def test_schedules_without_jumps(scheduler):
-    found = factors(scheduler)
-    assert max(abs(a - b) for a, b in zip(found, found[1:])) <= 1 / WARMUP + 1e-12
-    assert found[-1] < 2 / (TOTAL - WARMUP)
-    assert learning_rate_factor(TOTAL, TOTAL, WARMUP, scheduler) == pytest.approx(0)
-
-
-@pytest.mark.parametrize("scheduler", ["cosine", "linear", "step"])
-def test_schedule_without_warmup_and_with_a_single_step(scheduler):
-    assert learning_rate_factor(0, 100, 0, scheduler, milestones=(50,)) == 1
-    assert learning_rate_factor(0, 1, 0, scheduler, milestones=(50,)) == 1
