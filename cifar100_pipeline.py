@@ -1,4 +1,4 @@
-"""CIFAR100Pipeline: data, model, training, benchmark and plots of a CIFAR-100 CNN behind one object.
+"""CIFAR100Pipeline: data, model, training, benchmarks and plots of a CIFAR-100 CNN in one object.
 
     from cifar100_pipeline import CIFAR100Pipeline
     pipeline = CIFAR100Pipeline.from_preset("demo", epochs=3)
@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import io
 import logging
@@ -44,39 +45,31 @@ log = logging.getLogger("cifar100")
 
 
 class CIFAR100Pipeline:
-    """Everything from the data to the figures of one training run.
+    """One training run, from the data to the figures.
 
-    Each step can be called on its own, as the notebook does; a step that needs an earlier one runs it. Figures
-    are returned and also kept in `run_dir/figures`.
-
-    Args:
-        config: all settings; `None` takes TrainingConfig's defaults, the 150-epoch reference recipe.
-
-    On Colab this mounts Google Drive where `drive` or a folder's name asks for it. Raises ValueError when it cannot.
+    Call the steps one by one, as the notebook does; a step runs the earlier ones it needs, except training. Figures are
+    returned and also saved in `run_dir/figures`. Without a `config`, TrainingConfig's defaults apply: the 150-epoch
+    reference recipe. With `drive=True`, or a folder on Google Drive, this mounts Drive; raises ValueError if it cannot.
     """
 
     def __init__(self, config: TrainingConfig | None = None):
         self.config = config or TrainingConfig()
         folders = (self.config.data_dir, self.config.runs_dir, self.config.checkpoint_dir)
         if self.config.drive or any(lies_on_drive(folder) for folder in folders if folder):
-            mount_drive()       # before anything is written, which would make a plain folder of its name
+            mount_drive()       # before anything is written there: that would create a plain folder
         self.device = pick_device(self.config.device)
         self.precision = pick_precision(self.device, self.config.mixed_precision, self.config.precision)
         self.run_dir = self.config.run_dir
         self.system = SystemInfo.of(self.device, self.precision)
         self.data: ImageData | None = None
         self.trainer: Trainer | None = None
-        self.network: TrainedNetwork | None = None      # what is evaluated and shown: trained here, or loaded
         self.history = History()
-        self.evaluation: Evaluation | None = None       # of `network`, as the features are
-        self.speeds: dict = {}                          # what was benchmarked, for metrics.json
-        self._training_features: Tensor | None = None
-        self._test_features: Tensor | None = None
-        self._checkpoint_dir: Path | None = None
+        self.speeds: dict = {}      # benchmark results, for metrics.json
+        self._use(None)
 
     @classmethod
     def from_preset(cls, name: str, **overrides) -> CIFAR100Pipeline:
-        """The preset `name` (a file in configs/experiments) with `overrides` on top. Raises ConfigError."""
+        """The preset `name`, a file in configs/experiments, with `overrides`. Raises ConfigError."""
         return cls(TrainingConfig.from_preset(name, **overrides))
 
     @classmethod
@@ -86,11 +79,8 @@ class CIFAR100Pipeline:
 
     @classmethod
     def from_checkpoint(cls, path, **overrides) -> CIFAR100Pipeline:
-        """A pipeline with the network and weights of a checkpoint of this project, ready to evaluate.
-
-        Raises CheckpointError when the file holds no configuration of this project's; `load_weights` takes
-        weights alone.
-        """
+        """A pipeline with the network and weights of a checkpoint, ready to evaluate. Raises CheckpointError if the
+        file holds no configuration of this project; `load_weights` reads bare weights."""
         state = checkpoint.load(path)
         if "name" not in state:
             raise CheckpointError(f"{path}: holds weights but no configuration of this project; make a pipeline with "
@@ -101,21 +91,18 @@ class CIFAR100Pipeline:
 
     @classmethod
     def from_pretrained(cls, name: str = "fast", **overrides) -> CIFAR100Pipeline:
-        """A pipeline with the trained weights that come with the project, ready to evaluate without training.
-
-        Raises CheckpointError when there are no weights of that name.
-        """
+        """A pipeline with the trained weights pretrained/`name`.pt, ready to evaluate. Raises CheckpointError."""
         return cls.from_checkpoint(pretrained_path(name), **({"run_name": f"pretrained-{name}"} | overrides))
 
     # Look ------------------------------------------------------------------------------------------------------
 
     def check_system(self) -> SystemInfo:
-        """Print and return the machine, the device and the precision that training will use."""
+        """Print and return the machine, and the device and precision that training will use."""
         print(self.system)
         return self.system
 
     def prepare_data(self) -> ImageData:
-        """Load the images (and keep them). Raises DataError."""
+        """Load the images once; print and return them. Raises DataError."""
         if self.data is None:
             self.data = load_cifar100(self.config)
             print(self.data)
@@ -130,7 +117,7 @@ class CIFAR100Pipeline:
                                                        data.superclass_of, data.superclass_names, note=data.note))
 
     def show_augmentation(self, images: int = 5, draws: int = 8) -> Figure:
-        """A few training images beside random draws of the augmentation that training uses."""
+        """A few training images beside random draws of the training's augmentation."""
         data, loader = self.prepare_data(), self.build_trainer().loader
         chosen = torch.linspace(0, len(data.train_images) - 1, images + 2).long()[1:-1]
         originals = data.train_images[chosen].to(self.device)
@@ -141,11 +128,11 @@ class CIFAR100Pipeline:
             originals.cpu(), augmented.unflatten(0, (images, draws)).cpu(), names, note=data.note))
 
     def build_model(self) -> nn.Module:
-        """The network, on the device: the loaded or trained one, else a new or resumed one."""
+        """The network, on the device: loaded or trained, else new or resumed."""
         return self.build_trainer().model if self.network is None else self.network.model
 
     def build_trainer(self, config: TrainingConfig | None = None) -> Trainer:
-        """The Trainer, which finds the checkpoint to continue from. Raises CheckpointError."""
+        """The Trainer, at the checkpoint to continue from, if any. Raises CheckpointError."""
         if self.trainer is None:
             data = self.prepare_data()
             log_to(self.run_dir / "train.log", progress_style(self.config.progress))
@@ -157,16 +144,16 @@ class CIFAR100Pipeline:
         return self.trainer
 
     def _warn_of(self, config: TrainingConfig) -> None:
-        """Say what is allowed but probably a mistake."""
+        """Warn of settings that are probably a mistake."""
         for name, need in config.idle_settings().items():
             log.warning("%s has no effect here: it needs %s", name, need)
         steps = checkpoint.list_steps(self.checkpoint_dir) if config.resume == "never" else []
         if steps:
-            log.warning("resume='never': starts over beside %s, which the next checkpoints push out; resume='auto' "
-                        "continues it", steps[0])
+            log.warning("resume='never': starts over beside %s, which the next checkpoints will replace; "
+                        "resume='auto' continues it", steps[0])
 
     def summarise_model(self) -> Figure:
-        """Print parameters, memory and FLOPs, in all and by layer; return the figure of them."""
+        """Print parameters, memory and FLOPs, by layer and in total; return their figure."""
         model = self.build_model()
         rows = layer_table(model)
         print(layers_text(rows))
@@ -174,16 +161,13 @@ class CIFAR100Pipeline:
         return self._keep("model", plots.model_layers(rows, note=self.note))
 
     def benchmark_training(self, steps: int = 1, repeats: int = 3) -> dict:
-        """Time real training steps; print and return their speed and `minutes`, an estimate for what is left to train.
-
-        The steps have full-size images. Smaller ones are taken to be faster in proportion to their FLOPs.
-        """
+        """Time training steps at full image size; print and return their speed and `minutes`, the estimated time left.
+        The estimate assumes that smaller images are faster in proportion to their FLOPs."""
         trainer = self.build_trainer()
-        measured = speed.training_throughput(trainer, steps, repeats, progress=self.config.progress)
+        measured = self.speeds["training"] = speed.training_throughput(trainer, steps, repeats, self.config.progress)
         flops_a_minute = 60 * measured["steps_per_second"] * measured["batch_size"] * training_flops(trainer.model)
         left = 0 if trainer.is_finished else trainer.total_flops() - trainer.flops
         minutes = measured["minutes"] = left / flops_a_minute
-        self.speeds["training"] = measured
         growing = ", small images first," if self.config.start_image_size < IMAGE_SIZE else ""
         whole = f"{self.config.epochs} epochs{growing}"
         take = f"about {duration(60 * minutes)} on this machine"
@@ -196,37 +180,30 @@ class CIFAR100Pipeline:
         return measured
 
     def profile_loader(self) -> dict:
-        """Print and return how fast batches are made, stage by stage, and their share of a training step if known."""
+        """Print and return how long each stage of a batch takes, and its share of a training step if benchmarked."""
         loader, step = self.build_trainer().loader, self.speeds.get("training")
         milliseconds = step and step["milliseconds"] * loader.batch_size / step["batch_size"]    # for one batch
-        profile = speed.profile_loader(loader, step_milliseconds=milliseconds)
-        self.speeds["loader"] = profile
+        profile = self.speeds["loader"] = speed.profile_loader(loader, step_milliseconds=milliseconds)
         print(speed.format_rows([profile]))
         return profile
 
     def benchmark_inference(self, batch_sizes=(32, 64, 128, 256)) -> Figure:
         """Measure inference throughput and memory by batch size; print the table, return the figure."""
-        rows = speed.inference_throughput(self.build_model(), self.device, self.precision, batch_sizes,
-                                          progress=self.config.progress)
-        self.speeds["inference"] = rows
+        rows = self.speeds["inference"] = speed.inference_throughput(
+            self.build_model(), self.device, self.precision, batch_sizes, progress=self.config.progress)
         print(speed.format_rows(rows))
         return self._keep("throughput", plots.throughput(rows, note=self.note))
 
     def preview_schedule(self) -> Figure:
-        """The learning rate of each step to come."""
+        """The planned learning rate of each step."""
         schedule = self.build_trainer().schedule
         rates = [schedule.learning_rate(step) for step in range(schedule.total_steps)]
         return self._keep("schedule", plots.learning_rate_schedule(rates, schedule.steps_per_epoch, note=self.note))
 
     def find_learning_rate(self, low: float | None = None, high: float | None = None, steps: int = 60) -> Figure:
-        """Try `steps` real training steps at rising learning rates on a copy of the untrained network; the figure.
-
-        By default the rates go from a thousandth of `learning_rate` to 30 times it. The rate that is printed is a
-        rule of thumb. Nothing that is trained here is kept, and a training afterwards gives the weights it would
-        have given anyway.
-        """
-        rate = self.config.learning_rate
-        trainer = self.build_trainer()
+        """Try training steps at rising learning rates on a copy of the untrained network; print a rule of thumb, return
+        the figure. By default the rates go from `learning_rate` / 1000 to 30 times it. Later training is unaffected."""
+        trainer, rate = self.build_trainer(), self.config.learning_rate
         found = lr_range_test(trainer, low or rate / 1000, high or 30 * rate, steps, self.config.progress)
         best = found["suggested"]
         print(f"{len(found['losses'])} steps, learning rate {found['rates'][0]:.2g} to {found['rates'][-1]:.2g}; "
@@ -237,15 +214,14 @@ class CIFAR100Pipeline:
     # Train -----------------------------------------------------------------------------------------------------
 
     def train(self, on_epoch=None, live: bool | str = "auto") -> History:
-        """Train, or continue a run that was cut off. Writes train.log, metrics.json and checkpoints.
+        """Train, or resume an interrupted run. Writes train.log, metrics.json and checkpoints.
 
-        `on_epoch(trainer)` is called after each epoch. `live` shows curves and a Stop button in place of the
-        progress bar: True, False, or "auto", where a notebook's front end shows a bar. Stop and Ctrl-C end cleanly
-        with a checkpoint; calling `train` again goes on. Raises TrainingDiverged when the loss is no longer finite.
+        Calls `on_epoch(trainer)` after each epoch. `live` shows curves and a Stop button instead of the progress bar:
+        True, False, or "auto" (where a notebook's front end shows a bar). Stop and Ctrl-C save a checkpoint, from which
+        the next `train` continues. Raises TrainingDiverged if the loss is not finite.
         """
         live = widgets.shows_live_view(live, self.config.progress)
-        if self.history.stopped == "interrupted":
-            # From its newest checkpoint; where it left none, as it was begun.
+        if self.history.stopped == "interrupted":       # go on from its checkpoint; without one, start as configured
             config = self.config.replace(resume="auto") if self.trainer.has_saved else self.config
             self.trainer = None
             self.build_trainer(config)
@@ -271,12 +247,12 @@ class CIFAR100Pipeline:
         if self.history.stopped == "interrupted":
             log.info("stopped after step %d of %d; train again with the same settings to continue from %s",
                      trainer.step, trainer.total_steps, self.checkpoint_dir)
-        if not was_finished:            # else the file also holds its results
+        if not was_finished:        # else the file already holds the results too
             self._write_metrics()
         return self.history
 
     def _fit(self, on_epoch, live: bool) -> History:
-        """Train under the live view, or with what `progress` says."""
+        """Train with the live view, or with the bar or lines that `progress` asks for."""
         trainer = self.trainer
         log_to(self.run_dir / "train.log", "bar" if live else progress_style(self.config.progress))
         if not live:
@@ -293,7 +269,7 @@ class CIFAR100Pipeline:
     def plot_training(self) -> Figure | None:
         """Loss, accuracy and learning rate by epoch."""
         if not len(self.history):
-            if self.history.stopped == "interrupted":       # a notebook's cells below go on with what there is
+            if self.history.stopped == "interrupted":       # the notebook's next cells still run
                 print("Training was stopped before its first epoch ended: there is nothing to plot yet.")
                 return None
             raise RuntimeError("there is no finished epoch to plot; call pipeline.train() first")
@@ -302,10 +278,10 @@ class CIFAR100Pipeline:
     # Evaluate --------------------------------------------------------------------------------------------------
 
     def evaluate(self) -> dict:
-        """Measure the trained network on the test split, once a run; print and return plain values.
+        """Test the trained network, once per run; print and return the results as plain values.
 
-        All of it is of one plain forward pass; `flip_tta` is of the mean over an image and its mirror image. Writes
-        metrics.json, unless the weights were loaded: then the file is another pipeline's.
+        They come from one plain forward pass, except `flip_tta`: the mean over an image and its mirror image. Writes
+        metrics.json, unless the weights were loaded: then that file belongs to another pipeline.
         """
         network, data = self._need_network(), self.prepare_data()
         if self.evaluation is None:
@@ -314,8 +290,8 @@ class CIFAR100Pipeline:
             self._test_features, logits = explain.features_and_logits(network.model, loader, network.precision,
                                                                       self.config.progress)
             self.evaluation = network.evaluation(logits, data)
-            flipped = network.evaluation(network.logits(loader, flip=True, bar=self._bar(
-                "test images and their mirror images")), data)
+            bar = "test images and their mirror images" if progress_style(self.config.progress) == "bar" else ""
+            flipped = network.evaluation(network.logits(loader, flip=True, bar=bar), data)
             network.results = {"note": self.note, **self.evaluation.summary(),
                                "flip_tta": {"top1": flipped.top1, "top5": flipped.top5}}
             self._write_metrics()
@@ -333,28 +309,23 @@ class CIFAR100Pipeline:
         return self._keep("confusion", plots.confusion_matrix(self._evaluated(), note=self.note))
 
     def plot_calibration(self) -> Figure:
-        """How often the network is right when it claims a certain confidence."""
+        """How often the network is right at each confidence."""
         return self._keep("calibration", plots.reliability_diagram(self._evaluated(), note=self.note))
 
     def explain_errors(self, pairs: int = 6) -> Figure:
-        """The most confused pairs of classes, with pictures; the table is printed."""
+        """Print the most confused pairs of classes; return their figure, with pictures."""
         evaluation = self._evaluated()
         for true, predicted, count, share in evaluation.most_confused(pairs):
             print(f"{count:3d} images ({share:4.1f} %) of {true} were taken for {predicted}")
-        return self._keep("confused_pairs", plots.confused_pairs(evaluation, self.data.test_images, pairs,
-                                                                 note=self.note))
+        return self._keep("confused_pairs", plots.confused_pairs(evaluation, self.data.test_images, pairs, self.note))
 
     def show_confident_errors(self, n: int = 12) -> Figure:
-        """The wrong predictions the network was surest of."""
-        return self._keep("confident_errors", plots.confident_errors(self._evaluated(), self.data.test_images, n,
-                                                                     note=self.note))
+        """The `n` wrong predictions that the network was surest of."""
+        evaluation = self._evaluated()
+        return self._keep("confident_errors", plots.confident_errors(evaluation, self.data.test_images, n, self.note))
 
     def explore_errors(self):
-        """Test images by class, outcome, confidence and loss, to click through; a click explains one.
-
-        Returns a widget, which a notebook shows. Where none can be clicked, it is the figure of the most confident
-        errors.
-        """
+        """A widget to browse and explain test images; where nothing can be clicked, the most confident errors."""
         self._evaluated()
         if not widgets.can_show():
             print("These are the most confident errors. To filter, sort and click all test images, open the notebook "
@@ -364,10 +335,8 @@ class CIFAR100Pipeline:
         return widgets.ErrorExplorer(self.evaluation, self.data.test_images, self.explain_image, self.note).box
 
     def explain_image(self, index: int, neighbours: int = 8) -> Figure:
-        """Test image `index`: the five most probable classes, Grad-CAM, and the nearest training images.
-
-        Nearest are those whose features before the classifier have the largest cosine similarity.
-        """
+        """Test image `index`: its five most probable classes, its Grad-CAM, and the nearest training images. Nearest
+        means the largest cosine similarity of the features before the classifier."""
         evaluation, data, network = self._evaluated(), self.data, self.network
         pixels = data.test_images[index]
         query = explain.features_of(network.model, network.loader(pixels[None]), network.precision)
@@ -379,10 +348,10 @@ class CIFAR100Pipeline:
             pixels, *look_at(network, pixels), true=true, neighbours=nearest, note=self.note))
 
     def try_your_own_image(self, path=None):
-        """What the network makes of a picture of yours: a Figure for a `path`, else a widget to upload one.
+        """What the network makes of your picture: a Figure of the file `path`; without `path`, a widget to upload one.
 
-        A confidence below what the validation split calls reliable is said to be so. A file that is no picture
-        gets one line, as does a call without a path where nothing can be clicked.
+        Warns if the confidence is below what the validation split shows to be reliable. If the file is not a picture,
+        or nothing can be clicked, prints a line and returns None.
         """
         network = self._ready_network()
         if path is not None:
@@ -392,22 +361,19 @@ class CIFAR100Pipeline:
                 print(error)
                 return None
         if widgets.can_show():
-            _ = network.reliable_confidence     # measured now, so that the first picture need not wait for it
+            _ = network.reliable_confidence     # measures it now, so that the first picture need not wait
             return widgets.OwnPicture(lambda content, name: answer(network, io.BytesIO(content), name)).box
         print("Give the path of a picture, pipeline.try_your_own_image('cat.jpg'); to upload one, open the notebook "
               "in Jupyter or Colab with ipywidgets installed.")
 
     def predict(self, image, top: int = 5) -> list[tuple[str, float]]:
-        """The `top` most probable classes of one image, as (name, probability).
-
-        `image` is the index of a test image, a path, a PIL image, or uint8 [H, W, 3]; anything but 32×32
-        is cropped to a square and resized. Raises DataError when a file is no picture.
-        """
+        """The `top` most probable classes as (name, probability). `image`: a path, a PIL image, uint8 [H, W, 3], or the
+        index of a test image; cropped to a square and resized to 32×32. Raises DataError if a file is no picture."""
         pixels, network = self.as_input(image), self._ready_network()
         return network.most_probable(network.logits(pixels[None])[0], top)
 
     def as_input(self, image) -> Tensor:
-        """Any picture as the uint8 [32, 32, 3] that the network sees."""
+        """What `predict` takes, as the uint8 [32, 32, 3] that the network sees."""
         if isinstance(image, (int, np.integer)) or isinstance(image, Tensor) and image.ndim == 0:
             return self.prepare_data().test_images[int(image)]
         return network_input(image)
@@ -415,28 +381,27 @@ class CIFAR100Pipeline:
     # What it learned -------------------------------------------------------------------------------------------
 
     def show_filters(self) -> Figure:
-        """The filters of the first layer; those of FastCNN and FlipCNN are computed from the training images."""
+        """The first layer's filters; FastCNN and FlipCNN compute theirs from the training images."""
         model = self._need_network().model
         first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
         return self._keep("filters", plots.first_layer_filters(first.weight, note=self.note))
 
     def show_class_map(self) -> Figure:
-        """The classes in a plane: near each other where the network sees the test images of both alike."""
+        """A map of the classes; neighbours are classes whose test images look alike to the network."""
         evaluation, data = self._evaluated(), self.data
         points, kept = explain.class_map(self._test_features, evaluation.labels, data.num_classes)
         return self._keep("class_map", plots.class_map(points, data.class_names, data.superclass_of,
                                                        data.superclass_names, kept, note=self.note))
 
     def show_superclass_affinity(self, pairs: int = 3) -> Figure | None:
-        """Which superclasses help each other: how far the gradients of their losses point the same way.
+        """Which superclasses help each other: cosine similarities between the gradients of their losses.
 
-        Measured on the validation split, or on 5,000 training images where there is none; see
-        `explain.superclass_affinity` for what this says and what it does not. The most alike and the most opposed
-        `pairs` are printed, and how well two halves of the images agree. None, with a sentence, where the classes have
-        no superclasses.
+        Measured on the validation split or, without one, on 5,000 training images; `explain.superclass_affinity` states
+        what this shows and what not. Prints the `pairs` most alike and most opposed, and how well two halves of the
+        images agree. Without superclasses, prints a line and returns None.
         """
         network, data = self._need_network(), self.prepare_data()
-        if data.superclass_of is None:      # a notebook's cells below go on
+        if data.superclass_of is None:      # no error: the notebook's next cells still run
             print(f"No superclasses are known for the {data.num_classes} classes from {data.source}; only CIFAR-100 "
                   "and the drawn set have them.")
             return None
@@ -452,11 +417,8 @@ class CIFAR100Pipeline:
         return self._keep("superclass_affinity", plots.superclass_affinity(matrix, names, note=self.note))
 
     def show_attention(self, images=None, class_name: str | None = None) -> Figure:
-        """Where the network looks for the class it predicts, or for `class_name`: Grad-CAM heat maps.
-
-        `images`: one or more of what `predict` takes, the indices of test images among them; by default nine test
-        images of different classes. Raises ValueError for an unknown class.
-        """
+        """Grad-CAM heat maps of `images`, one or more of what `predict` takes, by default nine test images: where the
+        network looks for the class it predicts, or for `class_name`. Raises ValueError for an unknown class."""
         network = self._ready_network()
         if images is None:
             test_labels = self.prepare_data().test_labels
@@ -475,13 +437,11 @@ class CIFAR100Pipeline:
     # Compare and save ------------------------------------------------------------------------------------------
 
     def compare(self, pattern: str | None = None) -> Figure | None:
-        """Finished runs whose folders match `pattern` (all of `runs_dir` by default), beside published results.
-
-        Raises RuntimeError when a `pattern` is given and there is none.
-        """
+        """Compare the finished runs whose folders match `pattern`, by default all of `runs_dir`, and published results.
+        Without any run, raises RuntimeError if `pattern` is given, else prints a line and returns None."""
         folder = Path(self.config.runs_dir).expanduser()
         runs = finished_runs(pattern or f"{glob.escape(str(folder))}/*")
-        if not runs and pattern is None:        # as after from_pretrained: a notebook's cells below go on
+        if not runs and pattern is None:        # as after from_pretrained; the notebook's next cells still run
             print(f"There is no finished run in {folder} to compare; one is finished once it is trained and evaluated.")
             return None
         if not runs:
@@ -493,25 +453,21 @@ class CIFAR100Pipeline:
         return self._keep("comparison", plots.compare_runs(runs, published, note=note))
 
     def save(self) -> Path:
-        """Write the final checkpoint: `model_state_dict`, `config`, `test_results`, `model_stats`."""
+        """Write the checkpoint final.pt: `model_state_dict`, `config`, `test_results`, `model_stats` and more."""
         path = self._ready_network().save(self.checkpoint_dir / "final.pt")
         print(f"wrote {path} ({path.stat().st_size / 2**20:.1f} MB)")
         return path
 
     def load_weights(self, path) -> nn.Module:
-        """Put the weights of a checkpoint, this project's or the reference's, into the configured network."""
+        """Load the weights of a checkpoint, this project's or the reference's, into the configured network."""
         network = TrainedNetwork.load(path, self.config, self.device, self.precision)
         self.trainer, self.history = None, History()
         self._use(network)
         return network.model
 
     def run(self) -> tuple[nn.Module, dict, dict]:
-        """Train, evaluate, draw the figures of data, training and results, and save.
-
-        Returns the network; the training record as a dict of lists by name, one value an epoch; and the test
-        results as `evaluate` gives them. Raises KeyboardInterrupt when training was interrupted: the test
-        split is then left alone.
-        """
+        """Train, evaluate, draw the main figures and save; return `model`, `metrics` and `results`. Raises
+        KeyboardInterrupt if training is interrupted, before the test split is read."""
         self.train()
         if self.history.stopped == "interrupted":
             raise KeyboardInterrupt(f"training was interrupted after {len(self.history)} epochs; the checkpoint is "
@@ -526,23 +482,23 @@ class CIFAR100Pipeline:
 
     @property
     def model(self) -> nn.Module | None:
-        """The network that was loaded or is trained; None before there is one."""
+        """The network, loaded or in training; None before there is one."""
         return self.network.model if self.network else self.trainer and self.trainer.model
 
     @property
     def results(self) -> dict:
-        """What `evaluate` found; empty before."""
+        """The test results that `evaluate` returned; empty before."""
         return self.network.results if self.evaluation else {}
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Those the network knows, or else those of the data."""
+        """The network's class names, or else the data's."""
         known = self.network and self.network.class_names
         return known or (self.data.class_names if self.data else ())
 
     @property
     def note(self) -> str:
-        """Not empty when the network, or else the data, are not the real thing."""
+        """Says so if the network, or else the data, is not of real CIFAR-100; else empty."""
         if self.network and self.network.class_names:
             return self.network.note
         return self.data.note if self.data else ""
@@ -552,33 +508,30 @@ class CIFAR100Pipeline:
         """The training record by name: `train_loss`, `val_top1`, `learning_rate`, …, one value an epoch."""
         return {key: self.history[key] for key in self.history.rows[0]} if len(self.history) else {}
 
-    @property
+    @functools.cached_property
     def checkpoint_dir(self) -> Path:
         """Where this run keeps its checkpoints; with `drive=True` on Google Drive."""
-        if self._checkpoint_dir is None:
-            if self.config.drive:
-                self._checkpoint_dir = mount_drive() / "checkpoints" / self.config.name
-            elif self.config.checkpoint_dir:
-                self._checkpoint_dir = Path(self.config.checkpoint_dir).expanduser() / self.config.name
-            else:
-                self._checkpoint_dir = self.run_dir / "checkpoints"
-        return self._checkpoint_dir
-
-    # Inside ----------------------------------------------------------------------------------------------------
+        if self.config.drive:
+            return mount_drive() / "checkpoints" / self.config.name
+        if self.config.checkpoint_dir:
+            return Path(self.config.checkpoint_dir).expanduser() / self.config.name
+        return self.run_dir / "checkpoints"
 
     def _use(self, network: TrainedNetwork | None) -> None:
-        """Make `network` the one that is evaluated and shown."""
-        self.network, self.evaluation = network, None
-        self._training_features = self._test_features = None
+        """Evaluate and show `network` from now on: trained here, or loaded."""
+        self.network: TrainedNetwork | None = network
+        self.evaluation: Evaluation | None = None
+        self._training_features: Tensor | None = None
+        self._test_features: Tensor | None = None
 
     def _need_network(self) -> TrainedNetwork:
         if self.network is None:
-            raise RuntimeError("there is no trained network yet; call pipeline.train() or "
-                               "pipeline.load_weights(path) first")
+            raise RuntimeError("there is no trained network yet; call pipeline.train() or pipeline.load_weights(path) "
+                               "first")
         return self.network
 
     def _ready_network(self) -> TrainedNetwork:
-        """The network with its class names and normalisation, if need be those of the data."""
+        """The network with class names and normalisation; weights that lack them adopt the data's."""
         if not self._need_network().class_names:
             self.prepare_data()
         return self.network
@@ -589,16 +542,12 @@ class CIFAR100Pipeline:
         return self.evaluation
 
     def _features_of_training_images(self) -> Tensor:
-        """float32 [N, C]: what the classifier sees of each training image, computed once."""
+        """float32 [N, C]: the classifier's input for each training image, computed once."""
         if self._training_features is None:
-            loader = self.network.loader(self.data.train_images)
-            self._training_features = explain.features_of(self.network.model, loader, self.network.precision,
+            network, loader = self.network, self.network.loader(self.data.train_images)
+            self._training_features = explain.features_of(network.model, loader, network.precision,
                                                           self.config.progress)
         return self._training_features
-
-    def _bar(self, text: str) -> str:
-        """The text of a progress bar, or none where `progress` wants no bars."""
-        return text if progress_style(self.config.progress) == "bar" else ""
 
     def _keep(self, name: str, figure: Figure) -> Figure:
         path = self.run_dir / "figures" / f"{name}.png"
@@ -607,14 +556,14 @@ class CIFAR100Pipeline:
         return figure
 
     def _write_metrics(self) -> None:
-        if self.trainer and self.network and self.trainer.model is self.network.model:      # not of loaded weights
+        if self.trainer and self.network and self.trainer.model is self.network.model:      # not for loaded weights
             write_metrics(self.run_dir / "metrics.json", self.trainer, self.speeds, self.results)
 
 
 def train_cifar100(**settings) -> tuple[nn.Module, dict, dict]:
-    """Train with TrainingConfig's settings (`augmentation` and `lr` are short names) and evaluate.
+    """Train with TrainingConfig's settings and evaluate; returns what `CIFAR100Pipeline.run` does.
 
     `train_cifar100(epochs=150, batch_size=256, learning_rate=0.1, mixed_precision=True, augmentation="moderate")`
-    is the reference recipe. Returns what `CIFAR100Pipeline.run` does. Raises ConfigError and DataError.
+    is the reference recipe; `augmentation` and `lr` are short names. Raises ConfigError and DataError.
     """
     return CIFAR100Pipeline(TrainingConfig.from_settings(settings)).run()

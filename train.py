@@ -17,7 +17,7 @@ from helpers.retired import RETIRED, TAG
 
 
 def build_parser(everything: bool = False) -> argparse.ArgumentParser:
-    """One option for each setting, its short names included; the help shows those of EVERYDAY, or `everything`."""
+    """One option per setting, with its short name; the help shows the settings in EVERYDAY, or `everything`."""
     defaults = TrainingConfig.from_settings(layered_settings())
     parser = argparse.ArgumentParser(
         description=__doc__, usage="train.py [--SETTING VALUE ...]", argument_default=argparse.SUPPRESS,
@@ -27,28 +27,26 @@ def build_parser(everything: bool = False) -> argparse.ArgumentParser:
     general = parser.add_argument_group("Options")
     general.add_argument("-h", "--help", action="help", help="show the settings that people turn")
     general.add_argument("--help-all", action="store_true", help="show all settings")
-    general.add_argument("--config", metavar="FILE", help="YAML file of settings; options given here go before it")
+    general.add_argument("--config", metavar="FILE", help="YAML file of settings; options override it")
     short_names = {full: short for short, full in ALIASES.items()}
     for title, names in by_group().items():
         group = parser.add_argument_group(title)
         for name in names:
-            options = [_option(name)] + ([_option(short_names[name])] if name in short_names else [])
-            text = SETTINGS[name].metadata["help"]
+            options = [_option(one) for one in (name, short_names.get(name)) if one]
+            value, text = getattr(defaults, name), SETTINGS[name].metadata["help"]
             text = text if everything else text.split("; ")[0].split(" (")[0]
-            value = getattr(defaults, name)
             text = text.replace("%", "%%") + ("" if value is None else f" [{value}]")
             text = text if everything or name in EVERYDAY else argparse.SUPPRESS
             if HINTS[name] is bool:
-                group.add_argument(*options, dest=name, action=argparse.BooleanOptionalAction, help=text)
+                form = {"action": argparse.BooleanOptionalAction}
             else:
-                many = "tuple" in str(HINTS[name])
-                group.add_argument(*options, dest=name, nargs="+" if many else None, metavar="N" if many else "…",
-                                   help=text)
+                form = {"nargs": "+", "metavar": "N"} if "tuple" in str(HINTS[name]) else {"metavar": "…"}
+            group.add_argument(*options, dest=name, help=text, **form)
     return parser
 
 
 def read_arguments(arguments: list[str]) -> TrainingConfig:
-    """The configuration that command-line arguments mean. Raises ConfigError; exits for --help and --help-all."""
+    """The configuration from command-line arguments. Raises ConfigError; exits after --help and --help-all."""
     parser = build_parser()
     known, unknown = parser.parse_known_args(arguments)
     settings = vars(known)
@@ -72,20 +70,19 @@ def _option(name: str) -> str:
 
 
 def _unknown_arguments(unknown: list[str]) -> list[str]:
-    """A sentence for each option that the parser does not know, with the nearest right one."""
+    """A fault for each option that the parser does not know, with the nearest known one."""
     options = ["--config", "--help", "--help-all", *map(_option, [*SETTINGS, *ALIASES])]
     options += [_option(f"no_{name}") for name in SETTINGS if HINTS[name] is bool]
     faults = []
     for text in unknown:
         name = text.split("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_")
         if name in RETIRED or name == "flip_equivariant":
-            faults.append(f"option {text!r}: is no longer a setting; docs/RESULTS.md says what became of it, and git "
-                          f"checkout {TAG} has it")
+            faults.append(f"option {text!r}: is no longer a setting; docs/RESULTS.md says what it was worth, and "
+                          f"git checkout {TAG} has it")
         elif text.startswith("--"):
             near = difflib.get_close_matches(text.split("=")[0], options, n=1)
-            faults.append(f"unknown option {text!r}"
-                          + (f"; did you mean {near[0]}?" if near else "; --help-all lists all"))
-    return faults or ([f"unexpected {' '.join(unknown)!r}; settings are given as --name value"] if unknown else [])
+            faults.append(f"unknown option {text!r}; " + (f"did you mean {near[0]}?" if near else "see --help-all"))
+    return faults or ([f"unexpected {' '.join(unknown)!r}; write settings as --name value"] if unknown else [])
 
 
 def main(arguments: list[str] | None = None) -> int:

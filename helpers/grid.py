@@ -1,4 +1,4 @@
-"""Keeps the earlier command line `python -m helpers.grid` working; the tool is `helpers.tools.grid`."""
+"""`python -m helpers.grid`: the earlier name of `helpers.tools.grid`."""
 
 import runpy
 

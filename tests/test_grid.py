@@ -118,7 +118,7 @@ def test_a_fault_in_one_file_names_the_file(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert grid.main([str(tmp_path), str(tmp_path / "empty"), "seed=-1"]) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert [line for line in lines if "wide.yaml: widths=" in line and "takes 3" in line]
+    assert [line for line in lines if "wide.yaml: widths=" in line and "give 3" in line]
     assert [line for line in lines if "bad.yaml: unknown setting 'epohcs'" in line]
     assert [line for line in lines if "broken.yaml: cannot be read" in line]
     assert [line for line in lines if "empty: the folder holds no YAML file" in line]

@@ -101,7 +101,7 @@ def test_all_faults_of_a_command_and_its_file_come_at_once(tmp_path):
 @pytest.mark.parametrize("text, says", [
     ("--mixed-precision false", "unexpected 'false'"), ("demo", "unexpected 'demo'"),
     ("--preset dem", "did you mean 'demo'"), ("--epochs 1.5", "whole number"), ("--epochs 0", "at least 1"),
-    ("--widths 8 x 8", "whole number"), ("--preset reference --widths 8 16", "takes 4"),
+    ("--widths 8 x 8", "whole number"), ("--preset reference --widths 8 16", "give 4"),
     ("--config absent.yaml", "no such file"), ("--lr-scheduler cosin", "did you mean 'cosine'")])
 def test_wrong_values_are_explained(text, says):
     assert says in faults_of(text)[0]

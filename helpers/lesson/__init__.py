@@ -1,1 +1,1 @@
-"""What the notebook shows, measures and lets one click, beside the training itself."""
+"""What the notebook shows, measures and lets you click, besides training."""

@@ -1,7 +1,7 @@
-"""What a trained network looks at and has learned: features, heat maps, neighbours, and how superclasses pull.
+"""What a trained network looks at and has learned: features, neighbours, heat maps, affinity of superclasses.
 
-Nothing here changes the network: each function restores the mode of every module, and leaves weights, `.grad` and
-running statistics alone. `progress` takes the `progress` setting; "none" shows no bar.
+Nothing here changes the network: each function restores the mode of every module, and does not touch weights, `.grad`
+and running statistics. `progress` takes the values of the setting; "none" shows no bar.
 """
 
 from __future__ import annotations
@@ -20,25 +20,22 @@ from ..models import evaluating
 from ..network import TrainedNetwork
 from ..system import autocast, progress_style
 
-QUERIES = 1024          # that `nearest` compares at once; 200 MB against 50,000 images
+QUERIES = 1024          # compared at once by `nearest`: 200 MB against 50,000 images
 
-
-# Features --------------------------------------------------------------------------------------------------
 
 def features_of(model: nn.Module, loader: BatchLoader, precision: str = "fp32", progress: str = "none") -> Tensor:
-    """The classifier's input for each image: pooled features float32 [N, C] on the CPU, in evaluation mode."""
+    """The classifier's input for each image: pooled features, float32 [N, C] on the CPU, in evaluation mode."""
     return features_and_logits(model, loader, precision, progress)[0]
 
 
 @torch.no_grad()
 def features_and_logits(model: nn.Module, loader: BatchLoader, precision: str = "fp32",
                         progress: str = "none") -> tuple[Tensor, Tensor]:
-    """Features float32 [N, C] and logits float32 [N, num_classes] on the CPU, from one pass in evaluation mode.
-
-    The features are the input of the network's last linear layer; the logits equal those of `network.predict`.
-    """
+    """Features float32 [N, C] and logits float32 [N, num_classes] on the CPU, from one pass in evaluation mode. The
+    features are the input of the network's last linear layer; the logits equal those of `network.predict`."""
     features, logits = [], []
-    hook = _classifier(model).register_forward_pre_hook(lambda _, inputs: features.append(inputs[0].float().cpu()))
+    classifier = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    hook = classifier.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0].float().cpu()))
     try:
         with evaluating(model):
             for images, _ in _with_bar(loader.batches(), len(loader), "features", progress):
@@ -53,7 +50,7 @@ def nearest(features: Tensor, queries: Tensor, k: int = 8) -> tuple[Tensor, Tens
     """The `k` rows of `features` with the largest cosine similarity to each query, most similar first.
 
     features: float [N, C]; queries: float [Q, C]. Returns indices int64 [Q, k] and similarities float32 [Q, k] in
-    [-1, 1]. A query that is among the features finds itself first. Raises ValueError for k beyond N.
+    [-1, 1]. A query that is among the features finds itself first. Raises ValueError for k outside 1 to N.
     """
     if not 1 <= k <= len(features):
         raise ValueError(f"k={k}: must be from 1 to {len(features)}, the number of features")
@@ -63,15 +60,15 @@ def nearest(features: Tensor, queries: Tensor, k: int = 8) -> tuple[Tensor, Tens
 
 
 def class_map(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, float]:
-    """A map of the classes in a plane, in which classes that the network sees as alike are near each other.
+    """A map of the classes in a plane: classes that look alike to the network are near each other.
 
-    t-SNE (van der Maaten & Hinton 2008) of the mean feature of each class, by the cosine between the means (their
-    common mean subtracted). Unlike a projection it gives up distances to keep neighbours: directions, the unit, and
-    the distance between far points mean nothing. It starts from the principal plane, so it is reproducible.
+    t-SNE (van der Maaten & Hinton 2008) of the mean feature of each class, by the cosine between the centred means.
+    Unlike a projection it sacrifices distances to keep neighbours: directions, the unit, and distances between far
+    points mean nothing. It starts from the principal plane, so it is reproducible.
 
     features: float [N, C], C at least 2; labels: int64 [N]. Returns points float32 [num_classes, 2], NaN for a class
     without images, and the share, in [0, 1], of a class's four nearest in the plane that are also among its four
-    nearest by that cosine; NaN below 20 classes, where chance explains much of it, and if all means are equal.
+    nearest by cosine; NaN below 20 classes, where chance explains much of it, and if all means are equal.
     """
     counts = torch.bincount(labels, minlength=num_classes)
     sums = torch.zeros(num_classes, features.shape[1], dtype=torch.float64).index_add_(0, labels, features.double())
@@ -91,22 +88,19 @@ def class_map(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tenso
 def _principal_plane(centred: Tensor) -> Tensor:
     """Project rows float64 [M, C] of mean zero onto the plane in which they spread most: float64 [M, 2]."""
     axes = torch.linalg.svd(centred).Vh[:2]
-    # The SVD does not fix the signs.
-    axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
-    return centred @ axes.T
+    signs = axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()       # the SVD leaves them open
+    return centred @ (axes * signs).T
 
 
 def _neighbours(distances: Tensor, k: int) -> Tensor:
-    """bool [M, M]: is the column one of the `k` nearest to the row, itself excluded?"""
+    """bool [M, M]: is the column one of the row's `k` nearest others?"""
     others = distances.clone().fill_diagonal_(math.inf)
     return torch.zeros_like(others, dtype=torch.bool).scatter_(1, others.topk(k, largest=False).indices, True)
 
 
 def _tsne(distances: Tensor, start: Tensor, perplexity: float = 6.0, steps: int = 1000) -> Tensor:
-    """t-SNE (van der Maaten & Hinton 2008) of a few points from their distances, float64 [M, M]: float64 [M, 2].
-
-    The perplexity is small since a class has four others in its superclass. Exact, since 100 points are few.
-    """
+    """Exact t-SNE (van der Maaten & Hinton 2008) of a few points from their distances, float64 [M, M]: float64 [M, 2].
+    The perplexity is small, since a class has four others in its superclass."""
     count = len(distances)
     if count < 3:
         return start
@@ -115,16 +109,15 @@ def _tsne(distances: Tensor, start: Tensor, perplexity: float = 6.0, steps: int 
     points = 1e-2 * start / start.std().clamp(min=1e-12)
     velocity = torch.zeros_like(points)
     for step in range(steps):
-        early = step < steps // 4       # groups form while nearness counts fourfold
-        gradient = tsne_gradient(points, (4 if early else 1) * nearness)
-        velocity = (0.5 if early else 0.8) * velocity - count / 4 * gradient
+        exaggeration, momentum = (4, 0.5) if step < steps // 4 else (1, 0.8)        # groups form early
+        velocity = momentum * velocity - count / 4 * tsne_gradient(points, exaggeration * nearness)
         points = points + velocity
         points = points - points.mean(0)
     return points
 
 
 def tsne_gradient(points: Tensor, nearness: Tensor) -> Tensor:
-    """Gradient, [M, 2], by the `points`, [M, 2], of the KL divergence of their closeness from `nearness`, [M, M]."""
+    """Gradient, [M, 2], with respect to `points`, [M, 2], of KL(`nearness` ‖ their closeness), both [M, M]."""
     closeness = 1 / (1 + torch.cdist(points, points) ** 2)
     closeness.fill_diagonal_(0)
     pull = (nearness - closeness / closeness.sum()) * closeness
@@ -132,7 +125,7 @@ def tsne_gradient(points: Tensor, nearness: Tensor) -> Tensor:
 
 
 def neighbour_probabilities(distances: Tensor, perplexity: float) -> Tensor:
-    """Rows of `distances`, float64 [M, M], as probabilities of that perplexity, 0 on the diagonal, by bisection."""
+    """Rows of `distances`, float64 [M, M], as probabilities of this perplexity, 0 on the diagonal, by bisection."""
     low, high = torch.zeros(len(distances), 1).double(), torch.full((len(distances), 1), 1e6).double()
     for _ in range(60):
         sharpness = torch.where(low > 0, (low * high).sqrt(), high / 1e3)
@@ -143,11 +136,9 @@ def neighbour_probabilities(distances: Tensor, perplexity: float) -> Tensor:
     return shares
 
 
-# Heat maps -------------------------------------------------------------------------------------------------
-
 def grad_cam(model: nn.Module, images: Tensor, classes: Tensor, layer: nn.Module | None = None,
              shifts: int = 2) -> Tensor:
-    """Where each image speaks for its class: heat maps float32 [N, H, W] in [0, 1] on the CPU.
+    """Which parts of each image speak for its class: heat maps float32 [N, H, W] in [0, 1] on the CPU.
 
     Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391) weights each channel of a layer's output by the spatial mean of
     the gradient of the class's logit, sums the channels, sets negative values to 0, enlarges the map bilinearly to the
@@ -155,11 +146,11 @@ def grad_cam(model: nn.Module, images: Tensor, classes: Tensor, layer: nn.Module
 
     The last group of FastCNN has only 3×3 places at 32 pixels. So the map is the mean over shifts × shifts copies of
     the image, moved by fractions of a quarter of its side and padded by reflection; shifts=1 is plain Grad-CAM. One
-    more pixel makes the copies 41 wide, so that no pooling of FastCNN omits a last row or column, which shifts a plain
-    map by up to six pixels (flip-equivariant layers omit none at any size).
+    extra pixel makes the copies 41 wide, so that FastCNN's poolings drop no last row or column, which would shift the
+    map by up to six pixels (flip-equivariant layers drop none at any size).
 
-    images: normalised float [N, 3, H, W]; classes: int64 [N]; layer: a module whose output is [N, C, h, w], by
-    default `grad_cam_layer`. Computes in fp32, in evaluation mode; frozen parameters make no difference.
+    images: normalised float [N, 3, H, W]; classes: int64 [N]; layer: a module with output [N, C, h, w], by default
+    `grad_cam_layer`. Computes in fp32, in evaluation mode; parameters may be frozen.
     """
     layer, (height, width) = layer or grad_cam_layer(model), images.shape[2:]
     margin = height // 4 + 1 if shifts > 1 else 0
@@ -179,14 +170,13 @@ def _weighted_activations(model: nn.Module, images: Tensor, classes: Tensor, lay
     kept = {}
 
     def start_here(_module, _inputs, output):
-        kept["output"] = output.detach().requires_grad_()       # the graph starts here, even after frozen layers
+        kept["output"] = output.detach().requires_grad_()       # start the graph here, even after frozen layers
         return kept["output"]
 
     hook = layer.register_forward_hook(start_here)
     try:
         with torch.enable_grad():
-            logits = model(images)
-            chosen = logits.gather(1, classes.to(logits.device)[:, None]).sum()
+            chosen = model(images).gather(1, classes.to(images.device)[:, None]).sum()
             gradient, = torch.autograd.grad(chosen, kept["output"])
     finally:
         hook.remove()
@@ -198,26 +188,23 @@ def grad_cam_layer(model: nn.Module) -> nn.Module:
     return model.groups[-1] if hasattr(model, "groups") else model.layer3
 
 
-# Superclasses ----------------------------------------------------------------------------------------------
-
-def superclass_affinity(model: nn.Module, loader: BatchLoader, superclass_of: Tensor,
-                        progress: str = "none") -> Tensor:
-    """Do superclasses pull the shared filters in the same direction? Cosine similarities float32 [S, S], on the CPU.
+def superclass_affinity(model: nn.Module, loader: BatchLoader, superclass_of: Tensor, progress: str = "none") -> Tensor:
+    """Do superclasses pull the shared filters in the same direction? Cosine similarities float32 [S, S] on the CPU.
 
     Entry (a, b) is the cosine between two gradients with respect to all trainable convolution filters: of the mean
-    cross entropy over the images of superclass a, and over those of b (Yu et al. 2020, arXiv 2001.06782). Where it is
-    positive, a small enough step of these filters down the gradient for a also lowers the loss of b; where it is
-    negative, it raises it (the first-order term of Fifty et al. 2021, arXiv 2109.04617).
+    cross entropy over the images of superclass a, and over those of b (Yu et al. 2020, arXiv 2001.06782). If it is
+    positive, a small enough step of these filters down the gradient for a also lowers the loss of b; if negative, it
+    raises it (the first-order term of Fifty et al. 2021, arXiv 2109.04617).
 
-    Limits: it holds for plain gradient descent at these weights and on this sample, with a fixed classifier; not for
-    other moments of training, nor for steps of Muon or momentum, and does not prove that training without a
-    superclass helps or harms another. All classes share one softmax, so superclasses also compete for probability.
-    The smaller the sample, the closer noise brings all entries to 0.
+    Limits: this holds for plain gradient descent at these weights and on this sample, with a fixed classifier; not for
+    other moments of training, nor for steps of Muon or momentum. It does not prove that training without a superclass
+    helps or harms another. All classes share one softmax, so superclasses also compete for probability. The smaller the
+    sample, the closer noise brings all entries to 0.
 
-    loader: unaugmented images of every superclass in any order, fastest if sorted by superclass; never the test split
-    if the result decides anything. superclass_of: int64 [num_classes]. Rows and columns of a superclass without images
-    are NaN. Computes in fp32, with the running statistics of the norms; needs S times the memory of the filters.
-    Raises ValueError if no filter is trainable.
+    loader: unaugmented images in any order, fastest if sorted by superclass; never the test split if the result decides
+    anything. superclass_of: int64 [num_classes]. Rows and columns of a superclass without images are NaN. Computes in
+    fp32, with the running statistics of the norms; needs S times the memory of the filters. Raises ValueError if no
+    filter is trainable.
     """
     filters = [module.weight for module in model.modules()
                if isinstance(module, nn.Conv2d) and module.weight.requires_grad]
@@ -241,34 +228,24 @@ def superclass_affinity(model: nn.Module, loader: BatchLoader, superclass_of: Te
 
 def affinity_of_superclasses(network: TrainedNetwork, data: ImageData, val_size: int, seed: int,
                              progress: str = "none") -> tuple[Tensor, float]:
-    """`superclass_affinity` on the validation split, or on 5,000 training images where there is none, and the
-    `agreement` of two halves of them."""
+    """`superclass_affinity` on the validation split or, without one, on 5,000 training images; and the `agreement` of
+    two halves of them."""
     count = val_size or min(5000, len(data.train_labels) // 10)
     chosen = stratified_split(data.train_labels, count, seed)[1]
     chosen = chosen[data.superclass_of[data.train_labels[chosen]].argsort()]
     images, labels = data.train_images[chosen], data.train_labels[chosen]
-    matrix, *halves = [superclass_affinity(network.model, network.loader(images[part], labels[part]),
-                                           data.superclass_of, progress)
-                       for part in (slice(None), slice(0, None, 2), slice(1, None, 2))]
+    loaders = [network.loader(images[start::step], labels[start::step]) for start, step in ((0, 1), (0, 2), (1, 2))]
+    matrix, *halves = [superclass_affinity(network.model, one, data.superclass_of, progress) for one in loaders]
     return matrix, agreement(*halves)
 
 
 def agreement(one: Tensor, other: Tensor) -> float:
-    """Correlation of two symmetric matrices [S, S] over the off-diagonal entries that are finite in both.
-
-    For the affinities of two halves of the images it measures how much exceeds chance: 0 means nothing. NaN with fewer
-    than three such entries.
-    """
+    """Correlation of two symmetric matrices [S, S] over the off-diagonal entries that are finite in both; NaN for fewer
+    than three. For the affinities of two halves of the images, 0 means that they are pure chance."""
     rows, columns = torch.triu_indices(len(one), len(one), 1)
     pairs = torch.stack([one, other])[:, rows, columns]
     pairs = pairs[:, pairs.isfinite().all(0)]
     return torch.corrcoef(pairs)[0, 1].item() if pairs.shape[1] > 2 else math.nan
-
-
-# Parts -----------------------------------------------------------------------------------------------------
-
-def _classifier(model: nn.Module) -> nn.Linear:
-    return [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
 
 
 def _with_bar(items, total: int, what: str, progress: str):

@@ -12,26 +12,25 @@ from ..step import TrainStep
 from ..system import progress_style
 from ..trainer import Trainer, TrainingDiverged
 
-BLOWN_UP = 2.0          # times the first loss, where the test ends
-SMOOTHING = 7           # steps that a smoothed loss is the mean of, itself in the middle
+BLOWN_UP = 2.0          # the test ends above this multiple of the first loss
+SMOOTHING = 7           # losses per mean, centred
 
 
 def lr_range_test(trainer: Trainer, low: float, high: float, steps: int = 100, progress: str = "none") -> dict:
-    """Real training steps at a learning rate that rises exponentially from `low` to `high`, on a copy: `trainer`, its
-    weights and the random numbers to come stay as they are.
+    """Take training steps at a learning rate that rises exponentially from `low` to `high`, on a copy of the network.
 
-    The steps are those that the training begins with, batches and image size too; they start from the trainer's
-    weights where it has not trained yet, else from new ones of the same seed. Under muon the other learning rates
-    keep their ratio to `learning_rate`. The test ends early once the loss is not finite or has doubled.
+    `trainer`, its weights and later random numbers do not change. The steps have the training's first batches and image
+    sizes, and start from the trainer's weights if it has not trained yet, else from new ones of the same seed. Under
+    Muon the other learning rates keep their ratio to `learning_rate`. Ends early if the loss doubles or is not finite.
 
-    Returns a dict: `rates` and `losses`, one a step, the loss measured before the step of that rate; `smoothed`, the
-    mean of SMOOTHING neighbouring losses; and `suggested`, see `steepest_rate`. Raises ValueError for impossible
-    limits, TrainingDiverged when the very first loss is not finite.
+    Returns a dict of `rates` and `losses`, one per step, each loss measured before its step; `smoothed`, see
+    `smoothed_losses`; and `suggested`, see `steepest_rate`. Raises ValueError for impossible limits, TrainingDiverged
+    if the first loss is not finite.
     """
     if not 0 < low < high:
-        raise ValueError(f"low={low}, high={high}: must be positive, the first below the second")
+        raise ValueError(f"low={low}, high={high}: both must be positive, and low below high")
     if steps < SMOOTHING:
-        raise ValueError(f"steps={steps}: must be at least {SMOOTHING}, or there is nothing to smooth")
+        raise ValueError(f"steps={steps}: must be at least {SMOOTHING}, to smooth the losses")
     rates = [low * (high / low) ** (step / (steps - 1)) for step in range(steps)]
     config, schedule, losses = trainer.config.replace(compile=False), trainer.schedule, []
     with torch.random.fork_rng(devices=[trainer.device] if trainer.device.type == "cuda" else []):
@@ -49,24 +48,20 @@ def lr_range_test(trainer: Trainer, low: float, high: float, steps: int = 100, p
                 break
     if not losses:
         raise TrainingDiverged(f"the loss is {loss.item()} before the first step; try mixed_precision=False")
-    rates = rates[:len(losses)]
-    smoothed = smoothed_losses(losses)
+    rates, smoothed = rates[:len(losses)], smoothed_losses(losses)
     return {"rates": rates, "losses": losses, "smoothed": smoothed, "suggested": steepest_rate(rates, smoothed)}
 
 
 def smoothed_losses(losses: list[float]) -> list[float]:
-    """The mean over SMOOTHING losses around each; a running mean would lag behind, towards larger rates."""
+    """The mean of the SMOOTHING losses around each; a running mean would lag, towards larger rates."""
     half = SMOOTHING // 2
     padded = [losses[0]] * half + losses + [losses[-1]] * half
     return [sum(padded[place:place + SMOOTHING]) / SMOOTHING for place in range(len(losses))]
 
 
 def steepest_rate(rates: list[float], smoothed: list[float]) -> float | None:
-    """The rate at which the smoothed loss falls most steeply per factor of the rate; None where it never falls.
-
-    `rates` rise by equal factors; only those below the one of the lowest loss count. That is a rule of thumb: the test
-    is short, and looks at neither the warm-up nor the final accuracy.
-    """
+    """The rate, below that of the lowest loss, at which the smoothed loss falls most steeply; None if it never falls.
+    `rates` rise by equal factors. A rule of thumb: the test is short and ignores warm-up and final accuracy."""
     lowest = min(range(len(smoothed)), key=smoothed.__getitem__)
     slopes = {place: smoothed[place + 1] - smoothed[place - 1] for place in range(1, lowest)}
     steepest = min(slopes, key=slopes.get, default=None)

@@ -18,8 +18,8 @@ from .explain import grad_cam
 
 
 def look_at(network: TrainedNetwork, pixels: Tensor) -> tuple[tuple[str, ...], tuple[float, ...], Tensor]:
-    """What the network makes of an image, uint8 [32, 32, 3]: its most probable classes, their probabilities, and the
-    Grad-CAM of the first, float [32, 32] in [0, 1]."""
+    """For an image, uint8 [32, 32, 3]: the most probable classes, their probabilities, and the Grad-CAM of the first,
+    float32 [32, 32] in [0, 1]."""
     loader = network.loader(pixels[None])
     logits = network.logits(loader)
     names, probabilities = zip(*network.most_probable(logits[0]))
@@ -27,8 +27,8 @@ def look_at(network: TrainedNetwork, pixels: Tensor) -> tuple[tuple[str, ...], t
 
 
 def attention(network: TrainedNetwork, pixels: Tensor, class_name: str | None = None) -> tuple[Tensor, list[str]]:
-    """Grad-CAM of images, uint8 [N, 32, 32, 3], for their predicted class or for `class_name`: float [N, 32, 32] in
-    [0, 1], and that class with its probability in words. Raises ValueError for an unknown class."""
+    """Grad-CAM of images, uint8 [N, 32, 32, 3], for their predicted class or for `class_name`: float32 [N, 32, 32] in
+    [0, 1], and the class with its probability in words. Raises ValueError for an unknown class."""
     loader = network.loader(pixels)
     probabilities = network.logits(loader).softmax(1)
     classes = probabilities.argmax(1)
@@ -42,10 +42,7 @@ def attention(network: TrainedNetwork, pixels: Tensor, class_name: str | None = 
 
 
 def answer(network: TrainedNetwork, source, name: str = "") -> tuple[Figure, str]:
-    """The figure about a picture of the user's, a path or a file, and its answer in words.
-
-    Raises DataError when it is none; `name` stands for a file without one.
-    """
+    """The figure for a user's picture, a path or a file called `name`, and its classes in words. Raises DataError."""
     picture = open_picture(source, name)
     pixels = square_pixels(picture, IMAGE_SIZE)
     names, probabilities, heat = look_at(network, pixels)
@@ -56,20 +53,17 @@ def answer(network: TrainedNetwork, source, name: str = "") -> tuple[Figure, str
 
 
 def trust(confidence: float, reliable: float | None, classes: int) -> str:
-    """What the validation split says about a prediction of this confidence.
-
-    `reliable` is `TrainedNetwork.reliable_confidence`, `classes` the number of classes.
-    """
+    """How far to trust a prediction of this confidence; `reliable` is `TrainedNetwork.reliable_confidence`."""
     share = f"{100 * RELIABLE:.0f} %"
     if reliable is None:
-        verdict = "How sure is sure enough is not known: these weights come without a validation split."
+        verdict = "Its reliability is not known: these weights come without a validation split."
     elif math.isnan(reliable):
         verdict = ("Take this with care: on the validation split not even the surest predictions were right "
                    f"{share} of the time.")
     elif confidence < reliable:
         verdict = (f"Take this with care: the confidence of {100 * confidence:.0f} % is below {100 * reliable:.0f} %, "
-                   f"from which on predictions were right at least {share} of the time on the validation split.")
+                   f"the lowest at which at least {share} of predictions were right on the validation split.")
     else:
         verdict = (f"On the validation split, predictions as confident as this ({100 * reliable:.0f} % or more) were "
                    f"right at least {share} of the time.")
-    return f"{verdict} The network knows {classes} classes and gives one of them to any picture."
+    return f"{verdict} The network knows {classes} classes and assigns one of them to any picture."

@@ -1,4 +1,4 @@
-"""Finished runs, what differs between them, and the published results to set beside them."""
+"""metrics.json, written and read; how finished runs differ; published results to compare with."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..models import model_stats
 from ..text import table
 from ..trainer import Trainer
 
-# The reference project's own run: top-1 and top-5 (%) on the test split, PFLOP (9.68 GFLOP an image forward and
+# The reference project's own run: top-1 and top-5 (%) on the test split, PFLOP (9.68 GFLOP per image forward and
 # backward, 50,000 images, 150 epochs) and minutes on a Tesla T4.
 REFERENCE = {"name": "reference CNN, 150 epochs", "top1": 78.25, "top5": 94.85, "petaflops": 72.6, "minutes": 150.2}
 
@@ -26,12 +26,9 @@ log = logging.getLogger("cifar100")
 
 
 def finished_runs(pattern: str) -> list[dict]:
-    """The evaluated runs whose folders match `pattern`, best test top-1 first.
-
-    Each has name, history (History), top1, top5 (test split, %), seconds, petaflops, epochs, note, and
-    `settings`, the training settings of its configuration. Folders without results are passed over, files
-    that cannot be read are reported.
-    """
+    """The evaluated runs whose folders match `pattern`, best test top-1 first: dicts of name, history (History), top1,
+    top5 (test split, %), seconds, petaflops, epochs, note and settings (those that shape training). Skips folders
+    without results; warns of files that cannot be read."""
     runs = []
     for folder in sorted(glob.glob(pattern)):
         path = Path(folder) / "metrics.json"
@@ -42,34 +39,32 @@ def finished_runs(pattern: str) -> list[dict]:
             if content["results"]:
                 runs.append(_run_of(content))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            log.warning("passed over %s: not a metrics.json of this project (%s: %s)", path, type(error).__name__,
-                        error)
+            log.warning("skipped %s: not a metrics.json of this project (%s: %s)", path, type(error).__name__, error)
     return sorted(runs, key=lambda run: -run["top1"])
 
 
 def _run_of(content: dict) -> dict:
-    history = History.from_list(content["history"], content["training"].get("stopped", ""))
-    settings = TrainingConfig.training_settings_of(content["config"])
-    return {"name": content["name"], "history": history, "top1": float(content["results"]["top1"]),
-            "top5": float(content["results"]["top5"]), "seconds": float(content["training"]["seconds"]),
-            "petaflops": float(content["training"]["petaflops"]), "epochs": len(history), "note": content["note"],
-            "settings": settings}
+    results, training = content["results"], content["training"]
+    history = History.from_list(content["history"], training.get("stopped", ""))
+    return {"name": content["name"], "history": history, "top1": float(results["top1"]), "top5": float(results["top5"]),
+            "seconds": float(training["seconds"]), "petaflops": float(training["petaflops"]), "epochs": len(history),
+            "note": content["note"], "settings": TrainingConfig.training_settings_of(content["config"])}
 
 
 def published_beside(runs: list[dict]) -> tuple:
-    """The published results where any of the runs compares with them: not of drawn data, nor of other classes."""
+    """The published results if any run is comparable: on 100 classes and not on drawn data."""
     compares = any(not run["note"] and run["settings"]["num_classes"] == 100 for run in runs)
     return PUBLISHED if compares else ()
 
 
 def differing_settings(runs: list[dict]) -> list[str]:
-    """Names of the training settings in which the runs differ."""
+    """Names of the settings in which the runs differ."""
     names = dict.fromkeys(name for run in runs for name in run["settings"])
     return [name for name in names if len({json.dumps(run["settings"].get(name)) for run in runs}) > 1]
 
 
 def runs_text(runs: list[dict], published=()) -> str:
-    """A table of finished runs with what differs between them, and of published results, marked as such."""
+    """A table of finished runs with the settings in which they differ, and of published results, marked as such."""
     rows = [{"run": run["name"] + (f" ({run['note']})" if run["note"] else ""),
              "source": "measured" + ", interrupted" * (run["history"].stopped == "interrupted"),
              "top-1 %": f"{run['top1']:.2f}", "top-5 %": f"{run['top5']:.2f}", "trained epochs": run["epochs"],
@@ -83,10 +78,8 @@ def runs_text(runs: list[dict], published=()) -> str:
 
 
 def write_metrics(path: Path, trainer: Trainer, speeds: dict, results: dict) -> None:
-    """Write metrics.json: configuration, machine, training record, `speeds` that were benchmarked and test `results`.
-
-    Of a run that was trained before, perhaps on another machine, the file's own machine and speeds stay.
-    """
+    """Write metrics.json: configuration, machine, training record, benchmarked `speeds` and test `results`. For a run
+    trained earlier, perhaps on another machine, keeps the file's machine and speeds."""
     rows, config, data = trainer.history.rows, trainer.config, trainer.data
     last = rows[-1] if rows else {"seconds": 0.0, "petaflops": 0.0, "peak_memory_mb": None}
     rates = sorted(row["images_per_second"] for row in rows)
@@ -94,11 +87,9 @@ def write_metrics(path: Path, trainer: Trainer, speeds: dict, results: dict) -> 
     if trainer.began_at == trainer.step:
         before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         system, speeds = before.get("system", system), before.get("speeds", {})
-    write_json({
-        "name": config.name, "note": data.note, "data": str(data), "config": config.to_dict(), "system": system,
-        "model_stats": model_stats(trainer.model),
-        "training": {"seconds": last["seconds"], "petaflops": last["petaflops"], "stopped": trainer.history.stopped,
-                     "images_per_second": rates[len(rates) // 2] if rates else None,
-                     "peak_memory_mb": last["peak_memory_mb"]},
-        "speeds": speeds, "history": trainer.history.to_list(), "results": results,
-    }, path)
+    training = {"seconds": last["seconds"], "petaflops": last["petaflops"], "stopped": trainer.history.stopped,
+                "images_per_second": rates[len(rates) // 2] if rates else None,
+                "peak_memory_mb": last["peak_memory_mb"]}
+    write_json({"name": config.name, "note": data.note, "data": str(data), "config": config.to_dict(), "system": system,
+                "model_stats": model_stats(trainer.model), "training": training, "speeds": speeds,
+                "history": trainer.history.to_list(), "results": results}, path)

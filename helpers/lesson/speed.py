@@ -1,4 +1,4 @@
-"""How fast training steps, batches and predictions are on this machine, and how long a training will take."""
+"""Speed of training steps, batches and predictions on this machine, and how long a training will take."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..system import DTYPES, autocast, is_out_of_memory, memory_format, peak_mem
 from ..text import duration, table
 from ..trainer import Trainer
 
-LONG_MINUTES = 30       # from here on an estimate comes with what would be shorter
+LONG_MINUTES = 30       # longer estimates come with faster alternatives
 
 log = logging.getLogger("cifar100")
 
@@ -30,18 +30,18 @@ log = logging.getLogger("cifar100")
 def inference_throughput(model: nn.Module, device: torch.device, precision: str, batch_sizes=(32, 64, 128, 256),
                          image_size: int = IMAGE_SIZE, repeats: int = 5, min_seconds: float = 0.2,
                          progress: str = "auto") -> list[dict]:
-    """Speed of the forward pass in evaluation mode, a row for each batch size; `model` is left as it is.
+    """Speed of the forward pass in evaluation mode, on a copy of `model`; one row per batch size.
 
-    A row: `batch_size`, `images_per_second` (the median over the repeats, each at least `min_seconds` long) with
-    `_min` and `_max`, `milliseconds` (median of a batch), `memory_mb` (MB of 2**20 bytes: the peak of all that
-    lies on the GPU, None without CUDA), `seconds` (of a batch, by repeat) and `error`: None or "out of memory".
+    A row: `batch_size`, `images_per_second` (median over the repeats, each at least `min_seconds` long) with `_min` and
+    `_max`, `milliseconds` (median per batch), `memory_mb` (peak of all GPU memory in use, in units of 2**20 bytes; None
+    without CUDA), `seconds` (per batch, by repeat) and `error` (None or "out of memory").
     """
     layout, cuda = memory_format(device), device.type == "cuda"
     model = copy.deepcopy(model).to(device, memory_format=layout).eval()
     rows = []
     for size in announced(batch_sizes, "inference at batch size", progress):
         if cuda:
-            torch.cuda.empty_cache()        # after an out-of-memory error, when the error holds no tensor any more
+            torch.cuda.empty_cache()        # after an out-of-memory error, which by now holds no tensor
             torch.cuda.reset_peak_memory_stats(device)
         try:
             images = torch.randn(size, 3, image_size, image_size, device=device)
@@ -51,15 +51,15 @@ def inference_throughput(model: nn.Module, device: torch.device, precision: str,
             if not is_out_of_memory(error):
                 raise
             seconds = []
-        rows.append({"batch_size": size, **rates("images", size, seconds), "seconds": seconds,
-                     "memory_mb": peak_memory_mb(device) if cuda and seconds else None,
+        memory = peak_memory_mb(device) if cuda and seconds else None
+        rows.append({"batch_size": size, **rates("images", size, seconds), "seconds": seconds, "memory_mb": memory,
                      "error": None if seconds else "out of memory"})
     return rows
 
 
 @torch.inference_mode()
 def _forward_seconds(model, images: Tensor, precision: str, repeats: int, min_seconds: float) -> list[float]:
-    """Seconds of a batch, from `repeats` timings of as many batches as fill `min_seconds`."""
+    """Seconds per batch, by repeat; each repeat times as many batches as fill `min_seconds`."""
     def forward():
         with autocast(images.device, precision):
             model(images)
@@ -72,10 +72,10 @@ def _forward_seconds(model, images: Tensor, precision: str, repeats: int, min_se
 
 
 def training_throughput(trainer: Trainer, steps: int = 5, repeats: int = 5, progress: str = "auto") -> dict:
-    """Speed of real training steps, loader included, at the full image size; `trainer` is left as it is.
+    """Speed of training steps at full image size, loader included, on a copy of the network.
 
     Each repeat times `steps` of them. Returns `batch_size` (the effective one), `steps_per_second` and
-    `images_per_second` (medians) with `_min` and `_max`, `milliseconds` and `seconds` (by repeat) of a step.
+    `images_per_second` (medians) with `_min` and `_max`, `milliseconds` (median) and `seconds` (by repeat) per step.
     """
     model = copy.deepcopy(trainer.model).train()
     step = repeated_step(trainer, TrainStep(model, trainer.config, trainer.precision))
@@ -87,7 +87,7 @@ def training_throughput(trainer: Trainer, steps: int = 5, repeats: int = 5, prog
 
 
 def repeated_step(trainer: Trainer, take_step: TrainStep, image_size: int = IMAGE_SIZE):
-    """A function that does one step after the other of the first epochs of `trainer`, by `take_step`."""
+    """A function that takes the next step of the trainer's first epochs, by `take_step`."""
     schedule, loader = trainer.schedule, trainer.loader
 
     def step() -> None:
@@ -98,33 +98,30 @@ def repeated_step(trainer: Trainer, take_step: TrainStep, image_size: int = IMAG
 
 
 def images_of_step(trainer: Trainer) -> int:
-    """The effective batch, as far as there are images."""
+    """Images per optimiser step: the effective batch size, or fewer in a small data set."""
     return trainer.schedule.batch_size * len(trainer.schedule.batches(0))
 
 
 def shorter_ways(config: TrainingConfig, data: ImageData, flops_a_minute: float, minutes: float,
                  device: torch.device) -> str:
-    """What else could be trained at this speed, for someone who does not want to wait for `minutes`."""
+    """Advice to someone who does not want to wait `minutes`: presets that take less at this speed."""
     presets = minutes_of_presets(len(data.train_labels), flops_a_minute, val_size=config.val_size,
                                  train_size=config.changed_settings().get("train_size"))
-    fitting = [f"preset = {name!r} takes about {duration(60 * value)}"
-               for name, value in sorted(presets.items(), key=lambda item: item[1])
-               if value < min(minutes, LONG_MINUTES)]
+    faster = sorted((value, name) for name, value in presets.items() if value < min(minutes, LONG_MINUTES))
+    fitting = [f"preset = {name!r} takes about {duration(60 * value)}" for value, name in faster]
     if device.type != "cuda":
         fitting.append("a GPU is many times faster (on Colab: Runtime > Change runtime type)")
-    return "That is long. Shorter ways: " + "; ".join(fitting or ["fewer epochs"])
+    return "This takes long. Faster: " + "; ".join(fitting or ["fewer epochs"])
 
 
 def minutes_of_presets(data_images: int, flops_a_minute: float, **settings) -> dict[str, float]:
-    """Minutes that each preset would train at this speed, on `data_images` images with labels, by name.
-
-    Presets of drawn data are left out, and those that `settings` do not go with.
-    """
+    """Minutes of training by preset at this speed, on `data_images` labelled images. Omits presets of drawn data and
+    those that contradict `settings`."""
     minutes = {}
     for name in preset_names():
         try:
             config = TrainingConfig.from_preset(name, **settings)
-        except ConfigError:         # somebody's unfinished file says nothing about this run
+        except ConfigError:         # a user's unfinished file does not concern this run
             continue
         if config.data_source != "drawn":
             minutes[name] = planned_flops(config, config.training_images(data_images)) / flops_a_minute
@@ -132,17 +129,17 @@ def minutes_of_presets(data_images: int, flops_a_minute: float, **settings) -> d
 
 
 def planned_flops(config: TrainingConfig, images: int) -> int:
-    """FLOPs of the whole training on `images` images, forward and backward, that `config` asks for."""
+    """FLOPs of the training that `config` describes on `images` images, forward and backward."""
     model = build_model(**config.model_arguments())
     return Schedule(config, images).total_flops(lambda size: training_flops(model, size))
 
 
 def profile_loader(loader: BatchLoader, batches: int = 20, step_milliseconds: float | None = None) -> dict:
-    """Where the time of making a batch goes: medians over `batches` batches, the device awaited after each.
+    """Time of each stage of making a batch: medians over `batches` batches, synchronised after each.
 
-    Returns `batch_size`, `images_per_second`, `milliseconds` of a batch, and of it `gather_ms`, `augment_ms`
-    (normalisation included) and `cast_ms`, each timed by itself, and `other_ms`: the rest (labels, mixing), where noise
-    has left one. `percent_of_step` compares with `step_milliseconds`, of a training step on one batch.
+    Returns `batch_size`, `images_per_second` and `milliseconds` per batch, of which `gather_ms`, `augment_ms` (with
+    normalisation) and `cast_ms`, each timed alone, and `other_ms`, the rest (labels, mixing; 0 if noise exceeds it).
+    `percent_of_step` is relative to `step_milliseconds`, of a training step on one batch.
     """
     def milliseconds(work) -> float:
         work(0)
@@ -161,7 +158,7 @@ def profile_loader(loader: BatchLoader, batches: int = 20, step_milliseconds: fl
 
 
 def seconds_of(work, device: torch.device, calls: int = 1) -> float:
-    """Wall time of `calls` calls, from an idle device to an idle device."""
+    """Wall time of `calls` calls; the device is idle before and after."""
     synchronize(device)
     start = time.perf_counter()
     for _ in range(calls):
@@ -171,14 +168,14 @@ def seconds_of(work, device: torch.device, calls: int = 1) -> float:
 
 
 def rates(unit: str, count: int, seconds: list[float]) -> dict:
-    """Median, least and greatest speed, and the median's milliseconds; None without timings."""
-    of = {"": median, "_min": max, "_max": min}      # the longest time is the least speed
+    """Median, smallest and largest speed, and the median's milliseconds; None without timings."""
+    of = {"": median, "_min": max, "_max": min}      # the longest time gives the lowest speed
     speeds = {f"{unit}_per_second{end}": count / of[end](seconds) if seconds else None for end in of}
     return speeds | {"milliseconds": 1000 * median(seconds) if seconds else None}
 
 
 def announced(items, title: str, progress: str = "auto"):
-    """`items` one by one, with a bar, or a line each where nobody would watch a bar."""
+    """Iterate over `items` with a progress bar or a line each, as `progress` asks for."""
     items, style = list(items), progress_style(progress)
     for number, item in enumerate(tqdm(items, title, disable=style != "bar", leave=False), start=1):
         if style == "lines":
@@ -187,12 +184,12 @@ def announced(items, title: str, progress: str = "auto"):
 
 
 def format_rows(rows: list[dict]) -> str:
-    """Rows as a table with aligned columns; lists, mappings, and columns that are None throughout, are left out."""
+    """Rows as an aligned table, without lists, dicts and columns that hold only None."""
     shown = [name for name in dict.fromkeys(name for row in rows for name in row)
              if any(row.get(name) is not None and not isinstance(row[name], (list, dict)) for row in rows)]
     return table([{name.replace("_", " "): short_number(row.get(name)) for name in shown} for row in rows])
 
 
 def short_number(value):
-    """A float with three digits, or without decimals from 100 on; anything else as it is."""
+    """A float with three digits, or as a whole number from 100 on; anything else unchanged."""
     return value if not isinstance(value, float) else f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

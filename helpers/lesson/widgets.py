@@ -1,7 +1,7 @@
-"""The interactive parts of a notebook: the live view of training, the error explorer, a picture of your own.
+"""The interactive parts of the notebook: the live view of training, the error explorer, a picture of your own.
 
-ipywidgets (7 and 8) and IPython are imported only when something is shown, so everything else works without them.
-The caller passes in the functions that compute something about an image.
+ipywidgets (7 and 8) and IPython are imported only to show something, so everything else works without them. The caller
+passes the functions that compute something about an image.
 """
 
 from __future__ import annotations
@@ -29,35 +29,32 @@ from ..trainer import READ_SECONDS, Trainer
 from . import plots
 
 PAGE_SIZE = 24
-ANY = -1        # not None, which a dropdown takes for no choice
+WIDE = {"width": "100%", "max_width": "1000px"}
+ANY = -1        # not None, which a dropdown takes as no choice
 ORDERS = {"most confident first": ("confidence", True), "least confident first": ("confidence", False),
           "highest loss first": ("loss", True), "lowest loss first": ("loss", False)}
 
 
 def can_show() -> bool:
-    """Can somebody click: does a notebook front end show the output, and is ipywidgets installed?"""
+    """Can the user click: does a notebook front end show the output, and is ipywidgets installed?"""
     return progress_style() == "bar" and in_kernel()
 
 
 def shows_live_view(live: bool | str, progress: str) -> bool:
-    """Does training show the live view? `live` is True, False or "auto": where a notebook's front end shows a bar.
-
-    Raises ValueError for another value, and for True where there is no kernel.
-    """
+    """Does training show the live view? `live` is True, False or "auto" (if a notebook's front end shows a bar). Raises
+    ValueError for another value, and for True without a kernel."""
     if live not in (True, False, "auto"):
         raise ValueError(f"live={live!r}: must be True, False or 'auto'")
     if live is True and not in_kernel():
         raise ValueError("live=True: needs a notebook's kernel and ipywidgets (pip install ipywidgets); live='auto' "
-                         "shows the live view only where there is one")
+                         "shows the live view only with both")
     return progress_style(progress) == "bar" and can_show() if live == "auto" else live
 
 
 def in_kernel() -> bool:
-    """Can this process make widgets: is it a notebook kernel, and is ipywidgets installed?"""
+    """Can this process show widgets: is it a notebook kernel, and is ipywidgets installed?"""
     return "ipykernel" in sys.modules and util.find_spec("ipywidgets") is not None
 
-
-# Training --------------------------------------------------------------------------------------------------
 
 class LiveView:
     """Curves, numbers and a Stop button for training in the running cell, updated in place.
@@ -66,15 +63,15 @@ class LiveView:
             trainer.on_epoch = trainer.on_progress = view.update
             trainer.fit(show_bar=False)
 
-    At the end the curves stay as a plain picture, so the saved notebook shows them without a widget. Where clicks
-    do not reach a running cell, a hint at the notebook's own stop button replaces the button.
+    At the end a plain picture of the curves remains, which a saved notebook shows without a widget. Where clicks do not
+    reach a running cell, a hint at the notebook's own stop button replaces the button.
     """
 
     def __init__(self, trainer: Trainer, note: str = ""):
         import ipywidgets
         from IPython.display import display
         self.trainer, self.note, self._display = trainer, note, display
-        self._picture = ipywidgets.Image(format="png", layout={"width": "100%", "max_width": "1000px"})
+        self._picture = ipywidgets.Image(format="png", layout=WIDE)
         self._numbers = ipywidgets.HTML()
         self.button = ipywidgets.Button(description="Stop", icon="stop", button_style="warning",
                                         tooltip="end training after this step, with a checkpoint")
@@ -84,16 +81,14 @@ class LiveView:
             "To stop training, press the notebook's stop (■) button: that also saves a checkpoint.")
         self._box = ipywidgets.VBox([self._numbers, self._picture, stop])
         self._watching = contextlib.ExitStack()
-        self._figure, self._running = None, []
-        self._draw()                # the first figure is the slowest; draw it before training
-        self._open = False
+        self._figure, self._running, self._open = None, [], False
+        self._draw()                # before training, since the first figure is the slowest
         self._draw_if_due, self._write_if_due = rate_limited(self._draw), rate_limited(self._write)
 
     def __enter__(self) -> LiveView:
         self._start, self._first_flops, self._seconds = time.perf_counter(), self.trainer.flops, 0.0
-        self._all_flops = self.trainer.total_flops()
-        self._open = True
-        # By hand, since ipywidgets 7 bypasses `display`, which then cannot replace the widget at the end.
+        self._all_flops, self._open = self.trainer.total_flops(), True
+        # By hand: ipywidgets 7 bypasses `display`, which then could not replace the widget at the end.
         view = {"version_major": 2, "version_minor": 0, "model_id": self._box.model_id}
         self._handle = self._display({"application/vnd.jupyter.widget-view+json": view, "text/plain": "training …"},
                                      raw=True, display_id=True)
@@ -103,40 +98,34 @@ class LiveView:
 
     def __exit__(self, *_) -> None:
         self._watching.close()
-        self._open = False
-        self._running = []
+        self._open, self._running = False, []
         trained = time.perf_counter() - self._start
         epoch_log.info("updates of the live view took %.3f of %.3f seconds, %.2f %%", self._seconds, trained,
                        100 * self._seconds / trained)
-        figure = self._drawn(self.summary())
-        self._handle.update({"image/png": base64.b64encode(plots.png_of(figure)).decode(),
-                             "text/plain": self.summary()}, raw=True)
+        png = plots.png_of(self._drawn(self.summary()))
+        self._handle.update({"image/png": base64.b64encode(png).decode(), "text/plain": self.summary()}, raw=True)
         self._picture.close()       # not the button: a late click still needs its handler
 
     def update(self, trainer: Trainer) -> None:
-        """Check for a click, and show the state of `trainer` if an update is due; a hook of the Trainer."""
+        """Check for a click, and show the state of `trainer` if due; a hook of the Trainer."""
         start = time.perf_counter()
         if self._stream:
             self._stream.flush()
         point = trainer.progress()
-        if point["train_loss"] is None:
-            self._running = []
-        else:
-            self._running.append(point)
+        self._running = [] if point["train_loss"] is None else [*self._running, point]
         self._write_if_due()
         self._draw_if_due()
         self._seconds += time.perf_counter() - start
 
     def summary(self) -> str:
-        """The progress of training and its best validation accuracy."""
+        """The progress of training and its best validation accuracy, in words."""
         history, trainer = self.trainer.history, self.trainer
         if not len(history):
             return f"training, step {trainer.step} of {trainer.total_steps}"
         why = {"early": ", stopped early", "interrupted": ", interrupted"}.get(history.stopped, "")
-        text = f"{len(history)} of {trainer.config.epochs} epochs in {duration(history['seconds'][-1])}{why}"
-        if history.best_epoch is not None:
-            text += f"; best validation accuracy {history.best_top1:.1f} % in epoch {history.best_epoch}"
-        return text
+        best = "" if history.best_epoch is None else (
+            f"; best validation accuracy {history.best_top1:.1f} % in epoch {history.best_epoch}")
+        return f"{len(history)} of {trainer.config.epochs} epochs in {duration(history['seconds'][-1])}{why}{best}"
 
     def _stop(self) -> None:
         if self._open and not self.button.disabled:
@@ -144,12 +133,8 @@ class LiveView:
             self.trainer.stop("button")
 
     def _write(self) -> None:
-        trainer = self.trainer
-        now = trainer.progress()
-        history = trainer.history
+        trainer, history, now = self.trainer, self.trainer.history, self.trainer.progress()
         speed = history["images_per_second"][-1] if now["train_loss"] is None else now["images_per_second"]
-        memory = peak_memory_mb(trainer.device)
-        where = "device" if trainer.device.type == "cuda" else "process"
         parts = [f"epoch {now['epoch']:.1f} of {trainer.config.epochs}"]
         if now["train_loss"] is not None:
             parts.append(f"training loss {now['train_loss']:.3f}, accuracy {now['train_accuracy']:.1f} %")
@@ -157,19 +142,13 @@ class LiveView:
             parts.append(f"validation {history['val_top1'][-1]:.1f} % (best {history.best_top1:.1f} % in epoch "
                          f"{history.best_epoch})")
         parts += [f"learning rate {now['learning_rate']:.4g}", f"{speed:,.0f} images/s"]
-        if memory is not None:
+        if (memory := peak_memory_mb(trainer.device)) is not None:
+            where = "device" if trainer.device.type == "cuda" else "process"
             parts.append(f"{where} memory {memory / 1024:.1f} GB at most")
-        left = self._seconds_left()
-        if left is not None:
-            parts.append(f"about {duration(left)} left")
+        if done := trainer.flops - self._first_flops:
+            seconds = (time.perf_counter() - self._start) / done        # per FLOP, since images may grow
+            parts.append(f"about {duration(seconds * max(self._all_flops - trainer.flops, 0))} left")
         self._numbers.value = html.escape(" · ".join(parts))
-
-    def _seconds_left(self) -> float | None:
-        """Extrapolates the time per FLOP of this session, since images may grow; None before the first step."""
-        done = self.trainer.flops - self._first_flops
-        if not done:
-            return None
-        return (time.perf_counter() - self._start) / done * max(self._all_flops - self.trainer.flops, 0)
 
     def _draw(self) -> None:
         self._picture.value = plots.png_of(self._drawn())
@@ -180,7 +159,7 @@ class LiveView:
 
 
 def rate_limited(act):
-    """A function that calls `act` at most every READ_SECONDS and spends under a hundredth of the time in it."""
+    """A function that calls `act` at most every READ_SECONDS and spends under 1 % of the time in it."""
     due = -math.inf
 
     def act_if_due() -> None:
@@ -192,14 +171,12 @@ def rate_limited(act):
     return act_if_due
 
 
-# Clicks while a cell runs ----------------------------------------------------------------------------------
-# The kernel handles a click only after the running cell, but its message has already arrived and can be read.
-
 def _message_stream():
-    """The ZMQStream that brings the front end's messages to this thread; None where clicks are invisible.
+    """The ZMQStream that brings the front end's messages to this thread; None if clicks do not arrive.
 
-    VS Code sends none while a cell runs. ipykernel 7 reads the front end's socket in a separate thread, which
-    passes messages to the main thread through a pair of sockets.
+    The kernel handles a click only after the running cell, but its message can be read before. VS Code sends none while
+    a cell runs. ipykernel 7 reads the front end's socket in another thread, which passes messages to the main thread
+    through a pair of sockets.
     """
     from IPython import get_ipython
     kernel = getattr(get_ipython(), "kernel", None)
@@ -215,10 +192,8 @@ def _message_stream():
 
 @contextlib.contextmanager
 def _noticing_clicks(stream, comm_id: str, act):
-    """While active, `stream.flush()` calls `act()` if a click on the button `comm_id` has arrived.
-
-    Every message, clicks included, still goes on to the kernel, which handles them in order after the cell.
-    """
+    """Within this context, `stream.flush()` calls `act()` if a click on the button `comm_id` has arrived. Every
+    message, clicks included, still goes to the kernel, which handles them in order after the cell."""
     from IPython import get_ipython
     session, pass_on = get_ipython().kernel.session, stream._recv_callback
 
@@ -238,37 +213,28 @@ def _is_click(session, frames, comm_id: str) -> bool:
     """Do the ZMQ frames of a message hold a click on the button `comm_id`?"""
     try:
         _, parts = session.feed_identities(frames, copy=False)
-        # Without the content this is a peek: the kernel may read a message of the same signature again.
+        # Without its content, deserialize does not record the signature: the kernel can read the message again.
         message = session.deserialize(parts, content=False, copy=False)
     except (ValueError, TypeError):
         return False        # the kernel reports the fault
-    if message["msg_type"] != "comm_msg":
+    content = session.unpack(message["content"]) if message["msg_type"] == "comm_msg" else {}
+    if content.get("comm_id") != comm_id:       # other libraries' messages may hold anything
         return False
-    content = session.unpack(message["content"])
-    if content.get("comm_id") != comm_id:       # another library's messages may hold anything
-        return False
-    event = content.get("data", {}).get("content") or {}
-    return event.get("event") == "click"
+    return (content.get("data", {}).get("content") or {}).get("event") == "click"
 
-
-# Errors ----------------------------------------------------------------------------------------------------
 
 def select_images(evaluation: Evaluation, true: int | None = None, predicted: int | None = None,
                   superclass: int | None = None, outcome: str = "wrong", key: str = "confidence",
                   descending: bool = True) -> np.ndarray:
-    """Indices, int64 [n], of the evaluated images that pass all filters, sorted by `key`; None passes everything.
+    """Indices, int64 [n], of the evaluated images that pass all filters, stably sorted by `key`; None passes all.
 
-    true, predicted: a class; superclass: that of the true class; outcome: "wrong", "right" or "all"; key:
-    "confidence" or "loss" (cross entropy of the image). Equal values keep their order. Raises ValueError for
-    an unknown outcome or key.
+    true, predicted: a class; superclass: that of the true class; outcome: "wrong", "right" or "all"; key: "confidence"
+    or "loss" (cross entropy of the image). Raises ValueError for an unknown outcome or key.
     """
     if outcome not in ("wrong", "right", "all") or key not in ("confidence", "loss"):
-        raise ValueError(f"outcome={outcome!r}, key={key!r}: outcome must be wrong, right or all, key confidence or "
-                         "loss")
+        raise ValueError(f"outcome={outcome!r}: must be wrong, right or all; key={key!r}: must be confidence or loss")
     labels, predictions = evaluation.labels.numpy(), evaluation.predictions.numpy()
-    passes = np.ones(len(labels), bool)
-    if outcome != "all":
-        passes &= (labels == predictions) == (outcome == "right")
+    passes = (outcome == "all") | ((labels == predictions) == (outcome == "right"))
     if true is not None:
         passes &= labels == true
     if predicted is not None:
@@ -287,22 +253,16 @@ def losses(evaluation: Evaluation) -> np.ndarray:
 
 
 def page_of(indices: np.ndarray, page: int, size: int = PAGE_SIZE) -> tuple[np.ndarray, int, int]:
-    """(the indices on page `page`, its number, number of pages); a page out of range becomes the nearest."""
+    """(indices on page `page`, its number, number of pages); a page out of range becomes the nearest."""
     pages = max(1, math.ceil(len(indices) / size))
     page = min(max(page, 0), pages - 1)
     return indices[page * size:(page + 1) * size], page, pages
 
 
 class ErrorExplorer:
-    """Test images by class, outcome, confidence and loss, in pages; a click on an image explains it.
-
-    Args:
-        evaluation: the predictions.
-        images: uint8 [N, 32, 32, 3], as evaluated.
-        explain: `explain(index)` returns a Figure about one image.
-
-    `box` is the widget to show, `thumbnails` hold its pictures and buttons, `detail` is the explanation.
-    """
+    """Test images by class, outcome, confidence and loss, in pages; a click on an image explains it. `images` are the
+    evaluated ones, uint8 [N, 32, 32, 3]; `explain(index)` returns a Figure about one of them. `box` is the widget to
+    show, `thumbnails` hold its pictures and buttons, `detail` is the explanation."""
 
     def __init__(self, evaluation: Evaluation, images, explain, note: str = ""):
         import ipywidgets
@@ -320,16 +280,13 @@ class ErrorExplorer:
                                    for icon, tooltip in (("arrow-left", "page before"), ("arrow-right", "next page")))
         self.where = ipywidgets.Label()
         self.thumbnails = [_Thumbnail(self._pick) for _ in range(PAGE_SIZE)]
-        self.detail = ipywidgets.Image(format="png", layout={"width": "100%", "max_width": "1000px",
-                                                             "display": "none"})
+        self.detail = ipywidgets.Image(format="png", layout=WIDE | {"display": "none"})
         self._messages = ipywidgets.Output()
-        self.box = ipywidgets.VBox([
-            *([ipywidgets.HTML(f"<b>{html.escape(note)}</b>")] if note else []),
-            ipywidgets.HBox(filters, layout={"flex_flow": "row wrap"}),
-            ipywidgets.HBox([self.back, self.forward, self.where]),
-            ipywidgets.HBox([thumbnail.box for thumbnail in self.thumbnails],
-                            layout={"flex_flow": "row wrap", "max_width": "1000px"}),
-            self.detail, self._messages])
+        rows = [ipywidgets.HBox(filters, layout={"flex_flow": "row wrap"}),
+                ipywidgets.HBox([self.back, self.forward, self.where]),
+                ipywidgets.HBox([thumbnail.box for thumbnail in self.thumbnails],
+                                layout={"flex_flow": "row wrap", "max_width": "1000px"}), self.detail, self._messages]
+        self.box = ipywidgets.VBox(([ipywidgets.HTML(f"<b>{html.escape(note)}</b>")] if note else []) + rows)
         for widget in filters:
             widget.observe(lambda _: self.show(0), "value")
         self.back.on_click(lambda _: self.show(self.page - 1))
@@ -355,15 +312,14 @@ class ErrorExplorer:
 
     def _caption(self, index: int) -> tuple[bool, str, str]:
         """(is it right?, predicted class, all in words)."""
-        evaluation = self.evaluation
-        label, prediction = int(evaluation.labels[index]), int(evaluation.predictions[index])
-        name, true = (readable(evaluation.class_names[place]) for place in (prediction, label))
-        return label == prediction, name, (f"test image {index}: {true}, predicted {name} with "
-                                           f"{100 * evaluation.confidences[index]:.0f} %")
+        label, prediction = int(self.evaluation.labels[index]), int(self.evaluation.predictions[index])
+        name, true = (readable(self.evaluation.class_names[place]) for place in (prediction, label))
+        share = 100 * self.evaluation.confidences[index]
+        return label == prediction, name, f"test image {index}: {true}, predicted {name} with {share:.0f} %"
 
     def _pick(self, index: int) -> None:
         self._messages.clear_output()
-        with self._messages:        # errors in a callback appear nowhere else
+        with self._messages:        # an error in a callback would appear nowhere else
             self.detail.value = plots.png_of(self.explain(index))
             self.detail.layout.display = ""
 
@@ -380,7 +336,10 @@ class _Thumbnail:
 
     def show(self, index: int, image, right: bool, name: str, words: str) -> None:
         self.index = index
-        self.picture.value = _enlarged_png(image, 96)
+        content = io.BytesIO()
+        picture = Image.fromarray(np.asarray(image)).resize((96, 96), Image.Resampling.NEAREST)     # visible pixels
+        picture.save(content, format="png", compress_level=1)
+        self.picture.value = content.getvalue()
         self.button.description = f"{'✓' if right else '✗'} {name}"
         self.button.tooltip = words
         self.box.layout.display = ""
@@ -395,31 +354,17 @@ def _dropdown(description: str, options: list):
                                layout={"width": "230px"}, style={"description_width": "75px"})
 
 
-def _enlarged_png(image, side: int) -> bytes:
-    """A picture, uint8 [H, W, 3], as a PNG of side `side` with distinct pixels."""
-    content = io.BytesIO()
-    Image.fromarray(np.asarray(image)).resize((side, side), Image.Resampling.NEAREST).save(
-        content, format="png", compress_level=1)
-    return content.getvalue()
-
-
-# A picture of your own -------------------------------------------------------------------------------------
-
 class OwnPicture:
-    """A button to upload a picture, and what the network makes of it.
-
-    `answer(content, name)` takes the file's bytes and name and returns a Figure and the same in words; its DataError
-    is shown as one line. `box` is the widget to show.
-    """
+    """A button to upload a picture, and what the network makes of it. `answer(content, name)` takes a file's bytes and
+    name and returns a Figure and a text; its DataError appears as a line. `box` is the widget to show."""
 
     def __init__(self, answer):
         import ipywidgets
         self.answer = answer
         self.upload = ipywidgets.FileUpload(accept="image/*", multiple=False, description="Choose a picture",
                                             layout={"width": "200px"})
-        self.message = ipywidgets.HTML("any picture will do; its central square is what counts")
-        self.picture = ipywidgets.Image(format="png", layout={"width": "100%", "max_width": "1000px",
-                                                              "display": "none"})
+        self.message = ipywidgets.HTML("any picture will do; its central square counts")
+        self.picture = ipywidgets.Image(format="png", layout=WIDE | {"display": "none"})
         self._messages = ipywidgets.Output()
         self.box = ipywidgets.VBox([self.upload, self.message, self.picture, self._messages])
         self.upload.observe(lambda change: self.show(change["new"]), "value")
@@ -431,7 +376,7 @@ class OwnPicture:
             return
         name, content = files[-1]
         self._messages.clear_output()
-        with self._messages:        # an error in a callback would be shown nowhere else
+        with self._messages:        # an error in a callback would appear nowhere else
             try:
                 figure, words = self.answer(content, name)
                 self.picture.value = plots.png_of(figure)

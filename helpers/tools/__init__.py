@@ -1,5 +1,5 @@
-"""What is run from a shell: `python -m helpers.tools.NAME`."""
+"""Commands to run from a shell: `python -m helpers.tools.NAME`."""
 
 from pathlib import Path
 
-FIGURES = Path(__file__).resolve().parent.parent.parent / "figures"      # what the commands measure and draw
+FIGURES = Path(__file__).resolve().parents[2] / "figures"       # measurements and drawings of the commands

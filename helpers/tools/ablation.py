@@ -1,11 +1,10 @@
-"""What each ingredient of the recipe is worth: short trainings with one thing changed at a time.
+"""What each ingredient of the recipe is worth: short trainings with one change each.
 
     python -m helpers.tools.ablation --data-dir data
 
-Trains what configs/ablation.yaml lists, one run after another, and compares them on a validation split of the
-training images; the test split is never read. After each run figures/ablation.json, .txt (the table) and .png are
-written anew. A run that stands in the first of them is not repeated and one that was cut off is continued, so the
-command can be stopped and started again.
+Trains the runs that configs/ablation.yaml lists and compares them on a validation split of the training images; the
+test split is never read. After each run it rewrites figures/ablation.json, .txt (the table) and .png. Started again, it
+skips the runs in ablation.json and resumes an interrupted one.
 """
 
 from __future__ import annotations
@@ -38,24 +37,22 @@ log = logging.getLogger("cifar100")
 
 
 def ablation_runs(path, **overrides) -> list[tuple[str, TrainingConfig]]:
-    """What the YAML file `path` asks for, as (name of the change, configuration): the base with each seed, then each
-    change with its own `seeds`, or with the first seed. `overrides` go on top of all. Raises ConfigError."""
-    plan = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    absent = [name for name in ("base", "seeds", "changes") if not (plan or {}).get(name)]
+    """The runs of the plan `path`, a YAML file, as (name of the change, configuration): the base with each seed, then
+    each change with its own `seeds` or the first. `overrides` override all settings. Raises ConfigError."""
+    plan = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    absent = [name for name in ("base", "seeds", "changes") if not plan.get(name)]
     if absent:
-        raise ConfigError([f"{', '.join(absent)}: missing or empty; the file needs base, seeds and changes"],
-                          str(path))
-    base, seeds, changes = plan["base"], plan["seeds"], plan["changes"]
-    wanted = [(FULL_RECIPE, {"seed": seed}) for seed in seeds]
-    for name, change in changes.items():
+        raise ConfigError([f"{', '.join(absent)}: missing or empty; the file needs base, seeds and changes"], str(path))
+    wanted = [(FULL_RECIPE, {"seed": seed}) for seed in plan["seeds"]]
+    for name, change in plan["changes"].items():
         if "seed" in change:
             raise ConfigError([f"{name}: seed={change['seed']}: write seeds: [{change['seed']}]"], str(path))
         settings = {key: value for key, value in change.items() if key != "seeds"}
-        wanted += [(name, settings | {"seed": seed}) for seed in change.get("seeds", seeds[:1])]
+        wanted += [(name, settings | {"seed": seed}) for seed in change.get("seeds", plan["seeds"][:1])]
     runs = []
     for name, change in wanted:
+        settings = plan["base"] | change
         slug = re.sub(r"\W+", "-", name).strip("-").lower()
-        settings = base | change
         version = zlib.crc32(_text_of(settings).encode())       # another recipe, another run
         settings |= {"run_name": f"{slug}-{change['seed']}-{version:08x}"} | overrides
         config = TrainingConfig.from_settings(settings, f"{path}, {name}")
@@ -66,12 +63,8 @@ def ablation_runs(path, **overrides) -> list[tuple[str, TrainingConfig]]:
 
 
 def train_one(name: str, config: TrainingConfig, data: ImageData) -> dict:
-    """Train, or continue, one run and return its row.
-
-    A row: `change`, `seed`, `val_top1`, `val_top5`, `train_accuracy` (all %, of the last epoch), `epochs`,
-    `petaflops`, `seconds`, `precision`, and `settings`, those that shaped the weights. Raises KeyboardInterrupt when
-    the training was interrupted.
-    """
+    """Train or resume one run and return its row: `change`, `seed`, `val_top1`, `val_top5`, `train_accuracy` (%, last
+    epoch), `epochs`, `petaflops`, `seconds`, `precision`, `settings` (of training). Raises KeyboardInterrupt."""
     trainer = Trainer(config, data, config.run_dir / "checkpoints")
     history = trainer.fit()
     if history.stopped == "interrupted":
@@ -84,11 +77,9 @@ def train_one(name: str, config: TrainingConfig, data: ImageData) -> dict:
 
 def finished_rows(path: Path, runs: list[tuple[str, TrainingConfig]],
                   note: str) -> tuple[list[dict | None], list[dict]]:
-    """The row of each planned run in the file that `write_results` left, None for a run that is not there; and the rows
-    of settings that are gone, which cannot be trained again and stay.
-
-    Raises ConfigError when the file also holds other runs, which would be lost, or is of other data.
-    """
+    """From the results file `path`: the row of each planned run, or None; and the rows with retired settings, which
+    nothing can train again and which stay. Raises ConfigError if the file holds other runs, which would be lost, or is
+    of other data."""
     content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"note": note, "rows": []}
     kept = [row for row in content["rows"] if without_retired(row["settings"])[1]]
     known = {(row["change"], _text_of(TrainingConfig.training_settings_of(row["settings"]))): row
@@ -97,7 +88,7 @@ def finished_rows(path: Path, runs: list[tuple[str, TrainingConfig]],
     strangers = len(content["rows"]) - len(kept) - sum(row is not None for row in rows)
     if strangers or content["note"] != note:
         raise ConfigError([f"--out={path}: holds {strangers or 'all'} of its runs for another plan or other data; "
-                           "give another file, or delete this one to start anew"], str(path))
+                           "name another file, or delete this one to start over"], str(path))
     return rows, kept
 
 
@@ -106,31 +97,27 @@ def _text_of(settings: dict) -> str:
 
 
 def with_differences(rows: list[dict]) -> list[dict]:
-    """The rows, each with its `difference` in points of validation top-1, best first.
-
-    To the full recipe with the same seed, and so with the same split and the same initial weights. That of the full
-    recipe itself, and of a seed that it was not trained with, is to its mean.
-    """
+    """The rows, best first, each with its `difference` in percentage points of validation top-1 from the full recipe
+    with the same seed, that is with the same split and initial weights. The full recipe itself, and seeds that it was
+    not trained with, are compared with its mean."""
     full = {row["seed"]: row["val_top1"] for row in rows if row["change"] == FULL_RECIPE}
     centre = mean(full.values())
-
-    def base_of(row: dict) -> float:
-        return centre if row["change"] == FULL_RECIPE else full.get(row["seed"], centre)
-
-    return sorted((row | {"difference": row["val_top1"] - base_of(row)} for row in rows),
-                  key=lambda row: -row["difference"])
+    compared = []
+    for row in rows:
+        base = centre if row["change"] == FULL_RECIPE else full.get(row["seed"], centre)
+        compared.append(row | {"difference": row["val_top1"] - base})
+    return sorted(compared, key=lambda row: -row["difference"])
 
 
 def results_table(rows: list[dict]) -> str:
-    return table([
-        {"change": row["change"], "seed": row["seed"], "val top-1 %": f"{row['val_top1']:.2f}",
-         "difference": f"{row['difference']:+.2f}", "train %": f"{row['train_accuracy']:.1f}",
-         "PFLOP": f"{row['petaflops']:.4f}", "minutes": f"{row['seconds'] / 60:.1f}"}
-        for row in with_differences(rows)])
+    return table([{"change": row["change"], "seed": row["seed"], "val top-1 %": f"{row['val_top1']:.2f}",
+                   "difference": f"{row['difference']:+.2f}", "train %": f"{row['train_accuracy']:.1f}",
+                   "PFLOP": f"{row['petaflops']:.4f}", "minutes": f"{row['seconds'] / 60:.1f}"}
+                  for row in with_differences(rows)])
 
 
 def draw_results(rows: list[dict], out: Path, note: str = "") -> None:
-    """The table (.txt) and the figure (.png) beside `out`."""
+    """Write the table (.txt) and the figure (.png) beside `out`."""
     write_text(results_table(rows) + "\n", out.with_suffix(".txt"))
     plots.ablation(with_differences(rows), FULL_RECIPE, note).savefig(out.with_suffix(".png"))
 
@@ -138,9 +125,9 @@ def draw_results(rows: list[dict], out: Path, note: str = "") -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0 done, 1 failed, 2 wrong settings, 130 interrupted."""
     parser = argparse.ArgumentParser(prog="python -m helpers.tools.ablation", description=__doc__.split("\n")[0])
-    parser.add_argument("--plan", default=CONFIG_DIR / "ablation.yaml", help="what to train")
+    parser.add_argument("--plan", default=CONFIG_DIR / "ablation.yaml", help="YAML file of the runs")
     parser.add_argument("--data-dir", default="data", help="folder with CIFAR-100")
-    parser.add_argument("--runs-dir", default="runs/ablation", help="where the runs are kept")
+    parser.add_argument("--runs-dir", default="runs/ablation", help="folder of the runs")
     parser.add_argument("--out", type=Path, default=FIGURES / "ablation.json", help="file to write")
     args = parser.parse_args(arguments)
     try:
@@ -150,7 +137,7 @@ def main(arguments: list[str] | None = None) -> int:
         rows, kept = finished_rows(args.out, runs, data.note)
         for place, (name, config) in enumerate(runs):
             log.info("%d of %d: %s, seed %d%s", place + 1, len(runs), name, config.seed,
-                     ": is finished already" if rows[place] else "")
+                     ": already finished, skipped" if rows[place] else "")
             if rows[place] is None:
                 rows[place] = train_one(name, config, data)
                 system = SystemInfo.of(pick_device(config.device), rows[place]["precision"])
@@ -166,7 +153,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"ablation: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("ablation: interrupted; start it again to go on", file=sys.stderr)
+        print("ablation: interrupted; the same command resumes", file=sys.stderr)
         return 130
     return 0
 

@@ -1,11 +1,11 @@
-"""Speed of training steps, batches and predictions, where the time goes, and two comparisons with the usual way.
+"""Speed of training steps, augmentation and predictions, and two comparisons with the usual way.
 
     python -m helpers.tools.benchmark inference --preset quick
     python -m helpers.tools.benchmark augmentation --data-dir data
     python -m helpers.tools.benchmark training --data-dir data
     python -m helpers.tools.benchmark step --preset fast --data-dir data
 
-Each command writes its timings to a file, figures/benchmark_<command>.json, and prints the gist.
+Each command writes its timings to figures/benchmark_<command>.json and prints a summary.
 """
 
 from __future__ import annotations
@@ -40,15 +40,11 @@ from ..system import DTYPES, SystemInfo, cpu_cores, pick_device, pick_precision,
 from ..trainer import Trainer
 from . import FIGURES
 
-log = logging.getLogger("cifar100")
-
 
 def bare_convolutions(model: nn.Module, batch_size: int, image_size: int, device: torch.device, precision: str):
-    """A function that does the convolutions of one training step of `model`, forward and backward, and nothing else.
-
-    Each has the shapes and gradients that it has in the network, without the bias, on random numbers in `precision`
-    and in channels_last order, and is PyTorch's own also where the network takes Winograd's (helpers.layers.winograd).
-    """
+    """A function that runs only the convolutions of a training step of `model`, forward and backward: with their shapes
+    and gradients, without bias, on random numbers in `precision` and channels_last order, and always PyTorch's own, not
+    helpers.layers.winograd's."""
     with direct_convolutions(), _Convolutions() as convolutions:
         model.eval()(torch.zeros(1, 3, image_size, image_size, device=device))
 
@@ -57,10 +53,10 @@ def bare_convolutions(model: nn.Module, batch_size: int, image_size: int, device
         return tensor.requires_grad_(requires_grad)
 
     work = []
-    for call in convolutions.calls:
-        convolution = functools.partial(F.conv2d, stride=call["stride"], padding=call["padding"])
-        inputs = random((batch_size, *call["shape"]), call["input_has_gradient"])
-        weight = random(call["weight_shape"], call["weight_has_gradient"])
+    for shape, input_has_gradient, weight_shape, weight_has_gradient, stride, padding in convolutions.calls:
+        convolution = functools.partial(F.conv2d, stride=stride, padding=padding)
+        inputs = random((batch_size, *shape), input_has_gradient)
+        weight = random(weight_shape, weight_has_gradient)
         wanted = [tensor for tensor in (inputs, weight) if tensor.requires_grad]
         with torch.no_grad():
             gradient = torch.randn_like(convolution(inputs, weight))
@@ -75,7 +71,7 @@ def bare_convolutions(model: nn.Module, batch_size: int, image_size: int, device
 
 
 class _Convolutions(TorchDispatchMode):
-    """Keeps the shapes and arguments of each convolution within it, as `calls`."""
+    """Records the shapes and arguments of each convolution in its context, as `calls`."""
 
     def __init__(self):
         super().__init__()
@@ -83,18 +79,14 @@ class _Convolutions(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is torch.ops.aten.convolution.default:
-            inputs, weight, _, stride, padding = args[:5]
-            self.calls.append({"shape": inputs.shape[1:], "input_has_gradient": inputs.requires_grad,
-                               "weight_shape": weight.shape, "weight_has_gradient": weight.requires_grad,
-                               "stride": stride, "padding": padding})
+            inputs, weight, _, *stride_and_padding = args[:5]
+            self.calls.append((inputs.shape[1:], inputs.requires_grad, weight.shape, weight.requires_grad,
+                               *stride_and_padding))
         return func(*args, **(kwargs or {}))
 
 
 def step_profile(trainer: Trainer, image_size: int = IMAGE_SIZE, steps: int = 2) -> dict[str, float]:
-    """Seconds that one training step spends in each kind of operation, from torch's profiler.
-
-    On a CPU the time of the operation itself, on CUDA that of its kernels.
-    """
+    """Seconds of one training step by kind of operation, from torch's profiler; on CUDA, those of its kernels."""
     step = _step_of(trainer, image_size)
     step()
     cuda = trainer.device.type == "cuda"
@@ -104,29 +96,25 @@ def step_profile(trainer: Trainer, image_size: int = IMAGE_SIZE, steps: int = 2)
             step()
     seconds = dict.fromkeys([*KINDS, "other"], 0.0)
     for event in profiler.key_averages():
-        if event.device_type != torch.autograd.DeviceType.CPU:      # a kernel; its operation has the time as well
-            continue
-        spent = event.self_device_time_total if cuda else event.self_cpu_time_total
-        kind = next((kind for kind, names in KINDS.items() if any(name in event.key for name in names)), "other")
-        seconds[kind] += spent / 1e6 / steps
+        if event.device_type == torch.autograd.DeviceType.CPU:      # includes the time of its kernels
+            spent = event.self_device_time_total if cuda else event.self_cpu_time_total
+            kind = next((kind for kind, names in KINDS.items() if any(name in event.key for name in names)), "other")
+            seconds[kind] += spent / 1e6 / steps
     return seconds
 
 
 def _step_of(trainer: Trainer, image_size: int = IMAGE_SIZE):
-    """A function that does the next step of a new Trainer, at this image size."""
+    """A function that takes the next step of a new Trainer, at this image size."""
     trainer.model.train()
     return repeated_step(trainer, trainer.train_step, image_size)
 
 
-# Parts of the profiler's operation names, by what they are for; the first that fits counts (upsample_bilinear is not
-# linear). Winograd's convolutions are matrix products and copies.
-KINDS = {"convolution": ("convolution", "conv2d"), "norm": ("batch_norm",),
-         "activation": ("gelu", "relu", "threshold"),
+# Parts of the profiler's operation names, by kind; the first match counts (upsample_bilinear is not linear).
+# Winograd's convolutions are matrix products and copies.
+KINDS = {"convolution": ("convolution", "conv2d"), "norm": ("batch_norm",), "activation": ("gelu", "relu", "threshold"),
          "pooling": ("pool", "amax", "mean"), "resize": ("upsample", "interpolate"),
          "matrix product": ("mm", "matmul", "linear"), "copy and fill": ("copy_", "fill_", "zero_", "clone", "::cat")}
 
-
-# The usual way, to compare with ----------------------------------------------------------------------------
 
 def pil_pipeline(mean, std) -> transforms.Compose:
     """torchvision's transforms at `moderate` strength, for one PIL image at a time."""
@@ -137,7 +125,7 @@ def pil_pipeline(mean, std) -> transforms.Compose:
 
 
 class PilDataset(Dataset):
-    """Pairs (float32 [3, 32, 32], label) from uint8 [N, 32, 32, 3] in memory, by way of PIL images."""
+    """Pairs (float32 [3, 32, 32], label) from uint8 [N, 32, 32, 3] in memory, through PIL images."""
 
     def __init__(self, images: Tensor, labels: Tensor, transform):
         self.images, self.labels, self.transform = images.numpy(), labels.tolist(), transform
@@ -150,11 +138,11 @@ class PilDataset(Dataset):
 
 
 def plain_training(config: TrainingConfig, data: ImageData, device: torch.device, steps: int):
-    """A function that gives the seconds of `steps` steps of a plain training loop, after one for warm-up.
+    """A function that returns the seconds of `steps` steps of a plain training loop, after one for warm-up.
 
-    fp32, NCHW, torch's SGD, and a DataLoader over PIL images with one worker a core. The workers make just the
-    batches of a call, so they are idle while anything else is timed; what they have ready when the clock starts
-    counts in this loop's favour.
+    fp32, NCHW, torch's SGD, and a DataLoader over PIL images with one worker per core. The workers make only the
+    batches of a call, so they are idle while anything else is timed. Batches that are ready when the clock starts
+    favour this loop.
     """
     dataset = PilDataset(data.train_images, data.train_labels, pil_pipeline(*data.channel_statistics()))
     loader = DataLoader(dataset, config.batch_size, num_workers=cpu_cores(), pin_memory=device.type == "cuda",
@@ -165,11 +153,8 @@ def plain_training(config: TrainingConfig, data: ImageData, device: torch.device
                                 weight_decay=config.weight_decay, nesterov=True)
     criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
 
+    @direct_convolutions()      # PyTorch's own, not helpers.layers.winograd's
     def measure() -> float:
-        with direct_convolutions():     # PyTorch's own, not helpers.layers.winograd's
-            return seconds_of_steps()
-
-    def seconds_of_steps() -> float:
         clock = {}
         for step, (images, labels) in enumerate(loader):
             images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
@@ -177,18 +162,15 @@ def plain_training(config: TrainingConfig, data: ImageData, device: torch.device
             criterion(model(images), labels).backward()
             nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
             optimizer.step()
-            if step in (0, steps):      # the clock stops before the workers are shut down
+            if step in (0, steps):      # before the workers shut down
                 synchronize(device)
                 clock[step] = time.perf_counter()
         return clock[steps] - clock[0]
-
     return measure
 
 
-# Commands --------------------------------------------------------------------------------------------------
-
 def main(arguments: list[str] | None = None) -> None:
-    """The command line: a command of COMMANDS with its options."""
+    """Run a command of COMMANDS."""
     parser = argparse.ArgumentParser(prog="python -m helpers.tools.benchmark", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     for name, (_, options) in COMMANDS.items():
@@ -200,7 +182,7 @@ def main(arguments: list[str] | None = None) -> None:
         if getattr(args, name, 1) < 1:
             parser.error(f"--{name} {getattr(args, name)}: must be at least 1")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    # The reference recipe, or the preset where there is `--preset`, with what else is given.
+    # The reference recipe, or that of --preset, with the options given.
     settings = {name: value for name, value in vars(args).items() if name in SETTINGS} | {"val_size": 0}
     if args.command == "augmentation":
         settings |= {"device": "cpu", "mixed_precision": False}
@@ -214,20 +196,17 @@ def main(arguments: list[str] | None = None) -> None:
     device = pick_device(config.device)
     precision = pick_precision(device, config.mixed_precision, config.precision)
     content = {"benchmark": args.command, "machine": SystemInfo.of(device, precision).to_dict(),
-               "pillow": metadata.version("pillow"), "seed": args.seed}
-    if "repeats" in args:
-        content["repeats"] = args.repeats
-    if data is not None:        # no path: the file is for others to read
+               "pillow": metadata.version("pillow"), "seed": args.seed, "repeats": args.repeats}
+    if data is not None:        # without the path: others read the file
         content["data"] = "drawn demo data" if data.note else f"{len(data.train_images):,} images of --data-dir"
     torch.manual_seed(args.seed)
     result = COMMANDS[args.command][0](args, config, data)
     print(format_rows(result["rows"]) if "rows" in result else f"{args.command}: {result['summary']}")
-    print("written to", write_json(
-        content | result, args.out or FIGURES / f"benchmark_{args.command}.json"))
+    print("wrote", write_json(content | result, args.out or FIGURES / f"benchmark_{args.command}.json"))
 
 
 def _augmentation(args, config: TrainingConfig, data: ImageData) -> dict:
-    """On one CPU core: PIL, image by image, or BatchLoader, 256 at once; PIL's tensors need not even be stacked."""
+    """On one CPU core: PIL, image by image, or BatchLoader, 256 at once; PIL's tensors are not even stacked."""
     cpu, statistics = torch.device("cpu"), data.channel_statistics()
     transform = pil_pipeline(*statistics)
     loader = BatchLoader(data.train_images[:args.images], data.train_labels[:args.images], 256, cpu, *statistics,
@@ -249,7 +228,7 @@ def _augmentation(args, config: TrainingConfig, data: ImageData) -> dict:
 
 
 def _training(args, config: TrainingConfig, data: ImageData) -> dict:
-    """The plain loop, or the Trainer's step with its loader; `--steps` of them after one for warm-up."""
+    """The plain loop, or the Trainer's step with its loader: `--steps` steps after one for warm-up."""
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(config, data, folder)
         step = _step_of(trainer)
@@ -272,16 +251,14 @@ def _inference(args, config: TrainingConfig, data: None) -> dict:
 
 
 def _step(args, config: TrainingConfig, data: ImageData) -> dict:
-    """Achieved GFLOP/s of training steps by image size, and of nothing but their convolutions, in turn.
-
-    Both count what the direct convolution takes; a step may be faster than PyTorch's convolutions alone. Beside them,
-    the GFLOP of the optimiser a step, which no other number here or in metrics.json contains.
-    """
+    """GFLOP/s of training steps by image size, and of only their convolutions, in turn. Both count the FLOPs of direct
+    convolutions, so a step may be faster than PyTorch's convolutions alone. `optimizer_gflop`, of one step, is extra:
+    no other number here or in metrics.json includes it."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for size in announced(args.image_sizes, "training step at image side"):
             trainer = Trainer(config.replace(resume="never"), data, folder)
-            flops = training_flops(trainer.model, size)         # of an image
+            flops = training_flops(trainer.model, size)         # per image
             convolutions = bare_convolutions(trainer.model, trainer.loader.batch_size, size, trainer.device,
                                              trainer.precision)
             step = _step_of(trainer, size)
@@ -292,16 +269,15 @@ def _step(args, config: TrainingConfig, data: ImageData) -> dict:
                 timings["convolutions"].append(seconds_of(convolutions, trainer.device))
             images = {"step": images_of_step(trainer), "convolutions": trainer.loader.batch_size}
             speed = {name: flops * images[name] / median(values) / 1e9 for name, values in timings.items()}
-            rows.append({"image_size": size, "step_gflops": speed["step"],
-                         "convolutions_gflops": speed["convolutions"],
+            rows.append({"image_size": size, "step_gflops": speed["step"], "convolutions_gflops": speed["convolutions"],
                          "percent": 100 * speed["step"] / speed["convolutions"], "seconds": timings,
                          **{f"{kind}_s": value for kind, value in step_profile(trainer, size).items()}})
-    return {"preset": args.preset, "batch_size": images["step"],
-            "optimizer_gflop": _optimizer_flops(trainer) / 1e9, "rows": rows}
+    return {"preset": args.preset, "batch_size": images["step"], "optimizer_gflop": _optimizer_flops(trainer) / 1e9,
+            "rows": rows}
 
 
 def _optimizer_flops(trainer: Trainer) -> int:
-    """FLOPs of one optimiser step, which for Muon are those of Newton-Schulz; spoils the weights."""
+    """FLOPs of an optimiser step, for Muon those of Newton-Schulz; spoils the weights."""
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.ones_like(parameter)
@@ -311,7 +287,7 @@ def _optimizer_flops(trainer: Trainer) -> int:
 
 
 def _alternate(unit: str, count: int, baseline, ours, repeats: int) -> dict:
-    """Call both (each returns the seconds for `count` of `unit`) in turn: a slow spell of the machine hits both."""
+    """Call both (each returns the seconds for `count` of `unit`) in turn, so that a slow spell affects both."""
     seconds = {"baseline": [], "ours": []}
     for _ in announced(range(1, repeats + 1), "baseline and ours, repeat"):
         seconds["baseline"].append(baseline())
@@ -324,18 +300,18 @@ def _alternate(unit: str, count: int, baseline, ours, repeats: int) -> dict:
 
 
 OPTIONS = {
-    "repeats": {"type": int, "default": 5, "help": "timings of each thing"},
-    "seed": {"type": int, "default": 42, "help": "of the network and the batches"},
-    "out": {"help": "file to write, in place of figures/benchmark_<command>.json"},
-    "data-dir": {"help": "folder with CIFAR-100; without it the drawn set is taken"},
+    "repeats": {"type": int, "default": 5, "help": "timings of each"},
+    "seed": {"type": int, "default": 42, "help": "seed of network and batches"},
+    "out": {"help": "file to write instead of figures/benchmark_<command>.json"},
+    "data-dir": {"help": "folder with CIFAR-100 instead of drawn data"},
     "device": {"default": "auto", "help": "cpu, cuda, …"},
-    "images": {"type": int, "default": 8192, "help": "training images in a timing"},
-    "batch-size": {"type": int, "default": 128, "help": "images in a step"},
-    "widths": {"type": int, "nargs": "+", "help": "channels of the stages, else the network's own"},
-    "steps": {"type": int, "default": 2, "help": "steps in a timing"},
-    "preset": {"default": "quick", "help": "whose network: a file name in configs/experiments"},
+    "images": {"type": int, "default": 8192, "help": "training images per timing"},
+    "batch-size": {"type": int, "default": 128, "help": "images per step"},
+    "widths": {"type": int, "nargs": "+", "help": "channels of the stages instead of the network's own"},
+    "steps": {"type": int, "default": 2, "help": "steps per timing"},
+    "preset": {"default": "quick", "help": "preset with the network: a file name in configs/experiments"},
     "image-sizes": {"type": int, "nargs": "+", "default": [20, 24, 28, 32], "help": "sides in pixels"},
-    "batch-sizes": {"type": int, "nargs": "+", "default": [32, 64, 128, 256], "help": "images in a batch"}}
+    "batch-sizes": {"type": int, "nargs": "+", "default": [32, 64, 128, 256], "help": "images per batch"}}
 COMMANDS = {"augmentation": (_augmentation, "data-dir images repeats seed out"),
             "training": (_training, "data-dir batch-size widths steps device repeats seed out"),
             "step": (_step, "preset data-dir image-sizes device repeats seed out"),

@@ -45,13 +45,8 @@ STOP_SECONDS = 120      # time for the training to end its step and save; paperm
 OWN_RUNS_DIR = "the grid sets runs_dir itself; use --runs-dir and --name"
 
 
-# Plan ------------------------------------------------------------------------------------------------------
-
 def split_values(text: str) -> list:
-    """Read values separated by commas as YAML: `0.1,[64,128],null` gives `[0.1, [64, 128], None]`.
-
-    Raises ValueError if a value is empty or not YAML.
-    """
+    """YAML values separated by commas: `0.1,[64,128],null` gives `[0.1, [64, 128], None]`. Raises ValueError."""
     values = []
     for part in re.split(r",(?![^\[]*\])", text):       # commas outside brackets
         if not part.strip():
@@ -94,21 +89,14 @@ def grid_name(items: list[str], values: dict[str, list]) -> str:
     preset = [str(value) for value in values.get("preset", []) if value]
     files = [Path(item).resolve().stem for item in items if os.path.exists(item)]
     varied = [name for name, choices in values.items() if name != "preset" and len(choices) > 1]
+    shaping = {name for name, setting in SETTINGS.items() if setting.metadata["shapes_training"]} - {"preset"}
     fixed = [f"{name}={short_text(choices[0])}" for name, choices in values.items()
-             if name != "preset" and len(choices) == 1 and _shapes_training(name)]
+             if len(choices) == 1 and ALIASES.get(name, name) in shaping]
     return shortened("-".join(preset + files + varied + fixed), 80) or "grid"
 
 
-def _shapes_training(name: str) -> bool:
-    setting = SETTINGS.get(ALIASES.get(name, name))
-    return setting is not None and setting.metadata["shapes_training"]
-
-
 def grid_runs(values: dict[str, list], files: list[Path], folder) -> list[Run]:
-    """Combine all `values` with each file; the runs write to `folder`.
-
-    Raises ConfigError with the faults of all combinations, and if two runs share a name.
-    """
+    """Combine all `values` with each file; the runs write to `folder`. Raises ConfigError, also if names collide."""
     sources, faults = _read_files(files)
     runs, labels, found = [], {}, {}
     for (source, from_file), chosen in itertools.product(sources.items(), itertools.product(*values.values())):
@@ -121,22 +109,21 @@ def grid_runs(values: dict[str, list], files: list[Path], folder) -> list[Run]:
                 found.setdefault(fault, {})[source] = True
             continue
         varied = [f"{name}={value_text(value)}" for name, value in choice.items() if len(values[name]) > 1]
-        label = " ".join([source, *varied]).strip()
-        if run.config.name in labels:
-            faults.append(f"{labels[run.config.name]} and {label} share the name {run.config.name!r} and so a folder: "
-                          "only settings that shape the weights distinguish runs; leave one out or give each file a "
-                          "run_name")
-        labels.setdefault(run.config.name, label)
+        label, name = " ".join([source, *varied]).strip(), run.config.name
+        if name in labels:
+            faults.append(f"{labels[name]} and {label} share the name {name!r} and so a folder: only settings that "
+                          "shape the weights distinguish runs; leave one out or give each file a run_name")
+        labels.setdefault(name, label)
         runs.append(run)
-    for fault, where in found.items():      # a fault common to all files lies in the values
-        faults.append(fault if len(where) == len(sources) else f"{', '.join(where)}: {fault}")
+    faults += [fault if len(where) == len(sources) else f"{', '.join(where)}: {fault}"
+               for fault, where in found.items()]       # a fault common to all files lies in the values
     if faults:
         raise ConfigError(faults, "the grid")
     return runs
 
 
 def _read_files(files: list[Path]) -> tuple[dict[str, dict], list[str]]:
-    """Read the settings by file; also list the faults. Without files, the only source is "", with no settings."""
+    """The settings by file, and their faults. Without files, the only source is "", with no settings."""
     sources, faults = {}, []
     for path in files:
         try:
@@ -148,15 +135,13 @@ def _read_files(files: list[Path]) -> tuple[dict[str, dict], list[str]]:
     return sources or {"": {}}, faults
 
 
-# Run -------------------------------------------------------------------------------------------------------
-
 def finished_beside(runs: list[Run], folder: Path) -> list[str]:
     """Names of finished runs in `folder` that are not in `runs`."""
     return sorted({path.parent.name for path in folder.glob("*/metrics.json")} - {run.folder.name for run in runs})
 
 
 def execute(run: Run, notebook: Path) -> None:
-    """Run the notebook with papermill and set `state` and `error`. On Ctrl-C, stop it and raise KeyboardInterrupt."""
+    """Run the notebook with papermill and set `state` and `error`. Ctrl-C stops it and raises KeyboardInterrupt."""
     run.folder.mkdir(parents=True, exist_ok=True)
     given, output, log = run.folder / "settings.yaml", run.folder / notebook.name, run.folder / "papermill.log"
     write_text(yaml.safe_dump(run.settings, sort_keys=False, allow_unicode=True), given)
@@ -187,9 +172,8 @@ def run_papermill(arguments: list[str], log: Path) -> int:
             _end(process)
             raise
         finally:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
+            process.kill()      # unless it has ended
+            process.wait()
 
 
 def _end(papermill: subprocess.Popen) -> None:
@@ -211,8 +195,7 @@ def last_error(notebook: Path, log: Path) -> str:
         cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     except (OSError, ValueError):       # papermill stopped before it wrote the notebook
         cells = []
-    outputs = [output for cell in cells for output in cell.get("outputs", [])]
-    errors = [output for output in outputs if output["output_type"] == "error"]
+    errors = [output for cell in cells for output in cell.get("outputs", []) if output["output_type"] == "error"]
     if errors:
         return _one_line(f"{errors[-1]['ename']}: {errors[-1]['evalue']}")
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
@@ -220,10 +203,7 @@ def last_error(notebook: Path, log: Path) -> str:
 
 
 def run_grid(runs: list[Run], notebook: Path, write_report) -> None:
-    """Run what is not finished and print a line per run. Call `write_report()` first, after each run and on Ctrl-C.
-
-    Ctrl-C raises KeyboardInterrupt.
-    """
+    """Run what is not finished, print a line per run, and call `write_report()` first, after each run and on Ctrl-C."""
     for run in runs:
         run.state = "finished" if results_of(run) else "waiting"
     write_report()
@@ -261,8 +241,6 @@ def _one_line(text: str) -> str:
     return plain if len(plain) <= 400 else plain[:399] + "…"
 
 
-# Command line ----------------------------------------------------------------------------------------------
-
 def build_parser() -> argparse.ArgumentParser:
     summary, _, details = __doc__.partition("\n\n")
     parser = argparse.ArgumentParser(prog="python -m helpers.tools.grid", description=summary, epilog=details,
@@ -278,7 +256,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def read_plan(args: argparse.Namespace) -> tuple[str, list[Run]]:
-    """The name of the grid and its runs. Raises ConfigError with all faults."""
+    """The grid's name and runs. Raises ConfigError with all faults."""
     items = args.items + ([f"preset={args.preset}"] if args.preset else [])
     values, files, faults = read_items(items)
     name = args.name or grid_name(items, values)

@@ -7,6 +7,7 @@ import datetime
 import glob
 import html
 import itertools
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ DRAWN_RUNS = 10         # the figures show this many of the best runs; more exce
 
 @dataclass
 class Run:
-    """One run of the grid: the settings for papermill, the configuration they give, and the run's state."""
+    """One run of the grid: the settings for papermill, their configuration, and the run's state."""
 
     settings: dict
     config: TrainingConfig
@@ -34,21 +35,15 @@ class Run:
 
 
 def results_of(run: Run) -> dict | None:
-    """What `finished_runs` gives for a run that has finished training with these settings; else None."""
-    for found in finished_runs(glob.escape(str(run.folder))):
-        is_of_run = found["settings"] == run.config.training_settings()
-        if is_of_run and found["history"].stopped != "interrupted":
-            return found
-    return None
+    """The run's entry in `finished_runs`, if it has finished training with these settings; else None."""
+    settings = run.config.training_settings()
+    return next((found for found in finished_runs(glob.escape(str(run.folder)))
+                 if found["settings"] == settings and found["history"].stopped != "interrupted"), None)
 
 
 def value_text(value) -> str:
-    """A setting's value as the command line and YAML write it: `null`, `true`, `[64, 128]`."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"[{', '.join(map(str, value))}]" if isinstance(value, (list, tuple)) else str(value)
+    """A setting's value as in YAML and on the command line: `null`, `true`, `[64, 128]`."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 STYLE = """
@@ -59,9 +54,8 @@ STYLE = """
           --best: #1d3a26; --link: #8ab4f8; --note: #ffe9a8; --note-back: #4a3800; --bad: #ff9c9c; } }
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--text); background: var(--back); max-width: 1100px;
        margin: 0 auto; padding: 1rem; }
-h1 { overflow-wrap: anywhere; }
+h1, code, .error { overflow-wrap: anywhere; }
 a { color: var(--link); }
-code { overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; }
 th, td { padding: 0.3rem 0.7rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
@@ -70,17 +64,15 @@ th { white-space: nowrap; }
 tr.best { background: var(--best); font-weight: bold; }
 tr.published, .faint { color: var(--faint); }
 .note { color: var(--note); background: var(--note-back); padding: 0.1rem 0.4rem; font-weight: bold; }
-.error { color: var(--bad); overflow-wrap: anywhere; }
+.error { color: var(--bad); }
 figure { margin: 1.5rem 0; }
 img { max-width: 100%; background: #ffffff; }
 """
 
 
 def ranked(finished: list[dict]) -> tuple[list[dict], str]:
-    """Sort what `finished_runs` gives, best first; add `validated` (top-1 in %, or None) to each; explain the order.
-
-    If every run has a validation split, that decides, so that the test split chooses nothing.
-    """
+    """The runs, best first, each with `validated` (top-1 in %, or None), and an explanation of the order. If every run
+    has a validation split, that decides, so that the test split chooses nothing."""
     runs = [run | {"validated": _validated(run)} for run in finished]
     if all(run["validated"] is not None for run in runs):
         return sorted(runs, key=lambda run: -run["validated"]), (
@@ -100,10 +92,8 @@ def _validated(run: dict) -> float | None:
 
 
 def html_report(name: str, runs: list[Run], command: str, notebook: str) -> str:
-    """The self-contained page of a grid: tables of the finished and the other runs, and figures.
-
-    `notebook` is the file name of the executed notebooks. Links are relative to the grid's folder.
-    """
+    """The self-contained page of a grid: tables of the finished and the other runs, and figures. Links to the executed
+    notebooks, files called `notebook`, are relative to the grid's folder."""
     results = [(run, found) for run in runs if run.state == "finished" and (found := results_of(run))]
     finished, order = ranked([found | {"link": _link(run, notebook)} for run, found in results])
     published = published_beside(finished)
@@ -111,14 +101,15 @@ def html_report(name: str, runs: list[Run], command: str, notebook: str) -> str:
     differing = differing_settings([{"settings": run.config.training_settings()} for run in runs])
     states = [run.state for run in runs]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    parts = [f"<h1>{html.escape(name)}</h1>",
-             f"<p>Runs of {html.escape(notebook)}: {counts}.<br>"
-             f"<span class='faint'>Written on {datetime.datetime.now():%Y-%m-%d at %H:%M} by</span> "
-             f"<code>{html.escape(command)}</code></p>"]
+    now = f"{datetime.datetime.now():%Y-%m-%d at %H:%M}"
+    parts = [f"<h1>{html.escape(name)}</h1>", f"<p>Runs of {html.escape(notebook)}: {counts}.<br>"
+             f"<span class='faint'>Written on {now} by</span> <code>{html.escape(command)}</code></p>"]
     parts += [f"<p><span class='note'>{html.escape(note)}</span> Numbers with this mark say nothing about "
               "CIFAR-100.</p>" for note in sorted({run["note"] for run in finished} - {""})]
     if finished:
-        rows = [_finished_row(run, differing) for run in finished] + [_published_row(*one) for one in published]
+        rows = [_finished_row(run, differing) for run in finished]
+        rows += [{"run": f"{html.escape(name)} (published)", "top-1 %": f"{top1:.2f}", "top-5 %": f"{top5:.2f}"}
+                 for name, top1, top5 in published]
         classes = ["best", *["plain"] * (len(finished) - 1), *["published"] * len(published)]
         parts += ["<h2>Finished</h2>", f"<p>{order}</p>", _table(rows, classes)]
         if published:
@@ -136,10 +127,6 @@ def _finished_row(run: dict, differing: list[str]) -> dict[str, str]:
             "validation top-1 %": "–" if run["validated"] is None else f"{run['validated']:.2f}",
             "top-1 %": f"{run['top1']:.2f}", "top-5 %": f"{run['top5']:.2f}", "epochs": f"{run['epochs']}",
             "minutes": f"{run['seconds'] / 60:.1f}", "PFLOP": f"{run['petaflops']:.4f}"}
-
-
-def _published_row(name: str, top1: float, top5: float) -> dict[str, str]:
-    return {"run": f"{html.escape(name)} (published)", "top-1 %": f"{top1:.2f}", "top-5 %": f"{top5:.2f}"}
 
 
 def _other_row(run: Run, differing: list[str], notebook: str) -> dict[str, str]:
@@ -160,7 +147,7 @@ def _link(run: Run, notebook: str) -> str:
 
 
 def _table(rows: list[dict[str, str]], classes: list[str] = ()) -> str:
-    """A table of rows, each HTML by column; right-aligns columns that hold only numbers."""
+    """A table of rows of HTML by column; columns that hold only numbers are right-aligned."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     right = {name for name in columns if all(re.fullmatch(r"[\d.]*|–", row.get(name, "")) for row in rows)}
     head = "".join(_cell("th", name, name in right) for name in columns)
@@ -192,7 +179,7 @@ def _figures(finished: list[dict], differing: list[str], published) -> list[str]
 
 
 def _short_name(run: dict, differing: list[str]) -> str:
-    """What sets a run apart, if that is short; else its name, which includes what all runs share."""
+    """What distinguishes the run, if that is short; else its name, which includes what all runs share."""
     if not 1 <= len(differing) <= 3:
         return run["name"]
     return ", ".join(f"{name}={value_text(run['settings'].get(name))}" for name in differing)
@@ -200,15 +187,9 @@ def _short_name(run: dict, differing: list[str]) -> str:
 
 def _page(title: str, body: str) -> str:
     return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{html.escape(title)}</title>
-<style>{STYLE}</style>
-</head>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{html.escape(title)}</title><style>{STYLE}</style></head>
 <body>
 {body}
-</body>
-</html>
+</body></html>
 """

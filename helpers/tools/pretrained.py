@@ -1,9 +1,9 @@
 """Trained weights that come with the project, in half precision.
 
     python -m helpers.tools.pretrained export runs/fast       writes pretrained/fast.pt from a finished, saved run
-    python -m helpers.tools.pretrained check --data-dir data  evaluates it and compares with what the file states
+    python -m helpers.tools.pretrained check --data-dir data  evaluates it and compares with the results it states
 
-`CIFAR100Pipeline.from_pretrained("fast")` reads such a file: weights, configuration and results in one.
+`CIFAR100Pipeline.from_pretrained("fast")` reads such a file of weights, configuration and results.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from ..network import TrainedNetwork, pretrained_path
 from ..system import pick_device
 
 PATHS = ("data_dir", "runs_dir", "checkpoint_dir")      # of the machine that trained
-TOLERANCE = 0.05        # percentage points, five test images: what the order of sums may change on another machine
+TOLERANCE = 0.05        # percentage points (five test images), since machines sum in different orders
 
 
 def in_half_precision(state: dict) -> dict:
-    """A state dict with its floating-point tensors as float16. Raises CheckpointError when a value is too large."""
+    """A state dict with its floating-point tensors as float16. Raises CheckpointError if a value is too large."""
     halved = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     for name, tensor in halved.items():
         if not tensor.isfinite().all():
@@ -36,17 +36,15 @@ def in_half_precision(state: dict) -> dict:
 
 
 def export(run_dir, data: ImageData | None = None, out=None) -> Path:
-    """Write the weights of a finished run with its results, and with those of the halved weights themselves.
-
-    Needs `checkpoints/final.pt` and `metrics.json` in `run_dir`. Raises CheckpointError, DataError.
-    """
+    """Write the weights of a finished run in half precision, with the run's results and those of the halved weights.
+    Reads `checkpoints/final.pt` and `metrics.json` in `run_dir`. Raises CheckpointError and DataError."""
     run_dir = Path(run_dir)
     state = checkpoint.load(run_dir / "checkpoints" / "final.pt")
     if not state.get("test_results"):
         raise CheckpointError(f"{run_dir}: has no test results yet; call pipeline.evaluate() and pipeline.save()")
     metrics = json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))
     if metrics["training"]["stopped"] == "interrupted":
-        raise CheckpointError(f"{run_dir}: its training was interrupted; train to the end, evaluate and save first")
+        raise CheckpointError(f"{run_dir}: training was interrupted; train to the end, evaluate and save first")
     config = {name: value for name, value in state["config"].items() if name not in PATHS}
     content = {**state, "model_state_dict": in_half_precision(state["model_state_dict"]), "config": config,
                "training": metrics["training"], "system": metrics["system"]}
@@ -56,27 +54,27 @@ def export(run_dir, data: ImageData | None = None, out=None) -> Path:
 
 
 def _config_of(content: dict) -> TrainingConfig:
-    # Without its preset, whose file may have got settings since that the weights were trained without.
+    # Without the preset: its file may have gained settings since the training.
     return TrainingConfig.from_settings(content["config"] | {"preset": None})
 
 
 def evaluate(content: dict, data: ImageData) -> dict:
-    """Test top-1 and top-5 (%) of the weights in `content`, computed in fp32, one plain forward pass."""
+    """Test top-1 and top-5 (%) of the weights in `content`, from one plain forward pass in fp32."""
     weights = TrainedNetwork.from_state(content, _config_of(content), pick_device())
     weights.check_classes(data)
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):        # fp32 as it says, on recent GPUs too
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):        # true fp32, on recent GPUs too
         evaluation = weights.evaluation(weights.logits(data.test_images), data)
     return {"top1": evaluation.top1, "top5": evaluation.top5, "images": len(data.test_labels)}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0 done, 1 the file does not give what it states, 2 wrong arguments or data."""
+    """Exit status: 0 done, 1 the file does not reach the accuracy it states, 2 wrong arguments or data."""
     parser = argparse.ArgumentParser(prog="python -m helpers.tools.pretrained", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("export", help="write pretrained/<preset>.pt from a finished run")
     command.add_argument("run_dir", help="the run's folder, with metrics.json and checkpoints/final.pt")
     command = commands.add_parser("check", help="evaluate a file and compare with the accuracy it states")
-    command.add_argument("name", nargs="?", default="fast", help="which file in pretrained/")
+    command.add_argument("name", nargs="?", default="fast", help="name of the file in pretrained/")
     for command in commands.choices.values():
         command.add_argument("--data-dir", default="data", help="folder with CIFAR-100")
     args = parser.parse_args(arguments)

@@ -1,8 +1,7 @@
-"""Tables and figures of the runs whose metrics come with the project: `python -m helpers.tools.results`.
+"""Table and figures of the runs in figures/record: `python -m helpers.tools.results`.
 
-Reads figures/record/<run>/metrics.json; writes figures/record.json (the table, means over seeds included),
-figures/record.png (accuracy against compute, with the runs of an ablation.json beside it) and beside each run's metrics
-the curves of its training. Nothing is trained and no image is read.
+Reads figures/record/<run>/metrics.json, and no images. Writes figures/record.json (the table, with means over seeds),
+record.png (accuracy against compute, with the runs of ablation.json) and training curves beside each run's metrics.
 """
 
 from __future__ import annotations
@@ -23,78 +22,66 @@ from . import FIGURES
 
 
 def recipes(folder) -> list[dict]:
-    """The runs in `folder` by recipe, which is all settings but the seed, cheapest first.
+    """The runs in `folder` by recipe (all settings but the seed), cheapest first. Raises FileNotFoundError without any.
 
     A row: `name` (the folder of the first run), `preset`, `runs`, `seeds`, `training_images`, `epochs`, `parameters`,
-    `top1`, `top1_std`, `top1_by_run`, `top5`, `tta_top1`, `tta_top5` (%, means; the last two where all runs have
-    them), `petaflops`, `minutes` (means), `machine` (of the first run) and `t4_minutes`, an estimate.
-
-    The estimate is the compute over the rate at which the reference ran on a T4 by its own figures. Raises
-    FileNotFoundError when there is no finished run.
+    `top1`, `top1_std`, `top1_by_run`, `top5`, `tta_top1`, `tta_top5` (%, means; the last two if all runs have them),
+    `petaflops`, `minutes` (means), `machine` (of the first run) and `t4_minutes`, an estimate: the compute divided by
+    the reference's rate on a T4, by its own figures.
     """
     by_recipe = {}
     for path in sorted(Path(folder).glob("*/metrics.json")):
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["results"] and content["training"]["stopped"] != "interrupted":
-            by_recipe.setdefault(_recipe_of(content["config"]), []).append({"folder": path.parent.name} | content)
+            settings = TrainingConfig.training_settings_of(content["config"])
+            recipe = json.dumps(settings | {"preset": content["config"]["preset"], "seed": None}, sort_keys=True)
+            by_recipe.setdefault(recipe, []).append({"folder": path.parent.name} | content)
     if not by_recipe:
-        raise FileNotFoundError(f"no finished run in {folder}; copy a run's metrics.json into a folder of it")
-    rows = [_row(runs) for runs in by_recipe.values()]
-    return sorted(rows, key=lambda row: row["petaflops"])
-
-
-def _recipe_of(config: dict) -> str:
-    settings = TrainingConfig.training_settings_of(config) | {"preset": config["preset"], "seed": None}
-    return json.dumps(settings, sort_keys=True)
-
-
-def _training_images(config: dict) -> int:
-    settings = TrainingConfig.training_settings_of(config)
-    return settings["train_size"] or 50_000 - settings["val_size"]
+        raise FileNotFoundError(f"no finished run in {folder}; copy a run's metrics.json into a folder in it")
+    return sorted(map(_row, by_recipe.values()), key=lambda row: row["petaflops"])
 
 
 def _row(runs: list[dict]) -> dict:
-    top1 = [run["results"]["top1"] for run in runs]
+    first, top1 = runs[0], [run["results"]["top1"] for run in runs]
+    settings = TrainingConfig.training_settings_of(first["config"])
     petaflops = mean(run["training"]["petaflops"] for run in runs)
-    return {"name": runs[0]["folder"], "preset": runs[0]["config"]["preset"],
-            "runs": len(runs), "seeds": [run["config"]["seed"] for run in runs],
-            "training_images": _training_images(runs[0]["config"]),
-            "epochs": runs[0]["config"]["epochs"], "parameters": runs[0]["model_stats"]["total_parameters"],
+    return {"name": first["folder"], "preset": first["config"]["preset"], "runs": len(runs),
+            "seeds": [run["config"]["seed"] for run in runs],
+            "training_images": settings["train_size"] or 50_000 - settings["val_size"],
+            "epochs": first["config"]["epochs"], "parameters": first["model_stats"]["total_parameters"],
             "top1": mean(top1), "top1_std": stdev(top1) if len(top1) > 1 else None, "top1_by_run": top1,
             "top5": mean(run["results"]["top5"] for run in runs),
             **{f"tta_{key}": mean(run["results"]["flip_tta"][key] for run in runs) for key in ("top1", "top5")
-               if all("flip_tta" in run["results"] for run in runs)}, "petaflops": petaflops,
-            "minutes": mean(run["training"]["seconds"] for run in runs) / 60,
-            "machine": runs[0]["system"], "t4_minutes": REFERENCE["minutes"] * petaflops / REFERENCE["petaflops"]}
-
-
-def _ablations(path: Path) -> list[dict]:
-    return json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
+               if all("flip_tta" in run["results"] for run in runs)},
+            "petaflops": petaflops, "minutes": mean(run["training"]["seconds"] for run in runs) / 60,
+            "machine": first["system"], "t4_minutes": REFERENCE["minutes"] * petaflops / REFERENCE["petaflops"]}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0 done, 1 no run to show."""
+    """Exit status: 0 done, 1 no finished run."""
     parser = argparse.ArgumentParser(prog="python -m helpers.tools.results", description=__doc__.split("\n")[0])
-    parser.add_argument("--runs", type=Path, default=FIGURES / "record", help="folder with a folder for each run")
+    parser.add_argument("--runs", type=Path, default=FIGURES / "record", help="folder with one folder per run")
     parser.add_argument("--out", type=Path, default=FIGURES / "record.json", help="file to write")
     args = parser.parse_args(arguments)
     try:
         rows = recipes(args.runs)
     except FileNotFoundError as error:
-        print(f"record: {error}", file=sys.stderr)
+        print(f"results: {error}", file=sys.stderr)
         return 1
     write_json({"recipes": rows, "reference": REFERENCE}, args.out)
     published = [result for result in PUBLISHED if result[0] != REFERENCE["name"]]
-    plots.record(rows, REFERENCE, published, _ablations(args.out.with_name("ablation.json"))).savefig(
-        args.out.with_suffix(".png"))
+    path = args.out.with_name("ablation.json")
+    ablations = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
+    plots.record(rows, REFERENCE, published, ablations).savefig(args.out.with_suffix(".png"))
     for path in args.runs.glob("*/metrics.json"):
         run = json.loads(path.read_text(encoding="utf-8"))
-        plots.training_curves(History.from_list(run["history"], run["training"]["stopped"]), run["note"],
-                              has_soft_targets(TrainingConfig.training_settings_of(run["config"]))).savefig(path.with_name("training.png"))
+        history = History.from_list(run["history"], run["training"]["stopped"])
+        soft_targets = has_soft_targets(TrainingConfig.training_settings_of(run["config"]))
+        plots.training_curves(history, run["note"], soft_targets).savefig(path.with_name("training.png"))
     print(table([{"recipe": row["name"], "runs": row["runs"], "top-1 %": f"{row['top1']:.2f}",
-                         "top-5 %": f"{row['top5']:.2f}", "PFLOP": f"{row['petaflops']:.3f}",
-                         "minutes": f"{row['minutes']:.1f}", "T4 minutes (estimate)": f"{row['t4_minutes']:.1f}"}
-                        for row in rows]))
+                  "top-5 %": f"{row['top5']:.2f}", "PFLOP": f"{row['petaflops']:.3f}",
+                  "minutes": f"{row['minutes']:.1f}", "T4 minutes (estimate)": f"{row['t4_minutes']:.1f}"}
+                 for row in rows]))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""docs/SETTINGS.md, made from TrainingConfig: `python -m helpers.tools.settings_page`."""
+"""Writes docs/SETTINGS.md from TrainingConfig: `python -m helpers.tools.settings_page`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "SETTINGS.md"
 
 
 def settings_page() -> str:
-    """The page as Markdown: a table for each group of settings, with their values in each preset."""
+    """The page in Markdown: a table per group of settings, with their values in each preset."""
     presets = [TrainingConfig.from_preset(name) for name in preset_names()]
     lines = ["# Settings", "",
              "Notebook, papermill, YAML files, `train.py` (with `-` for `_`) and Python take the same names. "
@@ -20,10 +20,9 @@ def settings_page() -> str:
              "default holds. This page is made by `make docs` from `helpers/config.py`.", "",
              "Short names: " + ", ".join(f"`{short}` for `{name}`" for short, name in ALIASES.items()) + ".", ""]
     for title, names in by_group().items():
-        lines += [f"## {title}", "", "| setting | type, allowed values | default | "
-                  + " | ".join(f"`{preset.preset}`" for preset in presets) + " | what it does |",
-                  "|---" * (4 + len(presets)) + "|"]
-        lines += [_row(name, presets) for name in names] + [""]
+        columns = " | ".join(f"`{preset.preset}`" for preset in presets)
+        lines += [f"## {title}", "", f"| setting | type, allowed values | default | {columns} | what it does |",
+                  "|---" * (4 + len(presets)) + "|", *[_row(name, presets) for name in names], ""]
     return "\n".join(lines)
 
 
@@ -37,7 +36,7 @@ def _row(name: str, presets: list[TrainingConfig]) -> str:
 
 
 def _allowed(name: str) -> str:
-    """The type of a setting and what its values are limited to."""
+    """The type of a setting and its bounds or choices."""
     rules, hint = SETTINGS[name].metadata, HINTS[name]
     if rules["choices"]:
         return ", ".join(f"`{choice}`" for choice in rules["choices"])

@@ -1,8 +1,8 @@
 """Every figure of the project: a function takes data and returns a matplotlib Figure.
 
-No function calls `plt.show()` or leaves a figure open in pyplot, so a notebook shows each figure once: as the
-value of its cell, or by `display`. The theme holds only inside these functions. `note` stands in a coloured box on
-top, for what a reader must not miss: "drawn demo data".
+No function calls `plt.show()` or leaves a figure open in pyplot, so a notebook shows each figure once: as the value of
+its cell, or by `display`. The theme applies only inside these functions. `note` appears in a coloured box on top, for
+what a reader must not miss: "drawn demo data".
 """
 
 from .data import augmentation_preview, sample_grid
@@ -14,9 +14,8 @@ from .speed import model_layers, throughput
 from .theme import png_of
 from .training import learning_rate_range, learning_rate_schedule, live_curves, training_curves
 
-__all__ = [
-    "ablation", "augmentation_preview", "class_accuracy_bars", "class_map", "compare_runs", "confident_errors",
-    "confused_pairs", "confusion_matrix", "explained_prediction", "first_layer_filters", "grad_cam_overlay",
-    "learning_rate_range", "learning_rate_schedule", "live_curves", "model_layers", "png_of", "record",
-    "reliability_diagram", "sample_grid", "small_multiples", "superclass_affinity", "throughput", "training_curves",
-]
+__all__ = ["ablation", "augmentation_preview", "class_accuracy_bars", "class_map", "compare_runs", "confident_errors",
+           "confused_pairs", "confusion_matrix", "explained_prediction", "first_layer_filters", "grad_cam_overlay",
+           "learning_rate_range", "learning_rate_schedule", "live_curves", "model_layers", "png_of", "record",
+           "reliability_diagram", "sample_grid", "small_multiples", "superclass_affinity", "throughput",
+           "training_curves"]

@@ -1,4 +1,4 @@
-"""Figures of the data: one image of each class, and what augmentation makes of an image."""
+"""Figures of the data: one image of each class, and augmented images."""
 
 from __future__ import annotations
 
@@ -15,19 +15,14 @@ from .theme import WIDTH, as_array, draw_picture, new_canvas, themed
 @themed
 def sample_grid(images, labels, class_names: Sequence[str], superclass_of=None,
                 superclass_names: Sequence[str] = (), note: str = "") -> Figure:
-    """One image of each class, grouped by superclass.
-
-    images: uint8 [N, H, W, 3]; labels: int64 [N]; superclass_of: int64 [C] or None.
-    """
+    """One image of each class, grouped by superclass. images: uint8 [N, H, W, 3]; labels: int64 [N]; superclass_of:
+    int64 [C] or None."""
     images, labels = as_array(images), as_array(labels)
-    if superclass_of is None:
-        groups = {"": list(range(len(class_names)))}
-    else:
-        members = as_array(superclass_of)
-        groups = {name: np.flatnonzero(members == place).tolist() for place, name in enumerate(superclass_names)}
+    groups = {"": list(range(len(class_names)))} if superclass_of is None else {
+        name: np.flatnonzero(as_array(superclass_of) == place).tolist() for place, name in enumerate(superclass_names)}
     wide = superclass_of is None or max(map(len, groups.values())) > 5 or len(groups) < 4
     columns, blocks = (10, 1) if wide else (5, 2)
-    # At most `columns` classes a line; a superclass names only its first line.
+    # At most `columns` classes per line; only the first line of a superclass has its name.
     lines = [(name if start == 0 else "", classes[start:start + columns])
              for name, classes in groups.items() for start in range(0, len(classes), columns)]
     line_height = 1.22 if superclass_of is not None else 1.03
@@ -47,10 +42,8 @@ def sample_grid(images, labels, class_names: Sequence[str], superclass_of=None,
 
 @themed
 def augmentation_preview(original, augmented, titles: Sequence[str] = (), note: str = "") -> Figure:
-    """One line an image: the original, then R augmented versions.
-
-    original: uint8 [K, H, W, 3]; augmented: float [K, R, 3, H, W] in [0, 1]; titles: K names or none.
-    """
+    """One line per image: the original, then R augmented versions. original: uint8 [K, H, W, 3]; augmented: float [K,
+    R, 3, H, W] in [0, 1]; titles: K names or none."""
     original, augmented = as_array(original), as_array(augmented)
     if len(original) != len(augmented) or len(titles) not in (0, len(original)):
         raise ValueError(f"original, augmented and titles hold {len(original)}, {len(augmented)} and {len(titles)} "

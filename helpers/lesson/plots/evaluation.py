@@ -1,4 +1,4 @@
-"""Figures of an evaluation: by class, by mistake, by confidence, and one prediction explained."""
+"""Figures of an evaluation: accuracy by class, mistakes, calibration, and one prediction explained."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .theme import (BLUE, ORANGE, RED, WIDTH, as_array, draw_picture, new_canvas
 
 @themed
 def class_accuracy_bars(evaluation: Evaluation, note: str = "") -> Figure:
-    """Accuracy of every class, best to worst, and the mean over classes."""
+    """Accuracy of every class, best to worst, with the mean."""
     accuracy = as_array(evaluation.class_accuracy)
     order = np.argsort(-accuracy, kind="stable")        # NaN, a class without images, sorts last
     columns = min(4, math.ceil(len(order) / 25))
@@ -48,32 +48,29 @@ def class_accuracy_bars(evaluation: Evaluation, note: str = "") -> Figure:
 
 
 def _bar_label(axes: Axes, line: int, value: float) -> None:
-    """The value, in %, at the bar's foot, clear of the mean line; beyond a bar too short to hold it."""
+    """Write the value, in %, at the foot of its bar, or beside a bar that is too short."""
     if math.isnan(value):
         text, foot, colour = "no images", 0, "0.3"
     else:
         inside = value > 20
-        # cividis is dark at its low end and light at its high end.
+        # cividis is dark for low values, light for high ones
         text, foot, colour = f"{value:.0f}", 0 if inside else value, "white" if inside and value < 60 else "black"
     axes.annotate(text, (foot, line), (4, 0), textcoords="offset points", va="center", fontsize=9, color=colour)
 
 
 @themed
 def confusion_matrix(evaluation: Evaluation, note: str = "") -> Figure:
-    """Share of each true class (row) by predicted class (column), grouped by superclass.
-
-    A logarithmic colour scale shows errors of one percent next to the diagonal.
-    """
+    """Share of each true class (row) by predicted class (column), grouped by superclass. The colour scale is
+    logarithmic, so that errors of one percent show beside the diagonal."""
     order, edges, ticks, names = _class_groups(evaluation)
     counts = as_array(evaluation.confusion)[np.ix_(order, order)]
     shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    few = len(order) <= 20
-    figure = new_figure(9.2, "Confusion matrix" + ("" if evaluation.superclass_of is None else
-                                                    ", classes grouped by superclass"), note)
+    grouped = "" if evaluation.superclass_of is None else ", classes grouped by superclass"
+    figure = new_figure(9.2, f"Confusion matrix{grouped}", note)
     axes = figure.subplots()
     least = min(0.5, shares[counts > 0].min(initial=100))
     sns.heatmap(shares, ax=axes, mask=counts == 0, norm=LogNorm(least, 100), cmap="viridis_r", square=True,
-                annot=counts if few else False, fmt="d", xticklabels=False, yticklabels=False,
+                annot=counts if len(order) <= 20 else False, fmt="d", xticklabels=False, yticklabels=False,
                 cbar_kws={"label": "share of the true class's images (%), logarithmic; white: none", "shrink": 0.7,
                           "format": "{x:g} %", "ticks": [0.5, 1, 2, 5, 10, 20, 50, 100]})
     figure.axes[-1].minorticks_off()
@@ -92,22 +89,20 @@ def _class_groups(evaluation: Evaluation) -> tuple[np.ndarray, np.ndarray, np.nd
     classes = len(evaluation.class_names)
     if evaluation.superclass_of is None:
         named = np.arange(0, classes, math.ceil(classes / 40))      # no more names fit
-        return (np.arange(classes), np.array([]), named + 0.5,
-                [readable(evaluation.class_names[label]) for label in named])
+        names = [readable(evaluation.class_names[label]) for label in named]
+        return np.arange(classes), np.array([]), named + 0.5, names
     members = as_array(evaluation.superclass_of)
     order = np.argsort(members, kind="stable")
     present, starts = np.unique(members[order], return_index=True)
     edges = np.append(starts, classes)
-    return order, edges, (edges[:-1] + edges[1:]) / 2, [readable(evaluation.superclass_names[place])
-                                                        for place in present]
+    names = [readable(evaluation.superclass_names[place]) for place in present]
+    return order, edges, (edges[:-1] + edges[1:]) / 2, names
 
 
 @themed
 def confused_pairs(evaluation: Evaluation, images, n: int = 8, note: str = "") -> Figure:
-    """The `n` most frequent mistakes: up to four mistaken pictures, and one of the predicted class.
-
-    images: uint8 [N, H, W, 3], as evaluated, in the same order.
-    """
+    """The `n` most frequent mistakes: up to four mistaken pictures, and one of the predicted class. images: the
+    evaluated images, uint8 [N, H, W, 3]."""
     images = _evaluated(images, evaluation)
     pairs = evaluation.most_confused_classes(n)
     if not pairs:
@@ -122,17 +117,16 @@ def confused_pairs(evaluation: Evaluation, images, n: int = 8, note: str = "") -
         mistaken = np.flatnonzero((labels == true) & (predictions == predicted))[:4]
         for column, index in enumerate(mistaken):
             draw_picture(axes, images[index], left + column * 0.92, top + 0.36, 0.88)
-        examples = np.flatnonzero(labels == predicted)
-        right = left + 3.92
         axes.text(left + 3.8, top + 0.8, "→", ha="center", va="center", fontsize=16)
-        draw_picture(axes, images[examples[0]] if len(examples) else None, right, top + 0.36, 0.88, edge=ORANGE)
-    write_caption(axes, "Orange frame: a true picture of the class that was predicted.")
+        examples = np.flatnonzero(labels == predicted)
+        draw_picture(axes, images[examples[0]] if len(examples) else None, left + 3.92, top + 0.36, 0.88, edge=ORANGE)
+    write_caption(axes, "Orange frame: a picture of the predicted class.")
     return figure
 
 
 @themed
 def confident_errors(evaluation: Evaluation, images, n: int = 12, note: str = "") -> Figure:
-    """The `n` wrong predictions with the highest confidence. images: uint8 [N, H, W, 3], as evaluated."""
+    """The `n` wrong predictions with the highest confidence. images: the evaluated images, uint8 [N, H, W, 3]."""
     images = _evaluated(images, evaluation)
     errors = evaluation.most_confident_errors(n).tolist()
     if not errors:
@@ -167,7 +161,7 @@ def _evaluated(images, evaluation: Evaluation) -> np.ndarray:
 
 @themed
 def reliability_diagram(evaluation: Evaluation, note: str = "") -> Figure:
-    """Accuracy against confidence in bins, and the share of images in each (Guo et al. 2017, arXiv 1706.04599)."""
+    """Accuracy by bins of confidence, and the share of images in each (Guo et al. 2017, arXiv 1706.04599)."""
     bins = evaluation.calibration
     edges, confidence, accuracy = as_array(bins.edges), as_array(bins.confidence), as_array(bins.accuracy)
     filled, width = as_array(bins.count) > 0, edges[1] - edges[0]
@@ -198,10 +192,10 @@ def explained_prediction(image, names: Sequence[str], probabilities, attention=N
                          neighbours: Sequence[tuple] = (), remark: str = "", note: str = "") -> Figure:
     """One picture as the network sees it, its most probable classes, and what the prediction rests on.
 
-    image: uint8 [H, W, 3]; names: K classes, the most probable first; probabilities: float [K]; attention:
-    float [H, W] in [0, 1], the Grad-CAM of the first class; original: uint8 [S, S, 3], the picture at its own
-    resolution; true: name of the true class, if known; neighbours: (uint8 [H, W, 3], class name, cosine
-    similarity) of the nearest training images; remark: a sentence below the figure.
+    image: uint8 [H, W, 3]; names: K classes, most probable first; probabilities: float [K]; attention: float [H, W] in
+    [0, 1], the Grad-CAM of the first class; original: uint8 [S, S, 3], the picture at a higher resolution; true: the
+    true class, if known; neighbours: (uint8 [H, W, 3], class name, cosine similarity) of the nearest training images;
+    remark: a sentence below the figure.
     """
     values = as_array(probabilities)
     known = f"; true class: {readable(true)}" if true else ""
@@ -239,7 +233,7 @@ def _captioned(axes: Axes, pixels, caption: str) -> None:
 
 
 def _probability_bars(axes: Axes, names: Sequence[str], values: np.ndarray) -> None:
-    """Probabilities, float [K], the largest first and in its own colour."""
+    """Probabilities, float [K], largest first and in its own colour."""
     axes.barh(range(len(values)), 100 * values, color=[ORANGE] + [BLUE] * (len(values) - 1), height=0.7)
     for line, value in enumerate(100 * values):
         axes.text(value + 1, line, f"{value:.1f}", va="center")

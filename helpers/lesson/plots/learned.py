@@ -20,10 +20,8 @@ _MARKERS = "os^DvPX*<>"
 
 @themed
 def first_layer_filters(weights, note: str = "") -> Figure:
-    """The filters of a first convolution, float [filters, 3, h, w], as colour pictures with their norms.
-
-    Each picture is scaled to its largest weight; the norm tells how strongly the filter amplifies.
-    """
+    """The filters of a first convolution, float [filters, 3, h, w], as colour pictures, each with its norm. Each
+    picture is scaled by its largest weight, so its norm says how strongly the filter amplifies."""
     filters = np.moveaxis(as_array(weights).astype(float), 1, -1)
     largest = np.abs(filters).max(axis=(1, 2, 3), keepdims=True)
     pictures = 0.5 + filters / np.maximum(2 * largest, 1e-12)
@@ -38,17 +36,15 @@ def first_layer_filters(weights, note: str = "") -> Figure:
         draw_picture(axes, picture, left, top, side, edge="0.7")
         axes.text(left + side / 2, top + side + 0.03, f"{np.linalg.norm(filters[place]):.2g}", fontsize=9,
                   ha="center", va="top")
-    axes.text(0.06, bottom, "Each colour is what the filter answers to there; a weight of 0 would be grey. Below: the "
-              "norm of the filter, by which it amplifies.", va="top", fontsize=10, color="0.3")
+    axes.text(0.06, bottom, "Each colour is what the filter responds to there; a weight of 0 is grey. Below: the "
+              "filter's norm, by which it amplifies.", va="top", fontsize=10, color="0.3")
     return figure
 
 
 @themed
 def grad_cam_overlay(images, heat_maps, titles: Sequence[str], note: str = "") -> Figure:
-    """Pictures beside what a prediction rests on (Grad-CAM).
-
-    images: uint8 [K, H, W, 3]; heat_maps: float [K, H, W] in [0, 1]; titles: K texts of one or two lines.
-    """
+    """Pictures, each beside its Grad-CAM. images: uint8 [K, H, W, 3]; heat_maps: float [K, H, W] in [0, 1]; titles: K
+    texts of one or two lines."""
     images, heat_maps = as_array(images), as_array(heat_maps)
     if not len(images) == len(heat_maps) == len(titles):
         raise ValueError(f"images, heat_maps and titles hold {len(images)}, {len(heat_maps)} and {len(titles)} "
@@ -71,10 +67,10 @@ def grad_cam_overlay(images, heat_maps, titles: Sequence[str], note: str = "") -
 @themed
 def class_map(points, class_names: Sequence[str], superclass_of=None, superclass_names: Sequence[str] = (),
               kept: float | None = None, note: str = "") -> Figure:
-    """Classes as named points in a plane; colour and marker together tell the superclass.
+    """Classes as named points in a plane; colour and marker together show the superclass.
 
-    points: float [C, 2], NaN for a class to leave out; superclass_of: int64 [C] or None; kept: share of neighbours
-    that the plane keeps, in [0, 1], from `explain.class_map`. Axes have no scale: only nearness has a meaning.
+    points: float [C, 2], NaN for a class to leave out; superclass_of: int64 [C] or None; kept: share of neighbours that
+    the plane preserves, in [0, 1], from `explain.class_map`. The axes have no scale: only nearness has a meaning.
     """
     points = as_array(points)
     members = None if superclass_of is None else as_array(superclass_of)
@@ -92,7 +88,7 @@ def class_map(points, class_names: Sequence[str], superclass_of=None, superclass
     axes.margins(0.06)
     if members is not None:
         figure.legend(loc="outside lower center", ncols=4, fontsize=9)
-    figure.draw_without_rendering()         # only this places the points on the page
+    figure.draw_without_rendering()         # places the points on the page
     there = np.isfinite(points).all(axis=1)
     _name_points(axes, points[there], [readable(name) for name, drawn in zip(class_names, there) if drawn])
     return figure
@@ -101,21 +97,23 @@ def class_map(points, class_names: Sequence[str], superclass_of=None, superclass
 def _name_points(axes: Axes, points: np.ndarray, names: Sequence[str]) -> None:
     """Write each name beside its point, float [n, 2], as near as other names and points allow."""
     axes.set_autoscale_on(False)
-    dot = axes.figure.dpi / 72          # pixels in a point of type
+    angles = np.arange(24) * np.pi / 12
+    rays = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     pixels = axes.transData.transform(points)
     taken = [np.array([x - 5, y - 5, x + 5, y + 5]) for x, y in pixels]
-    order = np.argsort(np.linalg.norm(pixels - np.median(pixels, axis=0), axis=1), kind="stable")    # the crowd first
+    order = np.argsort(np.linalg.norm(pixels - np.median(pixels, axis=0), axis=1), kind="stable")    # crowd first
     for index in order:
         text = axes.annotate(names[index], points[index], fontsize=9, ha="center", va="center", color="0.15",
                              xytext=(0, 0), textcoords="offset points")
         box = text.get_window_extent()
         half = np.array([box.width, box.height]) / 2 + 1
+        offsets = [(radius + half) * ray for radius in (6, 12, 20, 30, 42, 56, 72, 90) for ray in rays]
         tried = [(offset, np.concatenate([pixels[index] + offset - half, pixels[index] + offset + half]))
-                 for offset in _offsets(half)]
+                 for offset in offsets]
         covered = [_overlap(place, taken, axes.bbox.extents) for _, place in tried]
         offset, place = tried[int(np.argmin(covered))]      # the nearest of those that cover least
         taken.append(place)
-        text.set_position(offset / dot)
+        text.set_position(offset / (axes.figure.dpi / 72))      # from pixels to points of type
         gap = np.maximum(np.abs(offset) - half, 0)
         if np.hypot(*gap) > 10:
             start = pixels[index] + offset - np.sign(offset) * np.minimum(half, np.abs(offset))
@@ -123,15 +121,8 @@ def _name_points(axes: Axes, points: np.ndarray, names: Sequence[str]) -> None:
             axes.plot(*line.T, color="0.55", linewidth=0.8, zorder=1)
 
 
-def _offsets(half: np.ndarray):
-    """Offsets [2] to try for the middle of a name, in pixels from its point: rings, the nearest first."""
-    angles = np.arange(24) * np.pi / 12
-    return [(radius + half) * np.array([np.cos(angle), np.sin(angle)])
-            for radius in (6, 12, 20, 30, 42, 56, 72, 90) for angle in angles]
-
-
 def _overlap(box: np.ndarray, taken: list[np.ndarray], frame: np.ndarray) -> float:
-    """Area of `box`, in square pixels, inside the boxes taken or outside the frame; a box: x0, y0, x1, y1."""
+    """Area of `box`, in square pixels, inside the `taken` boxes or outside the frame; a box is x0, y0, x1, y1."""
     others = np.array(taken)
     width = np.minimum(box[2], others[:, 2]) - np.maximum(box[0], others[:, 0])
     height = np.minimum(box[3], others[:, 3]) - np.maximum(box[1], others[:, 1])
@@ -142,10 +133,8 @@ def _overlap(box: np.ndarray, taken: list[np.ndarray], frame: np.ndarray) -> flo
 
 @themed
 def superclass_affinity(matrix, names: Sequence[str], note: str = "") -> Figure:
-    """Cosine similarities between the gradients of superclasses, similar ones side by side.
-
-    matrix: float [S, S], symmetric, in [-1, 1]; NaN where not measured.
-    """
+    """Cosine similarities between the gradients of superclasses, similar ones side by side. matrix: float [S, S],
+    symmetric, in [-1, 1], NaN if not measured."""
     matrix = as_array(matrix)
     order = np.argsort(np.linalg.eigh(np.nan_to_num(matrix))[1][:, -1], kind="stable")
     values = (100 * matrix[np.ix_(order, order)]).round() + 0.0      # + 0.0 turns -0 into 0
@@ -161,5 +150,5 @@ def superclass_affinity(matrix, names: Sequence[str], note: str = "") -> Figure:
     axes.set_yticks(np.arange(len(order)) + 0.5, labels, rotation=0, fontsize=9.5)
     axes.grid(False)
     axes.set(xlabel="superclass", ylabel="superclass")
-    axes.set_title("blue: a small step for one also helps the other; red: it is in the other's way")
+    axes.set_title("blue: a small step for one also helps the other; red: it harms the other")
     return figure

@@ -1,4 +1,4 @@
-"""Figures that compare runs: accuracy against cost, run by run, the record, the ablation."""
+"""Figures that compare runs: accuracy against cost, curves run by run, the record, the ablation."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from .theme import BLUE, DASHES, ORANGE, PALETTE, as_floats, draw_column, epoch_
 
 @themed
 def compare_runs(runs: Sequence[dict], published: Sequence[tuple] = (), note: str = "") -> Figure:
-    """Accuracy against epochs, seconds and PFLOP of several runs; published results are reference lines.
+    """Accuracy of several runs against epochs, seconds and PFLOP; published results are reference lines.
 
-    runs: dicts with name, history (History or None), top1 and top5 (% on the test split, or None), seconds and
-    petaflops (of the whole training, or None). Lines show validation accuracy, stars the final test accuracy.
-    published: (name, top1, top5), either score may be None.
+    Lines show validation accuracy, stars the final test accuracy. runs: dicts with name, history (a History), top1 and
+    top5 (% on the test split), seconds and petaflops (of the whole training); all but name may be None. published:
+    (name, top1, top5); either score may be None.
     """
     figure = new_figure(5.4 + 0.22 * (len(runs) + len(published)), "Accuracy against what it costs", note)
     panels = figure.subplots(1, 3, sharey=True)
@@ -48,10 +48,8 @@ def compare_runs(runs: Sequence[dict], published: Sequence[tuple] = (), note: st
 
 @themed
 def small_multiples(runs: Sequence[dict], note: str = "") -> Figure:
-    """Training and validation accuracy by epoch, one panel a run, all on the same scale.
-
-    runs: dicts with name (the title of the panel) and history (History).
-    """
+    """Training and validation accuracy by epoch, one panel per run, all on the same scale. runs: dicts with name (the
+    title of the panel) and history (History)."""
     columns = min(len(runs), 3)
     rows = math.ceil(len(runs) / columns)
     figure = new_figure(1.2 + 2.5 * rows, "Training, run by run", note)
@@ -63,7 +61,7 @@ def small_multiples(runs: Sequence[dict], note: str = "") -> Figure:
         draw_column(axes, run["history"], "val_top1", "validation", ORANGE)
         axes.set_title(textwrap.fill(run["name"], 105 // columns), fontsize=10)
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
-        if place + columns >= len(runs):        # the lowest of its column
+        if place + columns >= len(runs):        # the lowest in its column
             axes.set_xlabel("epoch")
             axes.xaxis.set_tick_params(labelbottom=True)
     figure.supylabel("top-1 accuracy (%)", fontsize=11)
@@ -79,8 +77,8 @@ def record(recipes: Sequence[dict], reference: dict, published: Sequence[tuple] 
 
     recipes: dicts with name, preset, top1 (mean, %), top1_by_run (%), petaflops, minutes, runs and machine (a
     SystemInfo as a dict); a recipe not named after its preset is a variant, drawn hollow. reference: a dict with name,
-    top1, petaflops and minutes. published: (name, top1, top5) of results of unknown compute, drawn as lines.
-    ablations: dicts with petaflops and val_top1 (%, on a validation split), drawn as small points.
+    top1, petaflops and minutes. published: (name, top1, top5) with unknown compute, drawn as lines. ablations: dicts
+    with petaflops and val_top1 (%, on a validation split), drawn as small points.
     """
     figure = new_figure(5.2, "Accuracy against what it costs", note)
     axes = figure.subplots()
@@ -102,10 +100,11 @@ def record(recipes: Sequence[dict], reference: dict, published: Sequence[tuple] 
                   markersize=16)
         axes.plot(recipe["petaflops"], recipe["top1"], "*", color=colour, markersize=17, markeredgecolor="0.15")
         runs = f"mean of {recipe['runs']} runs, " if recipe["runs"] > 1 else ""
+        system = recipe["machine"]
+        machine = f"{system['cpu_cores']} CPU cores" if system["device"] == "cpu" else f"one {system['device_name']}"
         axes.annotate(f"{recipe['name']}: {recipe['top1']:.2f} %\n{runs}{recipe['petaflops']:.3g} PFLOP, "
-                      f"{recipe['minutes']:.0f} min on {_machine(recipe['machine'])}",
-                      (recipe["petaflops"], recipe["top1"]), textcoords="offset points", xytext=(12, -8), va="top",
-                      bbox=over_lines)
+                      f"{recipe['minutes']:.0f} min on {machine}", (recipe["petaflops"], recipe["top1"]),
+                      textcoords="offset points", xytext=(12, -8), va="top", bbox=over_lines)
     axes.plot(reference["petaflops"], reference["top1"], "D", color="0.35", markersize=9)
     axes.annotate(f"{reference['name']}: {reference['top1']:.2f} %\n{reference['petaflops']:g} PFLOP, "
                   f"{reference['minutes']:.0f} min on a T4 (its own figures)",
@@ -117,23 +116,15 @@ def record(recipes: Sequence[dict], reference: dict, published: Sequence[tuple] 
     axes.margins(x=0.2, y=0.35)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="lower right")
-    axes.set_xlabel("training compute (PFLOP, forward and backward, logarithmic)")
-    axes.set_ylabel("test top-1 accuracy (%)")
+    axes.set(xlabel="training compute (PFLOP, forward and backward, logarithmic)", ylabel="test top-1 accuracy (%)")
     return figure
-
-
-def _machine(system: dict) -> str:
-    on_cpu = system["device"] == "cpu"
-    return f"{system['cpu_cores']} CPU cores" if on_cpu else f"one {system['device_name']}"
 
 
 @themed
 def ablation(rows: Sequence[dict], base: str, note: str = "") -> Figure:
-    """Validation accuracy of short trainings that differ in one thing, as difference from `base` in points.
-
-    rows: dicts with change (str), val_top1 (%) and difference. The band is the range of the `base` runs over seeds,
-    about their mean. Seeds of one change share a line; its number is their mean.
-    """
+    """Validation accuracy of short trainings with one change each, as difference from `base` in percentage points; the
+    band is the range of the `base` runs about their mean. rows: dicts with change (str), val_top1 (%) and difference.
+    The seeds of one change share a line; its number is their mean."""
     full = [row["val_top1"] for row in rows if row["change"] == base]
     centre = sum(full) / len(full)
     changes = {}
@@ -150,22 +141,20 @@ def ablation(rows: Sequence[dict], base: str, note: str = "") -> Figure:
         axes.plot([0, difference], [place, place], color="0.6", zorder=2)
         axes.plot(changes[change], [place] * len(changes[change]), "o", color=ORANGE, markeredgecolor="0.15",
                   markersize=8, zorder=3)
-        right = difference >= 0
-        axes.annotate(f"{round(difference, 1) + 0.0:+.1f}", ((max if right else min)(changes[change]), place),
-                      textcoords="offset points", xytext=(9 if right else -9, 0), va="center",
-                      ha="left" if right else "right")
+        outermost, offset, side = (max, 9, "left") if difference >= 0 else (min, -9, "right")
+        axes.annotate(f"{round(difference, 1) + 0.0:+.1f}", (outermost(changes[change]), place),
+                      textcoords="offset points", xytext=(offset, 0), va="center", ha=side)
     axes.set_yticks(range(len(means)), [change for _, change in means])
     axes.margins(x=0.15)
-    axes.set_xlabel("difference in validation top-1 accuracy (percentage points)")
-    axes.set_ylabel("change")
+    axes.set(xlabel="difference in validation top-1 accuracy (percentage points)", ylabel="change",
+             ylim=(-0.7, max(len(means), 1) - 0.3))
     axes.grid(axis="y", visible=False)
-    axes.set_ylim(-0.7, max(len(means), 1) - 0.3)
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1))
     return figure
 
 
 def _draw_run(axes: Axes, run: dict, key: str, look: dict) -> float | None:
-    """Draw one run's validation curve and final star; return its end on the x axis, None if unknown."""
+    """Draw a run's validation curve and final star; return its end on the x axis, None if unknown."""
     history = run.get("history") or History()
     axes.plot(as_floats(history[key]), as_floats(history["val_top1"]), marker=epoch_marker(history), **look)
     end = run.get(key)
@@ -177,19 +166,17 @@ def _draw_run(axes: Axes, run: dict, key: str, look: dict) -> float | None:
 
 
 def _runs_legend(figure: Figure, runs: Sequence[dict], published: Sequence[tuple], looks) -> None:
-    lines = [Line2D([], [], marker="*", markersize=12, markeredgecolor="0.15", label=_run_label(run), **look)
-             for run, look in zip(runs, looks)]
+    lines = []
+    for run, look in zip(runs, looks):
+        scores = _listed(("top-1 {:.2f} %", run.get("top1")), ("top-5 {:.2f} %", run.get("top5")),
+                         ("{:,.0f} s", run.get("seconds")), ("{:.3g} PFLOP", run.get("petaflops")))
+        lines.append(Line2D([], [], marker="*", markersize=12, markeredgecolor="0.15", **look,
+                            label=textwrap.fill(f"{run['name']}: {scores}", 115)))
     for (name, top1, top5), dashes in zip(published, itertools.cycle(DASHES)):
         scores = _listed(("top-1 {:.2f} %", top1), ("top-5 {:.2f} %", top5))
         lines.append(Line2D([], [], color="0.35", linestyle=(0, dashes), linewidth=1.3,
                             label=f"{name}: {scores} (published)"))
     figure.legend(handles=lines, loc="outside lower center", title="line: validation split; star: test split")
-
-
-def _run_label(run: dict) -> str:
-    scores = _listed(("top-1 {:.2f} %", run.get("top1")), ("top-5 {:.2f} %", run.get("top5")),
-                     ("{:,.0f} s", run.get("seconds")), ("{:.3g} PFLOP", run.get("petaflops")))
-    return textwrap.fill(f"{run['name']}: {scores}", 115)
 
 
 def _listed(*items: tuple) -> str:

@@ -1,4 +1,4 @@
-"""Figures of speed and size: images a second, and the cost of each layer."""
+"""Figures of speed and size: images per second, and the cost of each layer."""
 
 from __future__ import annotations
 
@@ -15,24 +15,22 @@ from .theme import BLUE, ORANGE, PALETTE, RED, as_floats, new_figure, themed
 
 @themed
 def throughput(rows: Sequence[dict], note: str = "") -> Figure:
-    """Images a second, and memory if measured, by batch size.
-
-    rows: dicts with batch_size, images_per_second (median), images_per_second_min, images_per_second_max,
-    memory_mb (or None) and error (why the batch size did not run, or None).
-    """
+    """Images per second, and memory if measured, by batch size. rows: dicts with batch_size, images_per_second (the
+    median), images_per_second_min, images_per_second_max, memory_mb (or None) and error (why it failed, or None)."""
     with_memory = any(row.get("memory_mb") is not None for row in rows)
     figure = new_figure(4.2, "Inference speed by batch size", note)
     panels = figure.subplots(1, 1 + with_memory, squeeze=False)[0]
     _speed(panels[0], rows)
     if with_memory:
         _numbered_bars(panels[1], [row.get("memory_mb") for row in rows])
-        panels[1].set_ylabel("peak memory, all that is in use (MiB)")
+        panels[1].set_ylabel("peak memory in use (MiB)")
         panels[1].margins(y=0.12)
     for axes in panels:
         for place, row in enumerate(rows):
-            if row.get("error"):
-                axes.text(place, 0.03, _reason(row["error"]), rotation=90, ha="center", va="bottom", color=RED,
-                          weight="bold", transform=axes.get_xaxis_transform())
+            if error := row.get("error"):
+                short = "out of memory" if "out of memory" in error else textwrap.shorten(error, 32, placeholder=" …")
+                axes.text(place, 0.03, short, rotation=90, ha="center", va="bottom", color=RED, weight="bold",
+                          transform=axes.get_xaxis_transform())
         axes.set_xticks(range(len(rows)), [str(row["batch_size"]) for row in rows])
         axes.set(xlabel="batch size (images)", xlim=(-0.6, len(rows) - 0.4))
     return figure
@@ -63,24 +61,17 @@ def _numbered_bars(axes: Axes, values: Sequence) -> None:
             axes.annotate(f"{height:,.0f}", (place, height), (0, 3), textcoords="offset points", ha="center")
 
 
-def _reason(error: str) -> str:
-    text = str(error).strip() or "failed"
-    return "out of memory" if "out of memory" in text.lower() else textwrap.shorten(text, 32, placeholder=" …")
-
-
 @themed
 def model_layers(rows: Sequence[dict], note: str = "") -> Figure:
-    """Parameters and floating-point operations of each layer. rows: dicts with layer, parameters and mflops.
-
-    Layers without convolution or matrix product (norms) count in the title's sums but have no bar.
-    """
+    """Parameters and floating-point operations of each layer. rows: dicts with layer, parameters and mflops. Norms
+    count in the title's sums but have no bar: they cost almost nothing and would double the height."""
     total = {key: sum(row[key] for row in rows) for key in ("parameters", "mflops")}
-    title = f"{total['parameters']:,} parameters, {total['mflops']:,.1f} MFLOP a forward pass of one image"
-    rows = [row for row in rows if row["mflops"]]       # norms cost almost nothing and would double the height
+    title = f"{total['parameters']:,} parameters, {total['mflops']:,.1f} MFLOP per forward pass of one image"
+    rows = [row for row in rows if row["mflops"]]
     figure = new_figure(1.4 + 0.25 * len(rows), title, note)
     panels = figure.subplots(1, 2, sharey=True)
     for axes, key, colour, label in zip(panels, ("mflops", "parameters"), (BLUE, ORANGE),
-                                        ("MFLOP a forward pass of one image", "parameters (thousands)")):
+                                        ("MFLOP per forward pass of one image", "parameters (thousands)")):
         values = np.array([row[key] for row in rows], dtype=float) / (1000 if key == "parameters" else 1)
         axes.barh(range(len(rows)), values, color=colour, height=0.75)
         for line, value in enumerate(values):

@@ -17,11 +17,11 @@ from .theme import BLUE, GREEN, ORANGE, THEME, draw_column, new_figure, themed, 
 
 @themed
 def training_curves(history: History, note: str = "", soft_targets: bool = True) -> Figure:
-    """Loss, top-1, top-5 and learning rate by epoch; the best validation epoch is marked.
-
-    soft_targets: the training loss compares with more than the label (label smoothing, self-distillation).
-    """
-    figure = new_figure(7, _ended("Training", history), note)
+    """Loss, top-1, top-5 and learning rate by epoch; the best validation epoch is marked. soft_targets: the training
+    loss compares with more than the label (label smoothing, self-distillation)."""
+    ended = {"early": ", stopped early", "interrupted": ", interrupted"}.get(history.stopped)
+    ended = f"{ended} after epoch {history['epoch'][-1]}" if ended and len(history) else ""
+    figure = new_figure(7, f"Training{ended}", note)
     (loss, top1), (top5, rate) = figure.subplots(2, 2, sharex=True)
     training = "training (augmented, soft targets)" if soft_targets else "training (augmented images)"
     draw_column(loss, history, "train_loss", training, BLUE)
@@ -49,10 +49,10 @@ def training_curves(history: History, note: str = "", soft_targets: bool = True)
 
 def live_curves(history: History, running: Sequence[dict] = (), title: str = "", note: str = "",
                 figure: Figure | None = None) -> Figure:
-    """Loss and accuracy so far while training runs: whole epochs, and dashed the means of the running one.
+    """Loss and accuracy while training runs: finished epochs, and dashed the running means of the current one.
 
     running: dicts with epoch (a fraction, from 0), train_loss and train_accuracy (%). figure: the result of an earlier
-    call, to redraw in place; that skips the layout and takes a third of the time.
+    call, to redraw in place: without a new layout it takes a third of the time.
     """
     with matplotlib.rc_context(THEME | {"figure.autolayout": False, "figure.constrained_layout.use": False}):
         if figure is None:
@@ -69,10 +69,9 @@ def live_curves(history: History, running: Sequence[dict] = (), title: str = "",
             draw_column(axes, history, train, "training (augmented images)", BLUE)
             draw_column(axes, history, val, "validation", ORANGE)
             if running:
-                before = [history.rows[-1]] if len(history) else []
-                points = [*before, *running]
+                points = [*history.rows[-1:], *running]
                 axes.plot([point["epoch"] for point in points], [point[train] for point in points], "--", color=BLUE,
-                          label="running epoch", marker="" if before or len(running) > 1 else "o")
+                          label="running epoch", marker="" if len(points) > 1 else "o")
             if val == "val_top1":
                 _mark_best(axes, history)
             axes.relim()
@@ -85,14 +84,13 @@ def live_curves(history: History, running: Sequence[dict] = (), title: str = "",
 
 @themed
 def learning_rate_schedule(rates: Sequence[float], steps_per_epoch: int, note: str = "") -> Figure:
-    """The planned learning rate of every optimiser step, float [steps], by epoch."""
+    """The planned learning rate of each optimiser step, float [steps], by epoch."""
     figure = new_figure(3.6, "Learning-rate schedule", note)
     axes = figure.subplots()
     epochs = np.arange(len(rates)) / steps_per_epoch
     axes.plot(epochs, rates, color=GREEN, marker="o" if len(rates) < 30 else "")
     peak = int(np.argmax(rates))
-    axes.plot(epochs[peak], rates[peak], "o", color=ORANGE,
-              label=f"peak {rates[peak]:.3g} at epoch {epochs[peak]:.3g}")
+    axes.plot(epochs[peak], rates[peak], "o", color=ORANGE, label=f"peak {rates[peak]:.3g} at epoch {epochs[peak]:.3g}")
     axes.set(xlabel="epoch", ylabel="learning rate", ylim=(0, None))
     axes.legend()
     return figure
@@ -101,11 +99,8 @@ def learning_rate_schedule(rates: Sequence[float], steps_per_epoch: int, note: s
 @themed
 def learning_rate_range(rates: Sequence[float], losses: Sequence[float], suggested: float | None = None,
                         smoothed: Sequence[float] = (), configured: float | None = None, note: str = "") -> Figure:
-    """Loss of each step against the learning rate, which rises step by step; marks up to two rates.
-
-    rates, losses: float [steps]; smoothed: the losses smoothed, or empty; suggested: where the loss falls most steeply;
-    configured: the rate that training will use.
-    """
+    """Loss of each step against its learning rate, both float [steps]. smoothed: the smoothed losses, or empty. Marks
+    `suggested`, where the loss falls most steeply, and `configured`, the rate that training will use, if given."""
     figure = new_figure(4.2, "Learning-rate range test", note)
     axes = figure.subplots()
     axes.plot(rates, losses, "o", color="0.6", markersize=4, label="one training step")
@@ -126,8 +121,3 @@ def _mark_best(axes: Axes, history: History) -> None:
     if history.best_epoch is not None:
         axes.plot(history.best_epoch, history.best_top1, "*", color=ORANGE, markersize=16, markeredgecolor="0.15",
                   zorder=5, label=f"best: {history.best_top1:.1f} % in epoch {history.best_epoch}")
-
-
-def _ended(title: str, history: History) -> str:
-    why = {"early": "stopped early", "interrupted": "interrupted"}.get(history.stopped)
-    return f"{title}, {why} after epoch {history['epoch'][-1]}" if why and len(history) else title
