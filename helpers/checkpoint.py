@@ -19,13 +19,11 @@ log = logging.getLogger("cifar100")
 
 KEEP_NEWEST = 2
 
-# What torch.load raises for content that is cut off, overwritten or something else.
+# What torch.load raises for truncated, overwritten and foreign content.
 UNREADABLE = (RuntimeError, OSError, EOFError, pickle.UnpicklingError, ValueError, LookupError, TypeError,
               AttributeError)
-
-
-# What rebuilds NumPy numbers and arrays from a file, under the names that NumPy 1 and 2 give it. They are plain data
-# as well, and published checkpoints have them among their results.
+# What rebuilds NumPy numbers and arrays, under its names in NumPy 1 and 2: plain data, which published checkpoints have
+# among their results.
 _NUMPY_DATA = [np.ndarray, np.dtype, codecs.encode, *{type(np.dtype(code)) for code in "?bBhHiIlLqQefdU"}] + [
     (rebuild, f"numpy.{core}.multiarray.{rebuild.__name__}") for core in ("core", "_core")
     for rebuild in (np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0])]
@@ -36,37 +34,31 @@ class CheckpointError(RuntimeError):
 
 
 class ReadError(CheckpointError):
-    """A checkpoint could not be read this time, though it may be good."""
+    """Reading a checkpoint failed, though the file may be good."""
 
 
 def save_atomically(state: dict, path) -> Path:
-    """`torch.save` into a temporary file beside `path`, flushed to disk and then renamed over it.
-
-    Raises OSError when it cannot be written; torch.save on a full disk would raise a RuntimeError about a position.
-    """
-    path = Path(path)
+    """`torch.save` to a temporary file, flushed to disk and then renamed to `path`. Raises OSError when that fails;
+    torch.save alone raises RuntimeError on a full disk."""
     content = io.BytesIO()
     torch.save(state, content)
     with replacing(path) as temporary, open(temporary, "wb") as file:
         file.write(content.getbuffer())
         file.flush()
         os.fsync(file.fileno())
-    return path
+    return Path(path)
 
 
 def load(path, map_location="cpu") -> dict:
-    """The dict in a checkpoint, read with `weights_only=True`. Raises CheckpointError naming the file, ReadError, a
-    kind of it, where the file may be good and only the reading failed.
-
-    A state dict on its own comes back as {"model_state_dict": …}.
-    """
+    """Read the dict in a checkpoint with `weights_only=True`; a bare state dict becomes {"model_state_dict": …}.
+    Raises CheckpointError naming the file, or its subclass ReadError when the file may be good."""
     try:
         content = io.BytesIO(Path(path).read_bytes())
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint; resume='auto' looks for the newest") from None
     except OSError as error:
         raise ReadError(f"{path}: cannot be read now ({error}); try again later. Google Drive also refuses for some "
-                        "hours when much was read from it") from error
+                        "hours after heavy reading") from error
     try:
         with torch.serialization.safe_globals(_NUMPY_DATA):
             state = torch.load(content, map_location=map_location, weights_only=True)
@@ -82,52 +74,45 @@ def load(path, map_location="cpu") -> dict:
 def _why_unreadable(error: Exception) -> str:
     refused = re.search(r"unsupported (?:global: )?GLOBAL (\S+)", str(error), re.IGNORECASE)
     if refused:
-        return (f"holds a {refused[1]}, and reading anything but tensors and plain values could run code; where it "
-                "was made, save {'model_state_dict': model.state_dict()} alone")
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return f"is truncated or no checkpoint ({reason}); delete it"
+        return (f"holds a {refused[1]}, and reading anything but tensors and plain values could run code; save only "
+                "{'model_state_dict': model.state_dict()} where it was made")
+    return f"is truncated or not a checkpoint ({(str(error) or type(error).__name__).splitlines()[0]}); delete it"
 
 
 def save_step(state: dict, folder) -> Path:
-    """Save as `step_<step>.pt` in `folder`; delete all but the newest two, and what a kill left half written."""
+    """Save as `step_<step>.pt` in `folder`; delete all but the newest two, and temporary files of killed runs."""
     folder = Path(folder)
     path = save_atomically(state, folder / f"step_{state['step']:07d}.pt")
-    others = [other for other in list_steps(folder) if other != path]   # a clock put back must not cost the new one
+    others = [other for other in list_steps(folder) if other != path]   # keeps the new one even if the clock went back
     for old in [*others[KEEP_NEWEST - 1:], *folder.glob(".*.pt.*.tmp")]:
         if old.exists():
-            os.truncate(old, 0)     # Google Drive moves a deleted file to the bin, where it takes space as before
+            os.truncate(old, 0)     # Google Drive moves a deleted file to the bin, where it still takes its space
         old.unlink(missing_ok=True)
     return path
 
 
 def list_steps(folder) -> list[Path]:
-    """The `step_*.pt` files in `folder`, last written first.
-
-    Not the one with most steps: a run that was started over writes beside the files of the earlier one.
-    """
+    """The `step_*.pt` files in `folder`, last written first: a run started over has fewer steps than older files."""
     return sorted(Path(folder).glob("step_*.pt"), key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
 
 
 def load_newest(folder) -> tuple[Path, dict] | None:
-    """(path, state) of the newest readable checkpoint, None if there is none. Damaged ones are reported.
-
-    Raises ReadError: a run that started over because of it would push out the good checkpoints.
-    """
+    """(path, state) of the newest readable checkpoint, or None; warns of damaged ones. Raises ReadError, since a run
+    that starts over would delete the good checkpoints."""
     for path in list_steps(folder):
         try:
             return path, load(path)
         except ReadError:
             raise
         except CheckpointError as error:
-            log.warning("passed over: %s", error)
+            log.warning("skipped: %s", error)
     return None
 
 
 def check_same_run(saved: dict, current: dict, path, name: str) -> None:
     """Raise CheckpointError naming every training setting in which `saved`, of the run `name`, and `current` differ."""
-    names = [name for name in dict.fromkeys([*saved, *current]) if saved.get(name) != current.get(name)]
-    if names:
-        lines = "\n".join(f"  - {name}: {saved.get(name)!r} in the checkpoint, {current.get(name)!r} now"
-                          for name in names)
+    lines = "\n".join(f"  - {name}: {saved.get(name)!r} in the checkpoint, {current.get(name)!r} now"
+                      for name in dict.fromkeys([*saved, *current]) if saved.get(name) != current.get(name))
+    if lines:
         raise CheckpointError(f"{path} is from another configuration:\n{lines}\nSet these back, and run_name={name!r}, "
                               "to continue it; choose another run_name, or resume='never' to start over.")

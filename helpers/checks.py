@@ -1,16 +1,17 @@
-"""Is a value of the type and in the range that its setting asks for?"""
+"""Checks of the settings: type, range, and contradictions between them."""
 
 from __future__ import annotations
 
 import datetime
 import difflib
 import math
+import operator
 import typing
 from pathlib import Path
 
 
 def coerce(value, hint):
-    """(value as the hinted type, fault or ""). YAML reads 1e-3 as text and 1 as int; both are meant as numbers."""
+    """(value as the hinted type, fault or ""). YAML reads 1e-3 as text and 1 as int; both may mean a float."""
     options = typing.get_args(hint) if type(None) in typing.get_args(hint) else (hint,)
     if value is None:
         return value, "" if type(None) in options else "must not be empty"
@@ -21,10 +22,11 @@ def coerce(value, hint):
         return tuple(item for item, _ in pairs), next((fault for _, fault in pairs if fault), "")
     if kind is bool:
         return value, "" if isinstance(value, bool) else "must be true or false"
-    if kind is str:     # a run_name such as 7 or 2025-01-31 is a number or a date to YAML and papermill
-        is_text = isinstance(value, (str, Path, int, float, datetime.date)) and not isinstance(value, bool)
+    if kind is str:
         if value == "None" and type(None) in options:
             return value, "is the text 'None'; leave the setting out for none (in YAML: null)"
+        # YAML and papermill read a run_name such as 7 or 2025-01-31 as a number or a date.
+        is_text = isinstance(value, (str, Path, int, float, datetime.date)) and not isinstance(value, bool)
         return (str(value), "") if is_text else (value, "must be text")
     try:
         number = float(value) if not isinstance(value, bool) else math.nan
@@ -38,37 +40,30 @@ def coerce(value, hint):
 
 
 def range_fault(value, rules) -> str:
-    """What is wrong with a value of the right type, "" for nothing. `rules` are the metadata of `config.setting`."""
+    """Fault of a value of the right type, or "". `rules`: the metadata of `config.setting`."""
     for item in value if isinstance(value, tuple) else [value]:
         if item is None:
             continue
         if rules["choices"] and item not in rules["choices"]:
             near = difflib.get_close_matches(str(item), rules["choices"], n=1)
-            return (f"must be one of {', '.join(rules['choices'])}"
-                    + (f"; did you mean {near[0]!r}?" if near else ""))
-        if rules["low"] is not None and item < rules["low"]:
-            return f"must be at least {rules['low']}"
-        if rules["above"] is not None and item <= rules["above"]:
-            return f"must be above {rules['above']}"
-        if rules["high"] is not None and item > rules["high"]:
-            return f"must be at most {rules['high']}"
-        if rules["below"] is not None and item >= rules["below"]:
-            return f"must be below {rules['below']}"
+            return f"must be one of {', '.join(rules['choices'])}" + (f"; did you mean {near[0]!r}?" if near else "")
+        for rule, words, is_broken in (("low", "at least", operator.lt), ("above", "above", operator.le),
+                                       ("high", "at most", operator.gt), ("below", "below", operator.ge)):
+            if rules[rule] is not None and is_broken(item, rules[rule]):
+                return f"must be {words} {rules[rule]}"
     return ""
 
 
 def cross_faults(config, wrong: set[str]) -> list[str]:
-    """Faults between settings that are each right on their own, not those that involve the settings in `wrong`.
-
-    `config` is a TrainingConfig."""
+    """Contradictions between the settings of a TrainingConfig, except those named in `wrong`, which already failed."""
     def right(*names: str) -> bool:
-        return not wrong & set(names)
+        return wrong.isdisjoint(names)
 
     faults = []
     if right("model", "widths") and config.widths is not None:
         stages = 4 if config.model == "CIFAR100CNN" else 3
         if len(config.widths) != stages:
-            faults.append(f"widths={list(config.widths)}: {config.model} takes {stages} of them")
+            faults.append(f"widths={list(config.widths)}: give {stages} of them for {config.model}")
         if config.model == "FlipCNN" and any(width % 2 for width in config.widths):
             faults.append(f"widths={list(config.widths)}: the channels of FlipCNN come in pairs; make them even")
     if right("precision", "mixed_precision") and config.precision != "auto" and not config.mixed_precision:
@@ -76,13 +71,13 @@ def cross_faults(config, wrong: set[str]) -> list[str]:
                       "set mixed_precision=True, or precision to 'auto'")
     if right("lr_scheduler", "lr_milestones", "epochs") and config.lr_scheduler == "step":
         if list(config.lr_milestones) != sorted(set(config.lr_milestones)):
-            faults.append(f"lr_milestones={list(config.lr_milestones)}: must rise")
+            faults.append(f"lr_milestones={list(config.lr_milestones)}: must be in ascending order")
         elif not config.lr_milestones or config.lr_milestones[0] >= config.epochs:
-            faults.append(f"lr_milestones={list(config.lr_milestones)}: none lies within epochs={config.epochs}; "
-                          "name earlier epochs or use lr_scheduler='cosine'")
+            faults.append(f"lr_milestones={list(config.lr_milestones)}: none is within epochs={config.epochs}; "
+                          "give earlier epochs or use lr_scheduler='cosine'")
     if right("run_name") and config.run_name and (set(config.run_name) & set('/\\:*?"<>|')
                                                   or config.run_name.strip(". ") == ""):
-        faults.append(f"run_name={config.run_name!r}: must be a plain folder name; runs_dir says where it lies")
+        faults.append(f"run_name={config.run_name!r}: must be a plain folder name; set runs_dir to choose where it is")
     if right("drive", "checkpoint_dir") and config.drive and config.checkpoint_dir:
         faults.append(f"checkpoint_dir={config.checkpoint_dir!r}: drive=True puts checkpoints on Google Drive; "
                       "give one of the two")

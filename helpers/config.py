@@ -1,7 +1,7 @@
-"""TrainingConfig: every setting, its default and its check; presets are read from `configs/`.
+"""TrainingConfig: every setting with its default and checks; presets are read from `configs/`.
 
-Notebook, papermill, `train.py` and Python code all come through here, so a setting has one name, one type and one
-error message wherever it is given. docs/SETTINGS.md is made from this file (`make docs`).
+Notebook, papermill, `train.py` and Python code all use it, so a setting has one name, one type and one error message
+everywhere. `make docs` writes docs/SETTINGS.md from this file.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from .text import short_text, shortened
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
 PRESET_DIR = CONFIG_DIR / "experiments"
 
-# Short names that are accepted wherever the full name is.
+# Short names, accepted wherever the full name is, except by TrainingConfig's constructor.
 ALIASES = {"lr": "learning_rate", "augmentation": "augmentation_strength", "scheduler": "lr_scheduler"}
 
 
 class ConfigError(ValueError):
-    """One or more settings are wrong. `faults` lists all of them, the message shows them one a line."""
+    """One or more settings are wrong: `faults` lists them, the message shows one per line."""
 
     def __init__(self, faults: list[str], where: str = "the configuration"):
         self.faults = list(faults)
@@ -36,92 +36,82 @@ class ConfigError(ValueError):
 
 def setting(default, help, *, choices=None, low=None, above=None, high=None, below=None, shapes_training=True,
             everyday=False):
-    """A dataclass field with its documentation and allowed values.
+    """A dataclass field with help text and allowed values: `low`, `high` inclusive, `above`, `below` exclusive bounds.
 
-    `low`/`high` are inclusive bounds, `above`/`below` exclusive ones. `shapes_training=False` marks settings
-    that do not change the trained weights, so that a run may be resumed with another value of them. `everyday=True`
-    marks those that people turn: `train.py --help` and the notebook's parameters cell show them.
+    `shapes_training=False` marks settings that do not change the trained weights, so a run may be resumed with another
+    value. `everyday=True` marks those people turn: `train.py --help` and the notebook's parameters cell show them.
     """
-    return field(default=default, metadata={
-        "help": help, "choices": choices, "low": low, "above": above, "high": high, "below": below,
-        "shapes_training": shapes_training, "everyday": everyday})
+    return field(default=default, metadata={"help": help, "choices": choices, "low": low, "above": above, "high": high,
+                                            "below": below, "shapes_training": shapes_training, "everyday": everyday})
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """All settings of a run. The defaults are the reference recipe (150 epochs, SGD, cosine).
 
-    Raises ConfigError, naming every fault at once, when a value has the wrong type or is out of range; a
-    misspelt name is answered with the nearest right one. `preset` is only recorded here: `from_preset` and
-    `from_settings` are what applies it.
+    Raises one ConfigError for all wrong names, types, values and combinations. The constructor only records `preset`;
+    `from_preset` and `from_settings` apply it.
     """
 
     # What is run
     preset: str | None = setting(None, "preset the settings start from: a file name in configs/experiments",
                                  shapes_training=False, everyday=True)
-    run_name: str | None = setting(None, "folder of this run under runs_dir; None builds it from the preset and "
-                                   "what differs from it", shapes_training=False, everyday=True)
+    run_name: str | None = setting(None, "folder of this run in runs_dir; None: the preset and what differs from it",
+                                   shapes_training=False, everyday=True)
     runs_dir: str = setting("runs", "folder that holds all runs", shapes_training=False)
-    seed: int = setting(42, "seed of the split, the initial weights, the batches and the dropout", low=0,
-                        high=2**31 - 1, everyday=True)
+    seed: int = setting(42, "seed of split, initial weights, batches and dropout", low=0, high=2**31 - 1, everyday=True)
 
     # Data
     data_dir: str = setting("data", "folder with CIFAR-100; downloads go there", shapes_training=False, everyday=True)
-    data_source: str = setting("auto", "auto takes what data_dir holds and else downloads; 'drawn' is the "
-                               "procedurally drawn demo set",
+    data_source: str = setting("auto", "auto uses what data_dir holds, else downloads; 'drawn' is the drawn demo set",
                                choices=("auto", "npz", "folder", "torchvision", "drawn"))
-    download: bool = setting(True, "may CIFAR-100 be downloaded when it is not in data_dir?", shapes_training=False)
-    num_classes: int = setting(100, "number of classes; must equal what the data hold", low=2)
-    val_size: int = setting(5000, "training images set aside, the same share of each class, to watch training "
-                            "by and, with patience, to choose the best epoch; 0 sets none aside", low=0)
-    train_size: int | None = setting(None, "training images used of those that val_size leaves, the same share of each "
-                                     "class; None uses all", low=1)
+    download: bool = setting(True, "download CIFAR-100 when data_dir does not hold it", shapes_training=False)
+    num_classes: int = setting(100, "number of classes; must match the data", low=2)
+    val_size: int = setting(5000, "training images, the same share of each class, held out to validate each epoch and, "
+                            "with patience, to choose the best one; 0 for none", low=0)
+    train_size: int | None = setting(None, "images used, of those val_size leaves, stratified; None for all", low=1)
 
     # Model
-    model: str = setting("CIFAR100CNN", "CIFAR100CNN, FastCNN for short trainings, or FlipCNN, the same of mirrored "
-                         "pairs of channels", choices=("CIFAR100CNN", "FastCNN", "FlipCNN"))
-    widths: tuple[int, ...] | None = setting(None, "channels of the stages; None takes the network's own", low=1,
-                                             everyday=True)
+    model: str = setting("CIFAR100CNN", "CIFAR100CNN; FastCNN, for short trainings; FlipCNN, its variant of mirrored "
+                         "channel pairs", choices=("CIFAR100CNN", "FastCNN", "FlipCNN"))
+    widths: tuple[int, ...] | None = setting(None, "channels of each stage; None: its default", low=1, everyday=True)
     dropout_rate: float = setting(0.3, "dropout of CIFAR100CNN: of channels in each block, of features before "
                                   "the classifier", low=0, below=1)
 
     # Optimiser
     optimizer: str = setting("sgd", "sgd: SGD with Nesterov momentum; muon: Muon for convolution filters, SGD "
                              "for the rest", choices=("sgd", "muon"))
-    learning_rate: float = setting(0.1, "peak learning rate (of the convolution filters under muon)", above=0,
-                                   everyday=True)
+    learning_rate: float = setting(0.1, "peak learning rate; under muon, of the filters", above=0, everyday=True)
     momentum: float = setting(0.9, "momentum of the optimiser that learning_rate belongs to", low=0, below=1)
     weight_decay: float = setting(5e-4, "L2 weight decay of SGD", low=0)
-    gradient_clip: float = setting(1.0, "largest norm of the whole gradient, 0 for no clipping", low=0)
+    gradient_clip: float = setting(1.0, "largest norm of the whole gradient; 0 for no clipping", low=0)
 
     # Schedule
     epochs: int = setting(150, "passes over the training images", low=1, everyday=True)
     batch_size: int = setting(256, "images in a forward pass", low=1, everyday=True)
-    gradient_accumulation_steps: int = setting(1, "forward passes for one optimiser step; the effective batch is "
-                                               "this times batch_size", low=1)
-    lr_scheduler: str = setting("cosine", "fall of the learning rate after the warm-up",
-                                choices=("cosine", "linear", "step"))
-    warmup_epochs: float = setting(5.0, "epochs of linear warm-up; at most half of all epochs are used", low=0)
+    gradient_accumulation_steps: int = setting(1, "batches per step; effective batch: this times batch_size", low=1)
+    lr_scheduler: str = setting("cosine", "decay after the warm-up", choices=("cosine", "linear", "step"))
+    warmup_epochs: float = setting(5.0, "epochs of linear warm-up, at most half of all epochs", low=0)
     lr_milestones: tuple[int, ...] = setting((60, 100, 130), "for step: epochs after which the rate falls", low=1)
     lr_gamma: float = setting(0.2, "for step: factor at each milestone", above=0, high=1)
     patience: int = setting(15, "epochs without a better validation accuracy before training stops; 0 never stops "
                             "early and keeps the last weights", low=0)
-    min_delta: float = setting(0.001, "least gain in validation accuracy that counts, as a fraction (0.001 is 0.1 "
-                               "points)", low=0, below=1)
+    min_delta: float = setting(0.001, "for patience: least gain in validation accuracy that counts, as a fraction "
+                               "(0.001 is 0.1 points)", low=0, below=1)
 
     # Regularisation and augmentation
     label_smoothing: float = setting(0.1, "share of the target spread over all classes (Szegedy et al. 2016)",
                                      low=0, below=1, everyday=True)
     self_distillation: float = setting(0.0, "in the last quarter of the epochs, share of the target that the network "
-                                       "itself predicted for the image an epoch before (Kim et al. 2021, arXiv "
-                                       "2006.12000), 0 for none; not for mixed images", low=0, below=1)
+                                       "predicted for the image an epoch earlier (Kim et al. 2021, arXiv 2006.12000); "
+                                       "0 for none; not for mixed images", low=0, below=1)
     augmentation_strength: str = setting("moderate", "none, basic, light, moderate or strong; basic is crop and flip, "
-                                         "the others add affine and colour changes, strong cutout as well",
+                                         "the others add affine and colour changes, strong also cutout",
                                          choices=("none", "basic", "light", "moderate", "strong"), everyday=True)
-    crop_mode: str = setting("constant", "what surrounds an image before the random crop: black or its mirror",
+    crop_mode: str = setting("constant", "padding of an image before the random crop: black or mirrored",
                              choices=("constant", "reflect"))
-    crop_padding: int | None = setting(None, "pixels that surround a 32-pixel image before the random crop, 0 for no "
-                                       "crop; None: as augmentation_strength says", low=0, high=16)
+    crop_padding: int | None = setting(None, "pixels of padding before the random crop, 0 for no crop; None: as "
+                                       "augmentation_strength says", low=0, high=16)
     flip: str = setting("random", "horizontal flip: drawn each time, or alternating between epochs (Jordan 2024)",
                         choices=("random", "alternating"))
     cutout_size: int | None = setting(None, "side of the cutout square in pixels of a 32-pixel image, 0 for none; "
@@ -133,32 +123,31 @@ class TrainingConfig:
     start_image_size: int = setting(32, "image side at the start; grows to 32 during the first "
                                     "image_growth_fraction of training (progressive resizing)", low=12, high=32)
     image_growth_fraction: float = setting(0.6, "share of training in which the image side grows", low=0, high=1)
-    ema_decay: float = setting(0.0, "decay a step of the averaged weights used for evaluation, 0 for none; less at "
-                               "first", low=0, below=1)
+    ema_decay: float = setting(0.0, "decay per step of the averaged weights used for evaluation, smaller at first; 0 "
+                               "for no average", low=0, below=1)
 
     # Machine
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps, …", shapes_training=False)
-    mixed_precision: bool = setting(True, "compute in 16-bit floating point where that is faster; false: in fp32",
-                                    everyday=True)
-    precision: str = setting("auto", "16-bit type of mixed_precision: auto takes bf16 where it is fast, fp16 with loss "
-                             "scaling on other GPUs, none (fp32) elsewhere", choices=("auto", "bf16", "fp16"))
-    compile: bool = setting(False, "torch.compile the network: slow to start, faster afterwards on a recent GPU")
+    mixed_precision: bool = setting(True, "compute in 16 bits where that is faster; false: in fp32", everyday=True)
+    precision: str = setting("auto", "16-bit type of mixed_precision; auto: bf16 where it is fast, fp16 with loss "
+                             "scaling on other GPUs, fp32 elsewhere", choices=("auto", "bf16", "fp16"))
+    compile: bool = setting(False, "torch.compile the network: slow to start, then faster on a recent GPU")
 
     # Files and progress
-    checkpoint_dir: str | None = setting(None, "folder of the checkpoints, None for the run's own",
+    checkpoint_dir: str | None = setting(None, "folder of the checkpoints; None for the run's own",
                                          shapes_training=False, everyday=True)
     checkpoint_interval: int = setting(5, "epochs between two checkpoints", low=1, shapes_training=False)
-    checkpoint_minutes: float = setting(10.0, "a checkpoint is also written when the last is this old, even in "
-                                        "mid-epoch; 0 for never", low=0, shapes_training=False)
+    checkpoint_minutes: float = setting(10.0, "also save when the last checkpoint is this old, even within an epoch; 0 "
+                                        "for never", low=0, shapes_training=False)
     resume: str = setting("auto", "auto continues the run's newest checkpoint, never starts over, a path continues "
                           "that file", shapes_training=False, everyday=True)
     drive: bool = setting(False, "on Colab: mount Google Drive and keep the checkpoints there", shapes_training=False,
                           everyday=True)
-    progress: str = setting("auto", "bar, one line an epoch, or nothing; auto takes the bar where somebody watches",
+    progress: str = setting("auto", "bar, one line per epoch, or none; auto: a bar where somebody watches, else lines",
                             choices=("auto", "bar", "lines", "none"), shapes_training=False)
 
     def __new__(cls, *args, **settings):
-        # Comes before dataclass' own __init__, whose TypeError for an unknown name suggests nothing.
+        # Runs before the dataclass' __init__, whose TypeError for an unknown name suggests nothing.
         faults = name_faults(settings, full_names_only=True)
         if faults:
             raise ConfigError(faults + list(value_faults(settings).values()))
@@ -172,24 +161,19 @@ class TrainingConfig:
         if every_fault:
             raise ConfigError(every_fault)
 
-    # Reading -----------------------------------------------------------------------------------------------
-
     @classmethod
     def from_settings(cls, settings: dict, where: str = "the settings") -> TrainingConfig:
-        """Build from a mapping that may hold aliases, `preset`, and `None` for "as the preset says".
-
-        Names and values are checked together, so all faults come in one ConfigError. Settings of earlier versions are
-        read as `helpers.retired` says.
-        """
+        """Build from a mapping that may hold aliases, `preset`, `None` for the preset's value, and retired settings
+        (see `helpers.retired`). Raises one ConfigError for all faults."""
         settings, gone = without_retired(settings)
         faults = refusals(gone) + name_faults(settings)
         if settings.get(EXTENDS) and not settings.get("preset"):
-            faults.append(f"{EXTENDS}={settings[EXTENDS]!r}: is for the files of presets, beside their own name; write "
+            faults.append(f"{EXTENDS}={settings[EXTENDS]!r}: belongs in preset files, beside `preset`; write "
                           f"preset={settings[EXTENDS]!r}")
         known = _given({name: value for name, value in settings.items() if name in KNOWN_NAMES})
         try:
             base = _yielding(preset_settings(known["preset"]), known) if "preset" in known else {}
-        except ConfigError as error:    # without the preset, values can only be checked one by one
+        except ConfigError as error:    # without a preset, values can only be checked one by one
             raise ConfigError(faults + error.faults + list(value_faults(known).values()), where) from error
         try:
             config = cls(**(base | known))
@@ -206,81 +190,70 @@ class TrainingConfig:
 
     @classmethod
     def from_file(cls, path, **overrides) -> TrainingConfig:
-        """A YAML file of settings with `overrides` on top; the format papermill's `-f` reads.
-
-        Where neither names a preset, that of `default_settings` is taken, as the notebook does.
-        """
+        """A YAML file of settings, as for papermill's `-f`, with `overrides` on top; see `layered_settings`."""
         return cls.from_settings(layered_settings(read_settings(path), overrides), str(path))
 
-    # Writing -----------------------------------------------------------------------------------------------
-
     def replace(self, **changes) -> TrainingConfig:
-        """A copy with some settings changed, checked again. A `None` is a value here: `widths=None` unsets them."""
+        """A checked copy with some settings changed. Here `None` is a value: `widths=None` unsets them."""
         faults = name_faults(changes)
         if faults:
             raise ConfigError(faults + list(value_faults(_full_names(changes)).values()))
         return type(self)(**(self._values() | _full_names(changes)))
 
     def to_dict(self) -> dict:
-        """Plain values (tuples as lists), as they go into metrics.json, checkpoints and YAML."""
+        """Plain values (tuples as lists) for metrics.json, checkpoints and YAML."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in self._values().items()}
 
     def _values(self) -> dict:
-        return {spec.name: getattr(self, spec.name) for spec in dataclasses.fields(self)}
+        return {name: getattr(self, name) for name in SETTINGS}
 
     def training_settings(self) -> dict:
-        """The settings that shape the trained weights: a run may only be resumed with the same ones."""
-        values = self.to_dict()
-        return {spec.name: values[spec.name] for spec in dataclasses.fields(self)
-                if spec.metadata["shapes_training"]}
+        """The settings that shape the trained weights; a resumed run must keep them."""
+        return {name: value for name, value in self.to_dict().items() if SETTINGS[name].metadata["shapes_training"]}
 
     @classmethod
     def training_settings_of(cls, settings: dict) -> dict:
-        """The `training_settings` of an earlier run's `settings`, in today's names.
-
-        What became a setting later had its default. One that is gone stays where it held another value than today's.
-        """
+        """The `training_settings` of an earlier run, in today's names. Settings added since have their default; retired
+        ones stay only where they differ from today's behaviour."""
         kept, gone = without_retired(settings)
         known = {name: value for name, value in kept.items()
                  if name in SETTINGS and SETTINGS[name].metadata["shapes_training"]}
         return cls().training_settings() | known | gone
 
     def changed_settings(self) -> dict:
-        """The training settings that differ from the preset's (from the defaults where there is no preset)."""
+        """The training settings that differ from the preset's, or from the defaults without a preset."""
         base = type(self)(**_yielding(preset_settings(self.preset), self._values())) if self.preset else type(self)()
         before = base.training_settings()
         return {name: value for name, value in self.training_settings().items() if value != before[name]}
 
     def idle_settings(self) -> dict[str, str]:
-        """Those of `changed_settings` that have no effect beside the others, each with what it needs."""
+        """The `changed_settings` that have no effect, each with what it needs."""
         changed = self.changed_settings()
         return {name: need for names, need, is_met in _NEEDS if not is_met(self) for name in names if name in changed}
 
     def model_arguments(self) -> dict:
-        """The settings that `models.build_model` takes, by its names."""
+        """Arguments of `models.build_model`."""
         return {"name": self.model, "num_classes": self.num_classes, "widths": self.widths,
                 "dropout_rate": self.dropout_rate}
 
     def training_images(self, available: int) -> int:
-        """How many of `available` images with labels are trained on."""
+        """Images trained on, of `available` labelled ones."""
         return available - self.val_size if self.train_size is None else self.train_size
 
     @property
     def has_soft_targets(self) -> bool:
-        """Is the training loss measured against more than the label?"""
         return has_soft_targets(self.to_dict())
 
     @property
     def effective_batch_size(self) -> int:
-        """Images in one optimiser step."""
         return self.batch_size * self.gradient_accumulation_steps
 
     @property
     def name(self) -> str:
-        """`run_name`, or the preset with what differs from it: `quick-epochs=3`."""
+        """`run_name`, or the preset and its changes: `quick-epochs=3`."""
         if self.run_name:
             return self.run_name
-        changes = [f"{name}={short_text(value)}" for name, value in self.changed_settings().items()]
+        changes = (f"{name}={short_text(value)}" for name, value in self.changed_settings().items())
         return shortened("-".join([self.preset or "reference", *changes]), 120)
 
     @property
@@ -290,21 +263,18 @@ class TrainingConfig:
 
 
 SETTINGS = {spec.name: spec for spec in dataclasses.fields(TrainingConfig)}
-SETTING_NAMES = frozenset(SETTINGS)
-KNOWN_NAMES = SETTING_NAMES | set(ALIASES)
+KNOWN_NAMES = {*SETTINGS, *ALIASES}
 HINTS = typing.get_type_hints(TrainingConfig)
-
-
 EVERYDAY = tuple(name for name, spec in SETTINGS.items() if spec.metadata["everyday"])
 # The first setting of each group, and the group's title.
 GROUPS = {"preset": "What is run", "data_dir": "Data", "model": "Model", "optimizer": "Optimiser", "epochs": "Schedule",
           "label_smoothing": "Regularisation and augmentation", "device": "Machine",
           "checkpoint_dir": "Files and progress"}
-EXTENDS = "extends"     # in a preset's file: the preset that it starts from
+EXTENDS = "extends"     # in a preset file: the preset it starts from
 
 
 def by_group() -> dict[str, list[str]]:
-    """The names of the settings by the title of their group, all in the order in which they stand here."""
+    """Names of the settings by the title of their group, in this file's order."""
     groups = {}
     for name in SETTINGS:
         if name in GROUPS:
@@ -313,7 +283,7 @@ def by_group() -> dict[str, list[str]]:
     return groups
 
 
-# (settings, what they need to have an effect, is it so?)
+# (settings, what they need to have an effect, whether that holds)
 _NEEDS = [
     (("dropout_rate",), "model='CIFAR100CNN'", lambda config: config.model == "CIFAR100CNN"),
     (("flip",), "another model than 'FlipCNN'", lambda config: config.model != "FlipCNN"),
@@ -325,18 +295,18 @@ _NEEDS = [
 
 
 def has_soft_targets(settings: dict) -> bool:
-    """Is the training loss of a run with these `training_settings` measured against more than the label?"""
+    """Do runs with these `training_settings` train on targets other than the label alone?"""
     return any(settings[name] for name in ("label_smoothing", "self_distillation", "mixup_alpha", "cutmix_alpha"))
 
 
 def name_faults(settings, full_names_only: bool = False) -> list[str]:
-    """A sentence for each unknown name, with the nearest right one, and for each name given twice."""
-    names = SETTING_NAMES if full_names_only else KNOWN_NAMES
+    """A sentence for each unknown name, with the nearest known one, and for each name given twice."""
+    names = SETTINGS if full_names_only else KNOWN_NAMES
     faults = []
     for name in settings:
         if name in RETIRED or name == EXTENDS:
             if full_names_only:
-                faults += [f"{name}: is no setting of TrainingConfig; from_settings reads older files"]
+                faults.append(f"{name}: is no setting of TrainingConfig; from_settings reads older files")
         elif name not in names:
             near = [ALIASES[name]] if name in ALIASES else difflib.get_close_matches(
                 str(name).lower(), sorted(names), n=1, cutoff=0.6)
@@ -348,10 +318,10 @@ def name_faults(settings, full_names_only: bool = False) -> list[str]:
 
 
 def value_faults(settings: dict) -> dict[str, str]:
-    """A sentence by name for each setting whose own value is wrong; unknown names are passed over."""
+    """A sentence, by name, for each setting whose value alone is wrong; ignores unknown names."""
     faults = {}
     for name, value in settings.items():
-        if name in SETTING_NAMES:
+        if name in SETTINGS:
             coerced, fault = coerce(value, HINTS[name])
             fault = fault or range_fault(coerced, SETTINGS[name].metadata)
             if fault:
@@ -360,12 +330,12 @@ def value_faults(settings: dict) -> dict[str, str]:
 
 
 def preset_names() -> list[str]:
-    """Names that `preset` takes, sorted."""
+    """Sorted names of the presets."""
     return sorted(path.stem for path in PRESET_DIR.glob("*.yaml"))
 
 
 def preset_settings(name: str) -> dict:
-    """The settings of a preset, with those of the preset that it starts from below. Raises ConfigError."""
+    """The settings of a preset on top of those it extends. Raises ConfigError."""
     chain, merged = [], {}
     while name is not None and name not in chain:
         path = PRESET_DIR / f"{name}.yaml"
@@ -385,19 +355,19 @@ def preset_settings(name: str) -> dict:
 
 
 def _yielding(base: dict, given: dict) -> dict:
-    """What of `base` holds beside `given`: an augmentation strength of its own brings its crop and cutout along."""
+    """`base` for use under `given`: another augmentation strength brings its own crop and cutout."""
     if given.get("augmentation_strength") in (None, base.get("augmentation_strength")):
         return base
     return {name: value for name, value in base.items() if name not in ("crop_padding", "cutout_size")}
 
 
 def default_settings() -> dict:
-    """What the notebook and train.py start from when no preset is named: `configs/default.yaml`."""
+    """`configs/default.yaml`: where the notebook and train.py start when no preset is named."""
     return read_settings(CONFIG_DIR / "default.yaml")
 
 
 def read_settings(path) -> dict:
-    """The mapping in a YAML file, with full names and without the `None`s. Raises ConfigError with all faults."""
+    """The settings in a YAML file, with full names and without `None`s. Raises ConfigError with all faults."""
     path = Path(path)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -416,10 +386,10 @@ def read_settings(path) -> dict:
 
 
 def layered_settings(*layers: dict) -> dict:
-    """Mappings as one, later ones going first, on `configs/default.yaml` where none names a preset.
+    """Merge mappings; later ones win. `configs/default.yaml` comes first if none names a preset.
 
-    `None`s are left out. A short name replaces the full one of an earlier layer; unknown names and names given
-    twice within a layer stay, so that `TrainingConfig.from_settings` reports them.
+    Drops `None`s. A short name replaces the full one of an earlier layer. Unknown names and names given twice within a
+    layer stay, for `TrainingConfig.from_settings` to report.
     """
     if all(layer.get("preset") is None for layer in layers):
         layers = (default_settings(), *layers)
@@ -436,5 +406,5 @@ def _full_names(settings: dict) -> dict:
 
 
 def _given(settings: dict) -> dict:
-    """Full names, without the `None`s: these are left out first, or `lr=None` would undo a `learning_rate`."""
+    """Full names, without `None`s: these go first, or `lr=None` would undo a `learning_rate`."""
     return _full_names({name: value for name, value in settings.items() if value is not None})

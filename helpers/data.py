@@ -1,4 +1,4 @@
-"""CIFAR-100 from torchvision, a prepared .npz, class folders, or drawn; and its split."""
+"""CIFAR-100 from torchvision, a prepared .npz, class folders, or drawn demo data; and its split."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ log = logging.getLogger("cifar100")
 
 IMAGE_SIZE = 32
 NPZ_NAME = "cifar100.npz"
+ARRAYS = ("x_train", "y_train", "x_test", "y_test", "classes")      # in an .npz
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg"}
 
 # The 20 superclasses of CIFAR-100 (Krizhevsky 2009, https://www.cs.toronto.edu/~kriz/cifar.html).
@@ -53,17 +54,16 @@ SUPERCLASSES = {
     "small mammals": "hamster mouse rabbit shrew squirrel",
     "trees": "maple_tree oak_tree palm_tree pine_tree willow_tree",
     "vehicles 1": "bicycle bus motorcycle pickup_truck train",
-    "vehicles 2": "lawn_mower rocket streetcar tank tractor",
-}
+    "vehicles 2": "lawn_mower rocket streetcar tank tractor"}
 
 
 class DataError(RuntimeError):
-    """The data set is not to be had, or a file of it is wrong. The message names the file and the remedy."""
+    """The data set is unavailable or one of its files is wrong. The message names the file and the remedy."""
 
 
 @dataclass(frozen=True)
 class ImageData:
-    """A whole image classification set in memory. `note` is not empty when it is not the real thing."""
+    """An image classification set in memory. `note` says so when it is not the real CIFAR-100."""
 
     train_images: Tensor            # uint8 [N, 32, 32, 3]
     train_labels: Tensor            # int64 [N]
@@ -71,7 +71,7 @@ class ImageData:
     test_labels: Tensor             # int64 [M]
     class_names: tuple[str, ...]
     superclass_names: tuple[str, ...] = ()
-    superclass_of: Tensor | None = None     # int64 [num_classes], None where there are no superclasses
+    superclass_of: Tensor | None = None     # int64 [num_classes]; None without superclasses
     source: str = ""
     note: str = ""
 
@@ -80,7 +80,7 @@ class ImageData:
         return len(self.class_names)
 
     def channel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation of each colour channel over the training images, in [0, 1]."""
+        """Mean and standard deviation of each colour channel of the training images, in [0, 1]."""
         values = torch.arange(256, dtype=torch.float64) / 255
         means, deviations = [], []
         for channel in self.train_images.unbind(-1):
@@ -91,71 +91,61 @@ class ImageData:
         return tuple(means), tuple(deviations)
 
     def fingerprint(self) -> str:
-        """CRC-32 of the training images in their order, on which the split rests: sources order them differently."""
+        """CRC-32 of the ordered training images. Sources differ in their order, and the split depends on it."""
         return f"{zlib.crc32(np.ascontiguousarray(self.train_images)):08x}"
 
     def __str__(self) -> str:
         superclasses = f" in {len(self.superclass_names)} superclasses" if self.superclass_names else ""
         return (f"{self.note + ': ' if self.note else ''}{len(self.train_images):,} training and "
-                f"{len(self.test_images):,} test images, {self.num_classes} classes{superclasses}, "
-                f"from {self.source}")
+                f"{len(self.test_images):,} test images, {self.num_classes} classes{superclasses}, from {self.source}")
 
 
 # Sources ---------------------------------------------------------------------------------------------------
 
 def load_cifar100(config: TrainingConfig) -> ImageData:
-    """The data set that `data_source`, `data_dir` and `download` name, checked. Raises DataError."""
-    folder = _folder_with_data(Path(config.data_dir).expanduser())
-    source = _find_source(folder) if config.data_source == "auto" else config.data_source
-    load = {"drawn": lambda: _from_drawing(), "npz": lambda: _from_npz(folder / NPZ_NAME),
+    """Load and check the data set that `data_source`, `data_dir` and `download` select. Raises DataError."""
+    folder = Path(config.data_dir).expanduser()
+    if not _find_local(folder) and _find_local(folder / "cifar100"):    # archives of class folders unpack to there
+        folder /= "cifar100"
+    source = (_find_local(folder) or "torchvision") if config.data_source == "auto" else config.data_source
+    data = {"drawn": _from_drawing, "npz": lambda: _from_npz(folder / NPZ_NAME),
             "folder": lambda: _from_folders(folder, config.progress),
-            "torchvision": lambda: _from_torchvision(folder, config.download)}[source]
-    data = load()
+            "torchvision": lambda: _from_torchvision(folder, config.download)}[source]()
     if data.num_classes != config.num_classes:
         raise DataError(f"num_classes={config.num_classes}, but {data.source} holds {data.num_classes} classes; "
-                        f"set num_classes={data.num_classes}, or data_dir to the set you mean")
+                        f"set num_classes={data.num_classes}, or data_dir to another set")
     return data
 
 
-def _folder_with_data(folder: Path) -> Path:
-    """`folder`, or its subfolder `cifar100` where archives of the class folders unpack to."""
-    return folder / "cifar100" if not _find_local(folder) and _find_local(folder / "cifar100") else folder
-
-
-def _find_source(folder: Path) -> str:
-    return _find_local(folder) or "torchvision"
-
-
 def _find_local(folder: Path) -> str | None:
+    """The `data_source` found in a folder, or None."""
     if (folder / "train").is_dir() and (folder / "test").is_dir():
         return "folder"
     if (folder / NPZ_NAME).is_file():
         return "npz"
-    return "torchvision" if any((folder / name).exists() for name in ("cifar-100-python",
-                                                                     "cifar-100-python.tar.gz")) else None
+    names = ("cifar-100-python", "cifar-100-python.tar.gz")
+    return "torchvision" if any((folder / name).exists() for name in names) else None
 
 
 def _from_drawing() -> ImageData:
     drawn = demo_data.draw_demo_data()
-    tensors = {name: torch.from_numpy(drawn[name]) for name in ("x_train", "y_train", "x_test", "y_test")}
-    return ImageData(tensors["x_train"], tensors["y_train"], tensors["x_test"], tensors["y_test"],
-                     tuple(drawn["classes"]), tuple(drawn["superclasses"]), torch.from_numpy(drawn["superclass_of"]),
-                     source="this project's own drawing", note=demo_data.DEMO_NOTE)
+    return ImageData(*(torch.from_numpy(drawn[name]) for name in ARRAYS[:4]), drawn["classes"], drawn["superclasses"],
+                     torch.from_numpy(drawn["superclass_of"]), "this project's own drawing", demo_data.DEMO_NOTE)
 
 
 def _from_torchvision(folder: Path, download: bool) -> ImageData:
-    """torchvision's CIFAR100: the original archive, checked by its md5."""
+    """The original archive, checked by its md5."""
     archive = folder / datasets.CIFAR100.filename
-    is_here = check_integrity(archive, datasets.CIFAR100.tgz_md5)      # then `download` only unpacks it
+    is_here = check_integrity(archive, datasets.CIFAR100.tgz_md5)      # if so, `download` only unpacks it
     try:
         train, test = (datasets.CIFAR100(str(folder), train=train, download=download or is_here)
                        for train in (True, False))
     except (RuntimeError, OSError, http.client.HTTPException) as error:
         if is_here:
-            raise DataError(f"{archive} is good but could not be unpacked: {error}; unpack it yourself, or set "
-                            "data_dir to a folder that can be written to, with room for 350 MB") from error
+            raise DataError(f"{archive} is intact but could not be unpacked: {error}; unpack it yourself, or set "
+                            "data_dir to a writable folder with 350 MB of free space") from error
         raise DataError(_how_to_get_cifar100(folder, download, error)) from error
-    return _checked("the torchvision files in " + str(folder), train.data, np.array(train.targets), test.data,
+    return _checked(f"the torchvision files in {folder}", train.data, np.array(train.targets), test.data,
                     np.array(test.targets), train.classes)
 
 
@@ -163,27 +153,26 @@ def _how_to_get_cifar100(folder: Path, download: bool, error: Exception) -> str:
     reason = f"the download failed: {error}" if download else "download=False"
     archive = folder / datasets.CIFAR100.filename
     damaged = f"\n{archive} is damaged: its md5 is not the original's" if archive.exists() else ""
-    return (f"CIFAR-100 is not in data_dir='{folder}' and {reason}{damaged}\nOne of these helps:\n"
+    return (f"CIFAR-100 is not in data_dir='{folder}' and {reason}{damaged}\nDo one of these:\n"
             "  - connect to the network and keep download=True\n"
             f"  - put cifar-100-python.tar.gz (from https://www.cs.toronto.edu/~kriz/cifar.html) into {folder}\n"
             f"  - put class folders there: {folder}/train/<class>/*.png and {folder}/test/<class>/*.png\n"
             f"  - put {NPZ_NAME} there: x_train uint8 [N,32,32,3], y_train, x_test, y_test, classes\n"
-            "  - set data_dir to the folder where one of these lies (on Kaggle: under /kaggle/input)\n"
-            "  - preset='demo' tries everything on a small drawn data set, which is not CIFAR-100")
+            "  - set data_dir to a folder that holds one of these (on Kaggle: under /kaggle/input)\n"
+            "  - set preset='demo' to try everything on a small drawn data set instead of CIFAR-100")
 
 
 def _from_npz(path: Path) -> ImageData:
-    names = ("x_train", "y_train", "x_test", "y_test", "classes")
     try:
-        arrays = _read_npz(path, names)
+        arrays = _read_npz(path, ARRAYS)
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file; data_source='auto' looks for other sources as well") from None
+        raise DataError(f"{path}: no such file; data_source='auto' tries other sources as well") from None
     except _NOT_AN_NPZ as error:
-        raise DataError(f"{path}: cannot be read ({error}); make it anew, with plain arrays only") from error
-    missing = [name for name in names if name not in arrays]
+        raise DataError(f"{path}: cannot be read ({error}); write it again, with plain arrays only") from error
+    missing = [name for name in ARRAYS if name not in arrays]
     if missing:
         raise DataError(f"{path}: lacks the array{'s' * (len(missing) > 1)} {', '.join(missing)}; must hold "
-                        f"{', '.join(names)}")
+                        f"{', '.join(ARRAYS)}")
     return _checked(str(path), *arrays.values())
 
 
@@ -193,7 +182,7 @@ _NOT_AN_NPZ = (OSError, ValueError, EOFError, TypeError, KeyError, NotImplemente
 
 
 def _read_npz(path: Path, names) -> dict[str, np.ndarray]:
-    """Those of the arrays `names` that the file holds. Raises one of _NOT_AN_NPZ."""
+    """The arrays of `names` that the file holds. Raises one of _NOT_AN_NPZ."""
     arrays = np.load(path, allow_pickle=False)
     if not isinstance(arrays, np.lib.npyio.NpzFile):
         raise ValueError("it is a single array")
@@ -201,14 +190,15 @@ def _read_npz(path: Path, names) -> dict[str, np.ndarray]:
         return {name: arrays[name] for name in names if name in arrays.files}
 
 
-def _from_folders(folder: Path, progress: str = "auto") -> ImageData:
-    """Class folders, decoded once; later calls read the .npz kept beside them while no file has changed."""
+def _from_folders(folder: Path, progress: str) -> ImageData:
+    """Decode class folders; later calls read the .npz kept beside them until a file changes."""
     files = {split: _list_images(folder / split) for split in ("train", "test")}
     for here, there in (("train", "test"), ("test", "train")):
         missing = sorted(set(files[there]) - set(files[here]))
         if missing:
             raise DataError(f"{folder / here}: lacks the class folder{'s' * (len(missing) > 1)} "
-                            f"{', '.join(missing[:5])}{', …' * (len(missing) > 5)} that {folder / there} has")
+                            f"{', '.join(missing[:5])}{', …' * (len(missing) > 5)} that {folder / there} has; add or "
+                            "remove them")
     fingerprint = _fingerprint(files)
     cache = _cache_path(folder, fingerprint)
     if _cached_fingerprint(cache) == fingerprint:
@@ -218,7 +208,7 @@ def _from_folders(folder: Path, progress: str = "auto") -> ImageData:
     for split, by_class in files.items():
         arrays[f"x_{split}"] = _decode([path for name in classes for path in by_class[name]], split, progress)
         arrays[f"y_{split}"] = np.repeat(np.arange(len(classes)), [len(by_class[name]) for name in classes])
-    data = _checked(str(folder), arrays["x_train"], arrays["y_train"], arrays["x_test"], arrays["y_test"], classes)
+    data = _checked(str(folder), *(arrays[name] for name in ARRAYS))
     _write_cache(cache, arrays)
     return data
 
@@ -226,13 +216,13 @@ def _from_folders(folder: Path, progress: str = "auto") -> ImageData:
 def _list_images(folder: Path) -> dict[str, list[Path]]:
     """Class name → sorted image files."""
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; class folders must lie in train/<class>/ and test/<class>/")
+        raise DataError(f"{folder}: no such folder; class folders belong in train/<class>/ and test/<class>/")
     found = {entry.name: sorted(path for path in entry.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES
                                 and not path.name.startswith("."))
              for entry in sorted(folder.iterdir()) if entry.is_dir() and not entry.name.startswith(".")}
     empty = [name for name, paths in found.items() if not paths]
     if empty or not found:
-        raise DataError(f"{folder / empty[0] if empty else folder}: holds no .png or .jpg image")
+        raise DataError(f"{folder / empty[0] if empty else folder}: holds no .png or .jpg image; add some or delete it")
     return found
 
 
@@ -247,7 +237,7 @@ def _fingerprint(files: dict) -> str:
 
 
 def _cache_path(folder: Path, fingerprint: str) -> Path:
-    """Beside the folders; under ./data where that is read-only (Kaggle), or holds a .npz that is not ours."""
+    """Beside the folders, or in ./data if those are read-only (Kaggle) or hold an .npz that is not our cache."""
     path = folder / NPZ_NAME
     if os.access(folder, os.W_OK) and (not path.exists() or _cached_fingerprint(path)):
         return path
@@ -255,7 +245,7 @@ def _cache_path(folder: Path, fingerprint: str) -> Path:
 
 
 def _cached_fingerprint(path: Path) -> str | None:
-    """The fingerprint in a cache of ours; None for another file, or none."""
+    """The fingerprint in our cache; None for another or a missing file."""
     try:
         fingerprint = _read_npz(path, ["fingerprint"]).get("fingerprint")
     except _NOT_AN_NPZ:
@@ -269,15 +259,14 @@ def _write_cache(path: Path, arrays: dict) -> None:
             np.savez(file, **arrays)
         log.info("kept the decoded images in %s", path)
     except OSError as error:
-        log.warning("the decoded images could not be kept in %s (%s); they are decoded again next time", path, error)
+        log.warning("could not keep the decoded images in %s (%s); the next run decodes them again", path, error)
 
 
 def _decode(paths: list[Path], split: str, progress: str) -> np.ndarray:
     """uint8 [N, 32, 32, 3] of image files, in order."""
-    bar = progress_style(progress) == "bar"
     with ThreadPoolExecutor(cpu_cores()) as pool:       # Pillow decodes outside the interpreter's lock
         return np.stack(list(tqdm(pool.map(_decode_image, paths), f"decoding {split} images", len(paths),
-                                  disable=not bar, leave=False)))
+                                  disable=progress_style(progress) != "bar", leave=False)))
 
 
 def _decode_image(path: Path) -> np.ndarray:
@@ -287,12 +276,12 @@ def _decode_image(path: Path) -> np.ndarray:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: cannot be decoded ({error}); replace or delete the file") from error
     if pixels.shape != (IMAGE_SIZE, IMAGE_SIZE, 3):
-        raise DataError(f"{path}: is {pixels.shape[1]}×{pixels.shape[0]} pixels; must be {IMAGE_SIZE}×{IMAGE_SIZE}")
+        raise DataError(f"{path}: {pixels.shape[1]}×{pixels.shape[0]} pixels; resize it to {IMAGE_SIZE}×{IMAGE_SIZE}")
     return pixels
 
 
 def _checked(name: str, x_train, y_train, x_test, y_test, classes) -> ImageData:
-    """ImageData of arrays whose shapes, types and labels are right. Raises DataError naming `name`."""
+    """ImageData from arrays with checked shapes, types and labels. Raises DataError naming `name`."""
     classes = np.asarray(classes)
     if classes.ndim != 1 or len(np.unique(classes)) != len(classes):
         raise DataError(f"{name}: classes is {classes.dtype} {list(classes.shape)}; must be a list of distinct names")
@@ -303,23 +292,23 @@ def _checked(name: str, x_train, y_train, x_test, y_test, classes) -> ImageData:
                             f"[N, {IMAGE_SIZE}, {IMAGE_SIZE}, 3]")
         if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
             raise DataError(f"{name}: y_{split} is {labels.dtype} {list(labels.shape)}; must be integers "
-                            f"[{len(images)}], one for each image")
+                            f"[{len(images)}], one per image")
         if labels.min() < 0 or labels.max() >= len(classes):
             raise DataError(f"{name}: y_{split} holds labels from {labels.min()} to {labels.max()}; with "
-                            f"{len(classes)} classes they must lie in 0 to {len(classes) - 1}")
+                            f"{len(classes)} classes they must be from 0 to {len(classes) - 1}")
         absent = sorted(set(range(len(classes))) - set(labels.tolist()))
         if absent:
             raise DataError(f"{name}: y_{split} has no image of class {classes[absent[0]]!r}"
                             + (f" and {len(absent) - 1} more" if absent[1:] else ""))
     superclass_names, superclass_of = _superclasses(classes)
-    # Contiguous, since torchvision's arrays are not: the same pixels must give the same batches to the bit.
+    # torchvision's arrays are not contiguous, but the same pixels must give the same batches bit for bit.
     tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in
                (x_train, y_train.astype(np.int64), x_test, y_test.astype(np.int64))]
     return ImageData(*tensors, classes, superclass_names, superclass_of, source=name)
 
 
 def _superclasses(classes: tuple[str, ...]) -> tuple[tuple[str, ...], Tensor | None]:
-    """CIFAR-100's superclasses where `classes` are its classes, none otherwise."""
+    """CIFAR-100's superclasses if `classes` are its classes, else none."""
     index = {member: number for number, members in enumerate(SUPERCLASSES.values()) for member in members.split()}
     if set(classes) != set(index):
         return (), None
@@ -328,14 +317,10 @@ def _superclasses(classes: tuple[str, ...]) -> tuple[tuple[str, ...], Tensor | N
 
 # Split -----------------------------------------------------------------------------------------------------
 
-def stratified_split(labels: Tensor, val_size: int, seed: int,
-                     train_size: int | None = None) -> tuple[Tensor, Tensor]:
-    """Indices (train, validation), int64, ascending; each class gives the same share of its images.
-
-    Shares that are not whole numbers are rounded so that exactly `val_size` images are taken (largest
-    remainders first), and of the others `train_size`, or all of them. Raises ValueError when there are not so many, or
-    when a class is left without a training image.
-    """
+def stratified_split(labels: Tensor, val_size: int, seed: int, train_size: int | None = None) -> tuple[Tensor, Tensor]:
+    """Ascending indices (train, validation), int64, with the same share of each class, rounded by largest remainders:
+    `val_size` images, and `train_size` or all of the others. Raises ValueError when there are too few, or when a class
+    is left without a training image."""
     if not 0 <= val_size < len(labels):
         raise ValueError(f"val_size={val_size}: must be below the {len(labels)} training images")
     counts = torch.bincount(labels)
@@ -347,7 +332,7 @@ def stratified_split(labels: Tensor, val_size: int, seed: int,
         train_counts = left
     elif train_size > left.sum():
         raise ValueError(f"train_size={train_size}: must be at most the {left.sum()} training images that "
-                         f"val_size={val_size} leaves; leave it out to train on them all")
+                         f"val_size={val_size} leaves; omit it to train on all of them")
     else:
         train_counts = _shares(left, train_size)
         if ((train_counts == 0) & (counts > 0)).any():
@@ -363,7 +348,7 @@ def stratified_split(labels: Tensor, val_size: int, seed: int,
 
 
 def _shares(counts: Tensor, size: int) -> Tensor:
-    """Of each class the same share of its `counts`, int64 [num_classes], in whole numbers of sum `size`."""
+    """Integers of sum `size`, in proportion to `counts`, int64 [num_classes]."""
     shares = counts.double() * size / counts.sum()
     numbers = shares.long()
     numbers[torch.argsort(shares - numbers, descending=True, stable=True)[:size - int(numbers.sum())]] += 1

@@ -1,11 +1,10 @@
-"""A drawn stand-in for CIFAR-100: 100 classes of small pictures for demonstrations and tests without a download.
+"""A drawn stand-in for CIFAR-100: 100 classes of small pictures, for demonstrations and tests without a download.
 
-The superclasses are twenty families of shape, each with five classes: red, golden, blue, rainbow and neon.
-Position, size, rotation, shade, background and noise vary from image to image. This needs NumPy only, and a
-seed always draws the same bytes.
+The superclasses are 20 shapes, each with 5 classes: red, golden, blue, rainbow and neon. Position, size, rotation,
+shade, background and noise vary. It needs NumPy only, and a seed always draws the same bytes.
 
-A shape is a signed distance function: it takes coordinates x (right) and y (down), float32 [N, 32, 32], in
-which the shape spans about -1 to 1, and returns the distance to its outline, negative inside.
+A shape is a signed distance function: from coordinates x (right) and y (down), float32 [N, 32, 32], in which it spans
+about -1 to 1, to the distance from its outline, negative inside.
 """
 
 from __future__ import annotations
@@ -17,16 +16,15 @@ SIDE = 32  # pixels
 
 
 def draw_demo_data(train_per_class: int = 50, test_per_class: int = 10, seed: int = 0) -> dict:
-    """Draw the demo set.
+    """Draw the demo set, in random order; the test images do not depend on train_per_class.
 
-    Returns a dict: x_train, uint8 [100 * train_per_class, 32, 32, 3], y_train, int64, and x_test and y_test
-    likewise, in random order; classes, a tuple of 100 names such as "red disc"; superclasses, a tuple of 20
-    names; superclass_of, int64 [100]. The test images do not depend on train_per_class. Raises ValueError for
+    Returns a dict: x_train, uint8 [100 * train_per_class, 32, 32, 3], and y_train, int64; x_test and y_test likewise;
+    classes, 100 names such as "red disc"; superclasses, 20 names; superclass_of, int64 [100]. Raises ValueError for
     less than one image per class.
     """
     for name, value in (("train_per_class", train_per_class), ("test_per_class", test_per_class)):
         if value < 1:
-            raise ValueError(f"{name}={value}: must be at least 1 image for each of the {len(CLASSES)} classes")
+            raise ValueError(f"{name}={value}: must be at least 1 image per class")
     x_train, y_train = _draw_split(train_per_class, np.random.Generator(np.random.PCG64([seed, 0])))
     x_test, y_test = _draw_split(test_per_class, np.random.Generator(np.random.PCG64([seed, 1])))
     return {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test, "classes": CLASSES,
@@ -35,34 +33,18 @@ def draw_demo_data(train_per_class: int = 50, test_per_class: int = 10, seed: in
 
 # The shapes ------------------------------------------------------------------------------------------------
 
-def _disc(x, y):
-    return np.hypot(x, y) - 0.85
-
-
-def _ring(x, y):
-    return np.abs(np.hypot(x, y) - 0.7) - 0.2
-
-
-def _square(x, y):
-    return _box(x, y, 0.75, 0.75)
-
-
-def _triangle(x, y):
-    return np.maximum(0.866 * np.abs(x) - 0.5 * y, y) - 0.5
+def _box(x, y, half_width, half_height):
+    return np.maximum(np.abs(x) - half_width, np.abs(y) - half_height)
 
 
 def _star(x, y):
     radius, angle = np.hypot(x, y), np.arctan2(x, -y)
     tenth = np.pi / 5
-    angle = np.abs((angle + tenth) % (2 * tenth) - tenth)  # measured from the nearest of five points
+    angle = np.abs((angle + tenth) % (2 * tenth) - tenth)  # from the nearest of five points
     along, across = radius * np.cos(angle), radius * np.sin(angle)
     inner_along, inner_across = 0.42 * np.cos(tenth), 0.42 * np.sin(tenth)
     edge = np.hypot(1 - inner_along, inner_across)
     return ((along - 1) * inner_across + across * (1 - inner_along)) / edge
-
-
-def _cross(x, y):
-    return np.minimum(_box(x, y, 0.28, 0.9), _box(x, y, 0.9, 0.28))
 
 
 def _heart(x, y):
@@ -72,14 +54,9 @@ def _heart(x, y):
     return np.minimum(lobe, point) / 0.62
 
 
-def _crescent(x, y):
-    return np.maximum(np.hypot(x, y) - 0.9, 0.72 - np.hypot(x - 0.42, y))
-
-
 def _arrow(x, y):
-    shaft = _box(x + 0.35, y, 0.55, 0.2)
     head = np.maximum(0.794 * np.abs(y) + 0.608 * (x - 0.95), 0.1 - x)
-    return np.minimum(shaft, head)
+    return np.minimum(_box(x + 0.35, y, 0.55, 0.2), head)
 
 
 def _spiral(x, y):
@@ -88,28 +65,14 @@ def _spiral(x, y):
     return np.maximum(arm, radius - 1)
 
 
-def _flower(x, y):
-    radius, angle = np.hypot(x, y), np.arctan2(y, x)
-    return np.maximum(0.6 * (radius - 0.68 - 0.28 * np.cos(6 * angle)), 0.2 - radius)
-
-
 def _gear(x, y):
     radius, angle = np.hypot(x, y), np.arctan2(y, x)
     return np.maximum(radius - 0.78 - 0.13 * np.clip(3 * np.sin(8 * angle), -1, 1), 0.38 - radius)
 
 
 def _drop(x, y):
-    belly = np.hypot(x, y - 0.3) - 0.55
     tip = np.maximum(0.888 * np.abs(x) - 0.458 * (y + 0.9), y - 0.05)
-    return np.minimum(belly, tip)
-
-
-def _hourglass(x, y):
-    return np.maximum(np.abs(y) - 0.85, 0.78 * (np.abs(x) - 0.8 * np.abs(y) - 0.07))
-
-
-def _capsule(x, y):
-    return np.hypot(np.maximum(np.abs(x) - 0.6, 0), y) - 0.33
+    return np.minimum(np.hypot(x, y - 0.3) - 0.55, tip)
 
 
 def _house(x, y):
@@ -123,30 +86,26 @@ def _stripes(x, y):
     return 0.9 * (np.abs(x / 0.9 % 1 - 0.5) - 0.25)
 
 
-def _checker(x, y):
-    return 0.25 * np.sin(4 * x) * np.sin(4 * y)
-
-
-def _dots(x, y):
-    return np.hypot(x / 0.85 % 1 - 0.5, y / 0.85 % 1 - 0.5) * 0.85 - 0.26
-
-
-def _waves(x, y):
-    return _stripes(0.85 * (x + 0.3 * np.sin(4 * y)), y)
-
-
-def _box(x, y, half_width, half_height):
-    return np.maximum(np.abs(x) - half_width, np.abs(y) - half_height)
-
-
 # Name → (signed distance, largest rotation either way in degrees).
 SHAPES = {
-    "disc": (_disc, 180), "ring": (_ring, 180), "square": (_square, 20), "triangle": (_triangle, 20),
-    "star": (_star, 30), "cross": (_cross, 20), "heart": (_heart, 25), "crescent": (_crescent, 60),
-    "arrow": (_arrow, 60), "spiral": (_spiral, 180), "flower": (_flower, 180), "gear": (_gear, 180),
-    "drop": (_drop, 25), "hourglass": (_hourglass, 25), "capsule": (_capsule, 60), "house": (_house, 15),
-    "stripes": (_stripes, 60), "checker": (_checker, 45), "dots": (_dots, 45), "waves": (_waves, 60),
-}
+    "disc": (lambda x, y: np.hypot(x, y) - 0.85, 180),
+    "ring": (lambda x, y: np.abs(np.hypot(x, y) - 0.7) - 0.2, 180),
+    "square": (lambda x, y: _box(x, y, 0.75, 0.75), 20),
+    "triangle": (lambda x, y: np.maximum(0.866 * np.abs(x) - 0.5 * y, y) - 0.5, 20),
+    "star": (_star, 30),
+    "cross": (lambda x, y: np.minimum(_box(x, y, 0.28, 0.9), _box(x, y, 0.9, 0.28)), 20),
+    "heart": (_heart, 25),
+    "crescent": (lambda x, y: np.maximum(np.hypot(x, y) - 0.9, 0.72 - np.hypot(x - 0.42, y)), 60),
+    "arrow": (_arrow, 60), "spiral": (_spiral, 180),
+    "flower": (lambda x, y: np.maximum(0.6 * (np.hypot(x, y) - 0.68 - 0.28 * np.cos(6 * np.arctan2(y, x))),
+                                       0.2 - np.hypot(x, y)), 180),
+    "gear": (_gear, 180), "drop": (_drop, 25),
+    "hourglass": (lambda x, y: np.maximum(np.abs(y) - 0.85, 0.78 * (np.abs(x) - 0.8 * np.abs(y) - 0.07)), 25),
+    "capsule": (lambda x, y: np.hypot(np.maximum(np.abs(x) - 0.6, 0), y) - 0.33, 60),
+    "house": (_house, 15), "stripes": (_stripes, 60),
+    "checker": (lambda x, y: 0.25 * np.sin(4 * x) * np.sin(4 * y), 45),
+    "dots": (lambda x, y: np.hypot(x / 0.85 % 1 - 0.5, y / 0.85 % 1 - 0.5) * 0.85 - 0.26, 45),
+    "waves": (lambda x, y: _stripes(0.85 * (x + 0.3 * np.sin(4 * y)), y), 60)}
 PAINTS = ("red", "golden", "blue", "rainbow", "neon")
 SUPERCLASSES = tuple(SHAPES)
 CLASSES = tuple(f"{paint} {shape}" for shape in SHAPES for paint in PAINTS)
@@ -165,11 +124,10 @@ def _draw_split(per_class: int, rng: np.random.Generator) -> tuple[np.ndarray, n
 
 
 def _draw_class(shape: str, paint: str, count: int, rng: np.random.Generator) -> np.ndarray:
-    """uint8 [count, 32, 32, 3]."""
     distance_to, turn = SHAPES[shape]
     size = _draw(rng, count, 0.42, 0.78)
     angle = np.deg2rad(_draw(rng, count, -turn, turn))
-    reach = 0.95 - 0.9 * size  # larger shapes stay nearer to the centre and so fit in
+    reach = 0.95 - 0.9 * size  # larger shapes stay nearer to the centre, so that they fit
     right = _RIGHT - reach * _draw(rng, count, -1, 1)
     down = _DOWN - reach * _draw(rng, count, -1, 1)
     x = (np.cos(angle) * right + np.sin(angle) * down) / size
@@ -181,7 +139,8 @@ def _draw_class(shape: str, paint: str, count: int, rng: np.random.Generator) ->
     if paint == "neon":
         pictures = _neon(ground, distance, hue)
     else:
-        hue = hue + 0.45 * (x + y) if paint == "rainbow" else hue
+        if paint == "rainbow":
+            hue = hue + 0.45 * (x + y)
         light = value * np.clip(1 - 0.22 * (right + down) / size, 0.6, 1.15)  # light from the upper left
         colour = hsv_to_rgb(hue, _draw(rng, count, 0.7, 0.95), np.minimum(light, 1))
         inside = np.clip(0.5 - distance, 0, 1)[..., None]
@@ -191,7 +150,7 @@ def _draw_class(shape: str, paint: str, count: int, rng: np.random.Generator) ->
 
 
 def _draw_ground(count: int, rng: np.random.Generator) -> np.ndarray:
-    """Float32 [count, 32, 32, 3]: a muted gradient with two blurred blobs of any colour."""
+    """A muted gradient with two blurred blobs of any colour: float32 [count, 32, 32, 3]."""
     direction = _draw(rng, count, 0, 2 * np.pi)
     slope = (np.cos(direction) * _RIGHT + np.sin(direction) * _DOWN)[..., None]
     first, second = (_draw_colour(rng, count, (0.05, 0.4), (0.25, 0.95)) for _ in range(2))
@@ -212,14 +171,14 @@ def _neon(ground: np.ndarray, distance: np.ndarray, hue: np.ndarray) -> np.ndarr
 
 
 def _to_bytes(pictures: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Add sensor noise, more or less of it per image, to float [N, 32, 32, 3], and round to uint8."""
+    """Add sensor noise of varying strength to float [N, 32, 32, 3] and round to uint8."""
     amount = _draw(rng, len(pictures), 0.01, 0.07)[..., None]
     noisy = pictures + amount * rng.standard_normal(pictures.shape, dtype=np.float32)
     return np.rint(255 * np.clip(noisy, 0, 1)).astype(np.uint8)
 
 
 def _draw(rng: np.random.Generator, count: int, low: float, high: float) -> np.ndarray:
-    """Uniform float32 [count, 1, 1], one value per image."""
+    """Uniform values, one per image: float32 [count, 1, 1]."""
     return np.float32(low) + np.float32(high - low) * rng.random((count, 1, 1), dtype=np.float32)
 
 
@@ -228,9 +187,7 @@ def _draw_colour(rng: np.random.Generator, count: int, saturation: tuple, value:
 
 
 def hsv_to_rgb(hue: np.ndarray, saturation: np.ndarray, value: np.ndarray) -> np.ndarray:
-    """RGB in [0, 1], float [..., 3], of floats that broadcast to [...]: any hue in turns; the others in [0, 1]."""
-    channels = []
-    for start in (5, 3, 1):
-        sector = (start + 6 * hue) % 6
-        channels.append(value - value * saturation * np.clip(np.minimum(sector, 4 - sector), 0, 1))
-    return np.stack(channels, axis=-1)
+    """RGB, float [..., 3] in [0, 1]. The inputs broadcast to [...]: any hue, in turns; the others in [0, 1]."""
+    sectors = [(start + 6 * hue) % 6 for start in (5, 3, 1)]
+    return np.stack([value - value * saturation * np.clip(np.minimum(sector, 4 - sector), 0, 1) for sector in sectors],
+                    axis=-1)

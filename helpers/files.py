@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all: JSON and text; checkpoints build on `replacing`."""
+"""Files written whole or not at all."""
 
 from __future__ import annotations
 
@@ -11,10 +11,7 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path):
-    """A temporary path beside `path` to write to; it takes the place of `path` when the block ends without an error.
-
-    Makes the folder. Whatever happens, no temporary file stays, unless the process is killed.
-    """
+    """Yield a temporary path beside `path`, making its folder; it replaces `path` if the block succeeds, else goes."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -28,7 +25,7 @@ def replacing(path):
 def write_json(content: dict, path) -> Path:
     """Write `content` to `path` whole or not at all."""
     text = json.dumps(content, indent=1, allow_nan=False)
-    text = re.sub(r"\[[\s\d.,e+-]+\]", lambda numbers: " ".join(numbers[0].split()), text)      # a list, one line
+    text = re.sub(r"\[[\s\d.,e+-]+\]", lambda numbers: " ".join(numbers[0].split()), text)  # number lists on one line
     return write_text(text + "\n", path)
 
 

@@ -1,4 +1,4 @@
-"""The user's own pictures: any file that Pillow reads, as an upright RGB image."""
+"""Read the user's own pictures, any file that Pillow opens, as upright RGB images."""
 
 from __future__ import annotations
 
@@ -18,10 +18,8 @@ _NO_PICTURE = (OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError
 
 
 def open_picture(source, name: str = "") -> Image.Image:
-    """A path, file or PIL image as an upright RGB image: the first of its frames, on white where transparent.
-
-    `name` is what messages call a file without a name. Raises DataError if it cannot be read.
-    """
+    """Open a path, file or PIL image as an upright RGB image: its first frame, on white where transparent. Raises
+    DataError, naming `name` or the source, if it cannot be read."""
     try:
         picture = source
         if not isinstance(source, Image.Image):
@@ -32,20 +30,20 @@ def open_picture(source, name: str = "") -> Image.Image:
             picture = Image.fromarray((np.asarray(picture) / 257).clip(0, 255).astype(np.uint8))
         picture = picture.convert("RGBA")
     except _NO_PICTURE as error:
-        unknown = isinstance(error, UnidentifiedImageError)
-        reason = "it is empty or its format is unknown" if unknown else getattr(error, "strerror", None) or error
+        reason = ("it is empty or its format is unknown" if isinstance(error, UnidentifiedImageError)
+                  else getattr(error, "strerror", None) or error)
         raise DataError(f"{name or source}: cannot be read as a picture ({reason}); use a PNG, a JPEG or another file "
                         "that Pillow reads") from error
     return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
 
 
 def square_pixels(picture: Image.Image, side: int) -> Tensor:
-    """The central square of a picture, resized to `side` pixels: uint8 [side, side, 3]."""
+    """Resize the central square of a picture: uint8 [side, side, 3]."""
     return torch.from_numpy(np.array(ImageOps.fit(picture, (side, side), Image.Resampling.BICUBIC)))
 
 
 def network_input(picture) -> Tensor:
-    """A path, file, PIL image or uint8 array [H, W, 3] as the uint8 [32, 32, 3] that the network sees."""
+    """Turn a path, file, PIL image or uint8 array [H, W, 3] into the network's input: uint8 [32, 32, 3]."""
     if isinstance(picture, (np.ndarray, Tensor)):
         picture = Image.fromarray(np.asarray(picture))
     return square_pixels(open_picture(picture), IMAGE_SIZE)

@@ -16,18 +16,17 @@ from .system import memory_format
 class BatchLoader:
     """Makes batches of augmented, normalised images on the device.
 
-    An epoch's order and the parameters of its augmentation are drawn in one go from the seed and the epoch. So a batch
-    depends only on the seed, the epoch and its index, and a run can be continued in the middle of an epoch. With
-    `augmentation=None` the images come unchanged and in order.
+    An epoch's order and augmentation are drawn at once from seed and epoch. So a batch depends only on seed, epoch and
+    index, and a run can resume within an epoch. With `augmentation=None` images come unchanged and in order.
 
     Args:
         images: uint8 [N, 32, 32, 3]; labels: int64 [N].
         mean, std: of each channel, for images in [0, 1].
         dtype: of the images that `batch` returns.
-        placement: "device", "host" (pinned memory, batches copied ahead) or "auto": the device when the
-            images take less than a quarter of its free memory.
-        alternating_flip: mirror a random half of the images in even epochs and the other half in odd ones
-            (Jordan 2024, arXiv 2404.00498), instead of drawing each flip.
+        placement: "device", "host" (pinned memory, batches copied ahead) or "auto": the device when the images take
+            less than a quarter of its free memory.
+        alternating_flip: instead of drawing each flip, mirror a random half of the images in even epochs and the other
+            half in odd ones (Jordan 2024, arXiv 2404.00498).
         mixup_alpha, cutmix_alpha: Beta parameters, 0 for none; labels become float [N, num_classes].
         mix_probability: share of the batches that are mixed.
     """
@@ -37,30 +36,27 @@ class BatchLoader:
                  placement: str = "auto", alternating_flip: bool = False, mixup_alpha: float = 0.0,
                  cutmix_alpha: float = 0.0, mix_probability: float = 1.0, num_classes: int = 100):
         if placement == "auto":
-            placement = "device" if _fits(images, device) else "host"
-        self.batch_size = min(batch_size, len(images))
-        self.count = len(images)
+            too_large = device.type == "cuda" and images.numel() >= torch.cuda.mem_get_info(device)[0] / 4
+            placement = "host" if too_large else "device"
+        self.count, self.batch_size = len(images), min(batch_size, len(images))
         self.device, self.dtype, self.seed, self.placement = device, dtype, seed, placement
-        self.memory_format = memory_format(device)
-        self.augmentation = augmentation
+        self.augmentation, self.memory_format = augmentation, memory_format(device)
         self.labels = labels.to(device)
         self._source = images.to(device) if placement == "device" else _CopyAhead(images, device, self.batch_size)
-        self.mean = torch.tensor(mean, device=device).view(1, 3, 1, 1)
-        self.std = torch.tensor(std, device=device).view(1, 3, 1, 1)
+        self.mean, self.std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (mean, std))
         self._epoch, self._order, self._host_order, self._parameters = None, None, None, {}
-        self._first_flip = None
-        if alternating_flip:
-            self._first_flip = torch.rand(self.count, device=device, generator=self._generator(0)) < 0.5
+        self._first_flip = (torch.rand(self.count, device=device, generator=self._generator(0)) < 0.5
+                            if alternating_flip else None)
         mixes = [mix(alpha=alpha, num_classes=num_classes)
                  for mix, alpha in ((v2.MixUp, mixup_alpha), (v2.CutMix, cutmix_alpha)) if alpha]
         self.mix = v2.RandomApply([v2.RandomChoice(mixes)], mix_probability) if mixes else None
 
     def __len__(self) -> int:
-        """Batches in an epoch: a training epoch leaves out what does not fill the last one."""
+        """Batches in an epoch; in training, full ones only."""
         return self.count // self.batch_size if self.augmentation else -(-self.count // self.batch_size)
 
     def batch(self, epoch: int, index: int, image_size: int = IMAGE_SIZE) -> tuple[Tensor, Tensor]:
-        """Batch `index` of `epoch`: images `dtype` [B, 3, image_size, image_size], and their labels."""
+        """Batch `index` of `epoch`: images `dtype` [B, 3, image_size, image_size] and their labels."""
         images = resize(self.normalised(self.pixels(epoch, index), epoch, index), image_size)
         labels = self.labels[self.indices(epoch, index)]
         if self.mix is not None:
@@ -70,24 +66,24 @@ class BatchLoader:
         return images.to(self.dtype, memory_format=self.memory_format), labels
 
     def batches(self, epoch: int = 0):
-        """All batches of an epoch in turn."""
+        """Yield all batches of an epoch."""
         for index in range(len(self)):
             yield self.batch(epoch, index)
 
     def indices(self, epoch: int, index: int) -> Tensor:
-        """Which images batch `index` of `epoch` holds: int64 [B] on the device."""
+        """Indices of the images in a batch: int64 [B] on the device."""
         self._prepare(epoch)
         return self._order[self._places(index)]
 
     def pixels(self, epoch: int, index: int) -> Tensor:
-        """The images of a batch as they are: uint8 [B, 32, 32, 3] on the device."""
+        """The unchanged images of a batch: uint8 [B, 32, 32, 3] on the device."""
         if self.placement == "device":
             return self._source[self.indices(epoch, index)]
         self._prepare(epoch)
         return self._source.get((epoch, index), lambda _, index: self._host_order[self._places(index)])
 
     def normalised(self, pixels: Tensor, epoch: int, index: int) -> Tensor:
-        """The pixels of a batch augmented and normalised: float32 [B, 3, 32, 32]."""
+        """Augment and normalise the pixels of a batch: float32 [B, 3, 32, 32]."""
         if self.augmentation is None:
             return pixels.permute(0, 3, 1, 2).float().div_(255).sub_(self.mean).div_(self.std)
         self._prepare(epoch)
@@ -95,10 +91,8 @@ class BatchLoader:
         return augment_by(pixels, self.augmentation, parameters, self.mean, self.std)
 
     def draw_epoch(self, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """What is random in an epoch: its order, int64 [N], and the parameters of the augmentation, each [N], by name.
-
-        Both are in the order in which the images are shown.
-        """
+        """Draw an epoch: the order of the images, int64 [N], and in that order the augmentation's parameters, each [N],
+        by name."""
         if self.augmentation is None:
             return torch.arange(self.count, device=self.device), {}
         generator = self._generator(1, epoch)
@@ -115,7 +109,7 @@ class BatchLoader:
             self._epoch = epoch
 
     def _places(self, index: int) -> slice:
-        """Where a batch lies in the order of its epoch; nowhere beyond the last one."""
+        """Positions of a batch in the order of its epoch; empty beyond the last batch."""
         return slice(index * self.batch_size, (index + 1) * self.batch_size if index < len(self) else 0)
 
     def _generator(self, *purpose: int) -> torch.Generator:
@@ -125,32 +119,20 @@ class BatchLoader:
         return int(np.random.SeedSequence((self.seed, *purpose)).generate_state(1)[0])
 
 
-def _fits(images: Tensor, device: torch.device) -> bool:
-    if device.type != "cuda":
-        return True
-    return images.numel() < torch.cuda.mem_get_info(device)[0] / 4
-
-
 class _CopyAhead:
-    """Images in host memory; while the device works on a batch, the next one is gathered and copied over."""
+    """Images in host memory; gathers and copies the next batch while the device works on the current one."""
 
     def __init__(self, images: Tensor, device: torch.device, batch_size: int):
-        self.device = device
-        self.cuda = device.type == "cuda"
-        self.images = images
-        # Two pinned buffers: one may be still on its way while the next batch is gathered into the other.
-        shape = (2, batch_size, *images.shape[1:])
-        self.buffers = torch.empty(shape, dtype=images.dtype, pin_memory=self.cuda)
-        self.copied = [torch.cuda.Event() for _ in range(2)] if self.cuda else [None, None]
+        self.images, self.device, self.cuda = images, device, device.type == "cuda"
+        # Two pinned buffers: the next batch is gathered into one while the other may still be in transfer.
+        self.buffers = torch.empty((2, batch_size, *images.shape[1:]), dtype=images.dtype, pin_memory=self.cuda)
+        self.copied = [torch.cuda.Event() for _ in range(2)] if self.cuda else []
         self.stream = torch.cuda.Stream(device) if self.cuda else None
-        self.turn = 0
-        self.ready = {}
+        self.turn, self.ready = 0, {}
 
     def get(self, key: tuple[int, int], indices) -> Tensor:
-        """Images of batch `key` = (epoch, index) on the device, while the next batch is started on its way.
-
-        `indices(epoch, index)` gives the host indices of a batch, none when the epoch has no such batch.
-        """
+        """Images of batch `key` = (epoch, index) on the device; starts the transfer of the next batch.
+        `indices(epoch, index)` returns a batch's host indices, empty beyond the epoch's last."""
         images = self.ready[key] if key in self.ready else self._start(indices(*key))
         if self.cuda:
             torch.cuda.current_stream(self.device).wait_stream(self.stream)
@@ -175,9 +157,8 @@ class _CopyAhead:
 
 
 def training_loader(config: TrainingConfig, images: Tensor, labels: Tensor, mean, std, **options) -> BatchLoader:
-    """The loader of augmented training batches that `config` asks for; the other arguments are BatchLoader's."""
-    sizes = {name: getattr(config, name) for name in ("crop_padding", "cutout_size")
-             if getattr(config, name) is not None}
+    """A loader of augmented training batches for `config`; the other arguments are BatchLoader's."""
+    sizes = {name: size for name in ("crop_padding", "cutout_size") if (size := getattr(config, name)) is not None}
     augmentation = Augmentation.of_strength(config.augmentation_strength, crop_mode=config.crop_mode, fill=mean,
                                             **sizes)
     return BatchLoader(images, labels, config.batch_size, mean=mean, std=std, augmentation=augmentation,

@@ -1,4 +1,4 @@
-"""Where the project's log messages go: to a run's train.log and to the screen, above a progress bar."""
+"""Logging to a run's train.log and to the screen, above a progress bar."""
 
 from __future__ import annotations
 
@@ -8,22 +8,17 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 log = logging.getLogger("cifar100")
-epoch_log = logging.getLogger("cifar100.epoch")      # a line an epoch; the screen leaves it out where it has a bar
+epoch_log = logging.getLogger("cifar100.epoch")      # one line per epoch; not on the screen if that has a bar
 
 
 class _ConsoleHandler(logging.Handler):
-    """Prints above a progress bar, where there is one."""
-
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record))
 
 
 def log_to(path, style: str) -> None:
-    """Send the project's log messages to the file `path` and to the screen, instead of where they went before.
-
-    With a progress bar (`style` "bar") the line of each epoch goes to the file only, with "none" everything
-    but warnings does.
-    """
+    """Send log messages to the file `path` and to the screen, no longer elsewhere. With `style` "bar" the screen omits
+    the line of each epoch, with "none" all but warnings."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     to_file = logging.FileHandler(path, encoding="utf-8")
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))

@@ -1,6 +1,6 @@
-"""History, Evaluation: what training measured, and what a trained network gets right and wrong.
+"""History of a training, and Evaluation of a trained network.
 
-Accuracies are in percent throughout; confidences, probabilities and the calibration error are in [0, 1].
+Accuracies are in percent; confidences, probabilities and the calibration error are in [0, 1].
 """
 
 from __future__ import annotations
@@ -15,21 +15,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 HISTORY_KEYS = (
-    "epoch",              # from 1
-    "train_loss",         # on augmented images, against soft targets if the settings ask for them
-    "train_accuracy",     # %, on augmented images
-    "val_loss",           # None, like the next two, without a validation split
-    "val_top1",           # %
-    "val_top5",           # %
+    "epoch",                                    # from 1
+    "train_loss", "train_accuracy",             # on augmented images, against the targets used, hard or soft
+    "val_loss", "val_top1", "val_top5",         # None without a validation split
     "learning_rate",
-    "seconds",            # of training so far
+    "seconds",                                  # of training so far
     "images_per_second",
-    "image_size",         # pixels
-    "petaflops",          # of training so far
-    "peak_memory_mb",
-)
+    "image_size",                               # pixels
+    "petaflops",                                # of training so far
+    "peak_memory_mb")
 CALIBRATION_BINS = 15
-RELIABLE = 0.9          # share of right predictions from which on a confidence is called reliable
+RELIABLE = 0.9          # share of right predictions at which a confidence counts as reliable
 
 
 def topk_accuracy(logits: Tensor, labels: Tensor, k: int) -> float:
@@ -40,16 +36,15 @@ def topk_accuracy(logits: Tensor, labels: Tensor, k: int) -> float:
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or len(labels) == 0:
         raise ValueError(f"top-{k} accuracy needs logits [N, C] and labels [N], N at least 1; found "
                          f"{list(logits.shape)} and {list(labels.shape)}")
-    largest = logits.topk(min(k, logits.shape[1]), dim=1).indices
-    hits = (largest == labels[:, None]).any(dim=1)
+    hits = logits.topk(min(k, logits.shape[1]), dim=1).indices == labels[:, None]
     return 100 * hits.sum().item() / len(labels)
 
 
 class History:
-    """The training record: a list of plain dicts, one per epoch, with the keys of HISTORY_KEYS.
+    """The training record: `rows`, plain dicts with the keys of HISTORY_KEYS, one per epoch.
 
-    `history["val_top1"]` is the column of that name, None where an epoch has no such value. `stopped` is ""
-    if training ran to its end, "early" if patience ran out, "interrupted" if somebody stopped it.
+    `history["val_top1"]` is the column of that name, None where an epoch has no value. `stopped` is "" if training ran
+    to its end, "early" if patience ran out, "interrupted" if somebody stopped it.
     """
 
     def __init__(self, rows: Sequence[dict] = (), stopped: str = ""):
@@ -59,7 +54,7 @@ class History:
             self.append(**row)
 
     def append(self, **row) -> None:
-        """Add an epoch; `epoch` defaults to the next. Raises ValueError for an unknown key or a past epoch."""
+        """Add a row; `epoch` defaults to the next one. Raises ValueError for an unknown key or a past epoch."""
         unknown = sorted(set(row) - set(HISTORY_KEYS))
         if unknown:
             raise ValueError(f"unknown history key {unknown[0]!r}; keys are {', '.join(HISTORY_KEYS)}")
@@ -68,7 +63,9 @@ class History:
         if epoch <= last:
             raise ValueError(f"epoch={epoch} follows epoch {last}: epochs count up from 1; drop the rows after the "
                              "checkpoint before you resume")
-        self.rows.append({"epoch": epoch} | {key: _plain(value) for key, value in row.items()})
+        # NumPy and tensor scalars become floats, which JSON can write.
+        plain = {key: value if value is None or isinstance(value, int) else float(value) for key, value in row.items()}
+        self.rows.append({"epoch": epoch} | plain)
 
     def __getitem__(self, key: str) -> list:
         if key not in HISTORY_KEYS:
@@ -91,8 +88,9 @@ class History:
 
     @property
     def best_epoch(self) -> int | None:
-        """The first epoch with the highest val_top1; None if no epoch was validated."""
-        validated = [row for row in self.rows if not _missing(row.get("val_top1"))]
+        """The first epoch with the highest val_top1; None without validation."""
+        validated = [row for row in self.rows
+                     if row.get("val_top1") is not None and not math.isnan(row["val_top1"])]
         return max(validated, key=lambda row: row["val_top1"])["epoch"] if validated else None
 
     def to_list(self) -> list[dict]:
@@ -101,12 +99,11 @@ class History:
 
     @classmethod
     def from_list(cls, rows: Sequence[dict], stopped: str = "") -> History:
-        """The inverse of `to_list`."""
         return cls(rows, stopped)
 
 
 class RunningMeans:
-    """Mean loss and accuracy of the epoch so far; numbers stay on the device until `read`."""
+    """Mean loss and accuracy (%) of the epoch so far; numbers stay on the device until `read`."""
 
     def __init__(self, loss_sum: float = 0.0, correct: float = 0.0, count: int = 0):
         self.loss_sum, self.correct, self.count = loss_sum, correct, count
@@ -116,7 +113,7 @@ class RunningMeans:
         self._unread.append((loss, correct, count))
 
     def read(self) -> list[float]:
-        """The losses of the steps since the last call: one transfer from the device for all of them."""
+        """The losses of the steps since the last call, in one transfer from the device."""
         if not self._unread:
             return []
         losses, corrects, counts = zip(*self._unread)
@@ -134,7 +131,6 @@ class RunningMeans:
 
     @property
     def accuracy(self) -> float:
-        """In percent."""
         return 100 * self.correct / max(self.count, 1)
 
     def state(self) -> dict:
@@ -162,12 +158,11 @@ class Calibration:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """How good a set of predictions is; `Evaluation.from_logits` computes it from one logits tensor.
+    """The quality of a set of predictions; `Evaluation.from_logits` computes it. Tensors are on the CPU.
 
-    Tensors are on the CPU. N images, C classes, S superclasses.
-    labels, predictions: int64 [N]; confidences: float32 [N], the largest softmax value;
-    probabilities: float32 [N, C]; loss: cross entropy without smoothing; top1, top5: %;
-    confusion: int64 [C, C], rows are true classes, columns predicted ones; superclass_of: int64 [C] or None.
+    With N images, C classes and S superclasses: labels, predictions: int64 [N]; confidences: float32 [N], the largest
+    softmax value; probabilities: float32 [N, C]; confusion: int64 [C, C], true classes by predicted ones; loss: cross
+    entropy without smoothing; top1, top5: %; superclass_of: int64 [C] or None.
     """
 
     labels: Tensor = field(repr=False)
@@ -185,10 +180,8 @@ class Evaluation:
     @classmethod
     def from_logits(cls, logits: Tensor, labels: Tensor, class_names: Sequence[str],
                     superclass_of: Tensor | None = None, superclass_names: Sequence[str] = ()) -> Evaluation:
-        """logits: float [N, C]; labels: int64 [N]; superclass_of: int64 [C], the superclass of each class.
-
-        Raises ValueError if shapes do not fit, N is 0, a label or superclass has no name, or a logit is not finite.
-        """
+        """logits: float [N, C]; labels: int64 [N]; superclass_of: int64 [C]. Raises ValueError if shapes do not fit, N
+        is 0, a label or superclass has no name, or a logit is not finite."""
         logits, labels = logits.detach().float().cpu(), labels.detach().long().cpu()
         if superclass_of is not None:
             superclass_of = torch.as_tensor(superclass_of).long().cpu()
@@ -197,7 +190,7 @@ class Evaluation:
         probabilities = logits.softmax(dim=1)
         confidences, predictions = probabilities.max(dim=1)
         classes = len(class_names)
-        pairs = torch.bincount(labels * classes + predictions, minlength=classes * classes)
+        pairs = torch.bincount(labels * classes + predictions, minlength=classes**2)
         return cls(labels=labels, predictions=predictions, confidences=confidences, probabilities=probabilities,
                    confusion=pairs.reshape(classes, classes), loss=F.cross_entropy(logits, labels).item(),
                    top1=topk_accuracy(logits, labels, 1), top5=topk_accuracy(logits, labels, 5),
@@ -207,8 +200,6 @@ class Evaluation:
     def __len__(self) -> int:
         return len(self.labels)
 
-    # Classes -----------------------------------------------------------------------------------------------
-
     @cached_property
     def class_accuracy(self) -> Tensor:
         """float64 [C], %; NaN for a class without images."""
@@ -216,7 +207,7 @@ class Evaluation:
 
     @property
     def _accuracies(self) -> Tensor:
-        """Accuracies of the classes with images; at least one class has some."""
+        """Accuracies of the classes with images."""
         return self.class_accuracy[~self.class_accuracy.isnan()]
 
     @property
@@ -225,7 +216,7 @@ class Evaluation:
 
     @property
     def class_std(self) -> float:
-        """Standard deviation over the classes (of the population, not of a sample)."""
+        """Population standard deviation over the classes."""
         return self._accuracies.std(correction=0).item()
 
     @property
@@ -244,34 +235,26 @@ class Evaluation:
     def best_class(self) -> str:
         return self.class_names[self.class_accuracy.nan_to_num(-math.inf).argmax()]
 
-    # Superclasses ------------------------------------------------------------------------------------------
-
     @cached_property
     def superclass_accuracy(self) -> Tensor | None:
-        """float64 [S], %: images of each superclass whose prediction is in it too; NaN without images.
-
-        None if the classes have no superclasses, like `superclass_top1`.
-        """
+        """float64 [S], %: share of each superclass's images predicted within it, NaN without images; None without
+        superclasses, like `superclass_top1`."""
         if self.superclass_of is None:
             return None
-        superclasses = len(self.superclass_names)
-        true = self.superclass_of[self.labels]
-        hits = true == self.superclass_of[self.predictions]
-        return (100 * torch.bincount(true[hits], minlength=superclasses).double()
-                / torch.bincount(true, minlength=superclasses))
+        groups, true = len(self.superclass_names), self.superclass_of[self.labels]
+        hits = true[true == self.superclass_of[self.predictions]]
+        return 100 * torch.bincount(hits, minlength=groups).double() / torch.bincount(true, minlength=groups)
 
     @property
     def superclass_top1(self) -> float | None:
-        """%: images whose prediction is in the right superclass."""
+        """%: share of the images predicted within their superclass."""
         if self.superclass_of is None:
             return None
         hits = self.superclass_of[self.labels] == self.superclass_of[self.predictions]
         return 100 * hits.sum().item() / len(self)
 
-    # Errors ------------------------------------------------------------------------------------------------
-
     def most_confused_classes(self, n: int) -> list[tuple[int, int, int, float]]:
-        """Like `most_confused`, with class indices instead of names."""
+        """As `most_confused`, with class indices instead of names."""
         wrong = self.confusion.clone().fill_diagonal_(0)
         images = self.confusion.sum(dim=1)
         order = wrong.flatten().argsort(descending=True, stable=True)[:n].tolist()
@@ -285,11 +268,9 @@ class Evaluation:
                 for true, predicted, count, share in self.most_confused_classes(n)]
 
     def most_confident_errors(self, n: int) -> Tensor:
-        """int64 [at most n]: indices of the wrong predictions, most confident first."""
+        """Indices of the wrong predictions, most confident first: int64 [at most n]."""
         wrong = (self.predictions != self.labels).nonzero()[:, 0]
         return wrong[self.confidences[wrong].argsort(descending=True, stable=True)][:n]
-
-    # Confidence --------------------------------------------------------------------------------------------
 
     @cached_property
     def calibration(self) -> Calibration:
@@ -297,26 +278,24 @@ class Evaluation:
         edges = torch.linspace(0, 1, CALIBRATION_BINS + 1)
         bins = torch.bucketize(self.confidences, edges[1:-1])
         count = torch.bincount(bins, minlength=CALIBRATION_BINS)
-        correct = (self.predictions == self.labels).double()
-        confidence = torch.bincount(bins, weights=self.confidences.double(), minlength=CALIBRATION_BINS) / count
-        accuracy = torch.bincount(bins, weights=correct, minlength=CALIBRATION_BINS) / count
+        confidence, accuracy = (torch.bincount(bins, weights=values.double(), minlength=CALIBRATION_BINS) / count
+                                for values in (self.confidences, self.predictions == self.labels))
         return Calibration(edges, count, confidence, accuracy)
 
     @property
     def expected_calibration_error(self) -> float:
-        """In [0, 1], over 15 equal-width bins (Guo et al. 2017, arXiv 1706.04599)."""
         return self.calibration.expected_error
 
     def reliable_confidence(self, target: float = RELIABLE, least: int = 20) -> float | None:
-        """The lowest confidence at which at least the share `target` of predictions is right; None if there is none or
-        fewer than `least` images reach it.
+        """The lowest confidence at which at least the share `target` of predictions is right; None if fewer than
+        `least` images reach it.
 
-        The share of right predictions at a confidence comes from an isotonic regression, the rising steps that fit best
-        (Zadrozny & Elkan 2002, doi 10.1145/775047.775151), on these very images: expect slightly less on others.
+        That share comes from isotonic regression, the best fit of rising steps (Zadrozny & Elkan 2002, doi
+        10.1145/775047.775151), to these same images: expect slightly less on others.
         """
         confidences, place, count = self.confidences.unique(return_inverse=True, return_counts=True)
         correct = torch.bincount(place, weights=(self.predictions == self.labels).double())
-        steps = []      # (lowest confidence, right, images); a step no more often right than the one before joins it
+        steps = []      # (lowest confidence, right, images); a step merges with the one before unless more often right
         for lowest, right, images in zip(confidences.tolist(), correct.tolist(), count.tolist()):
             while steps and steps[-1][1] * images >= right * steps[-1][2]:
                 lowest, right_before, images_before = steps.pop()
@@ -325,49 +304,28 @@ class Evaluation:
         good = [(lowest, images) for lowest, right, images in steps if right >= target * images]
         return good[0][0] if sum(images for _, images in good) >= max(least, 1) else None
 
-    # Writing -----------------------------------------------------------------------------------------------
-
     def summary(self) -> dict:
         """Plain values for metrics.json; None means undefined."""
+        numbers = ("loss", "top1", "top5", "superclass_top1", "class_mean", "class_std", "class_min", "class_max",
+                   "worst_class", "best_class")
         return {
-            "images": len(self),
-            "loss": self.loss,
-            "top1": self.top1,
-            "top5": self.top5,
-            "superclass_top1": self.superclass_top1,
-            "class_mean": self.class_mean,
-            "class_std": self.class_std,
-            "class_min": self.class_min,
-            "class_max": self.class_max,
-            "worst_class": self.worst_class,
-            "best_class": self.best_class,
+            "images": len(self), **{name: getattr(self, name) for name in numbers},
             "mean_confidence": self.confidences.mean().item(),
             "expected_calibration_error": self.expected_calibration_error,
             "confidence_for_90_percent": self.reliable_confidence(RELIABLE),
-            "class_accuracy": _by_name(self.class_names, self.class_accuracy),
-            "superclass_accuracy": _by_name(self.superclass_names, self.superclass_accuracy),
-            "calibration": {name: [None if isinstance(value, float) and math.isnan(value) else value
-                                   for value in getattr(self.calibration, name).tolist()]
+            "class_accuracy": dict(zip(self.class_names, _or_none(self.class_accuracy))),
+            "superclass_accuracy": (None if self.superclass_accuracy is None else
+                                    dict(zip(self.superclass_names, _or_none(self.superclass_accuracy)))),
+            "calibration": {name: _or_none(getattr(self.calibration, name))
                             for name in ("edges", "count", "confidence", "accuracy")},
             "confusion": self.confusion.tolist(),
             "most_confused": [{"true": true, "predicted": predicted, "images": count, "percent": share}
-                              for true, predicted, count, share in self.most_confused(20)],
-        }
+                              for true, predicted, count, share in self.most_confused(20)]}
 
 
-def _plain(value):
-    """A number that JSON can write: NumPy and tensor scalars become floats."""
-    return value if value is None or isinstance(value, int) else float(value)
-
-
-def _missing(value) -> bool:
-    return value is None or math.isnan(value)
-
-
-def _by_name(names: Sequence[str], values: Tensor | None) -> dict | None:
-    if values is None:
-        return None
-    return {name: None if math.isnan(value) else value for name, value in zip(names, values.tolist())}
+def _or_none(values: Tensor) -> list:
+    """A list with None for NaN."""
+    return [None if math.isnan(value) else value for value in values.tolist()]
 
 
 def _check_predictions(logits: Tensor, labels: Tensor, class_names: Sequence[str]) -> None:
@@ -387,7 +345,7 @@ def _check_predictions(logits: Tensor, labels: Tensor, class_names: Sequence[str
     if not logits.isfinite().all():
         wrong = int((~logits.isfinite()).any(dim=1).sum())
         raise ValueError(f"logits of {wrong} of {len(logits)} images are not finite: the network has diverged; "
-                         "train with a lower learning_rate or with gradient_clip set")
+                         "train with a lower learning_rate or set gradient_clip")
 
 
 def _check_superclasses(classes: int, superclass_of: Tensor | None, superclass_names: Sequence[str]) -> None:

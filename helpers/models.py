@@ -1,4 +1,4 @@
-"""The networks: CIFAR100CNN, the reference's residual one; FastCNN and FlipCNN for short trainings."""
+"""The networks: CIFAR100CNN, the residual reference; FastCNN and FlipCNN, for short trainings."""
 
 from __future__ import annotations
 
@@ -14,11 +14,8 @@ from .layers.winograd import Conv3x3, direct_convolutions
 
 
 class ResidualBlock(nn.Module):
-    """conv-norm-relu-dropout-conv-norm with a shortcut (He et al. 2015, arXiv 1512.03385, basic block).
-
-    Dropout drops whole channels (Tompson et al. 2015, arXiv 1411.4280). Input float [N, C_in, H, W], output
-    [N, C_out, H/stride, W/stride].
-    """
+    """conv-norm-relu-dropout-conv-norm with a shortcut (He et al. 2015, arXiv 1512.03385, basic block): float
+    [N, C_in, H, W] to [N, C_out, H/stride, W/stride]. Drops whole channels (Tompson et al. 2015, arXiv 1411.4280)."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1, dropout_rate: float = 0.0):
         super().__init__()
@@ -34,17 +31,15 @@ class ResidualBlock(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         out = self.dropout(F.relu(self.bn1(self.conv1(images))))
-        out = self.bn2(self.conv2(out))
-        return F.relu(out + self.shortcut(images))
+        return F.relu(self.bn2(self.conv2(out)) + self.shortcut(images))
 
 
 class CIFAR100CNN(nn.Module):
     """The reference network: 11,072,164 parameters at the default sizes.
 
-    A 3×3 stem, three stages of two residual blocks at strides 1, 2, 2, global average pooling and a linear
-    classifier. `forward` maps float [N, 3, H, W] to logits float [N, num_classes]; `features` gives the
-    pooled [N, widths[-1]] before dropout and classifier. The state-dict names are the reference's, and as there a
-    TrainingConfig may stand for all arguments.
+    A 3×3 stem, three stages of two residual blocks at strides 1, 2, 2, global average pooling and a linear classifier.
+    Maps float [N, 3, H, W] to logits float [N, num_classes]; `features` returns the pooled float [N, widths[-1]].
+    The state-dict names are the reference's; as there, a TrainingConfig may replace all arguments.
     """
 
     def __init__(self, num_classes=100, dropout_rate: float = 0.3, widths=(64, 128, 256, 512)):
@@ -52,14 +47,12 @@ class CIFAR100CNN(nn.Module):
         if hasattr(num_classes, "num_classes"):
             config = num_classes
             num_classes, dropout_rate, widths = config.num_classes, config.dropout_rate, config.widths or widths
-        stem, *stages = widths
-        self.conv1 = Conv3x3(3, stem)
-        self.bn1 = nn.BatchNorm2d(stem)
-        channels = stem
+        channels, *stages = widths
+        self.conv1 = Conv3x3(3, channels)
+        self.bn1 = nn.BatchNorm2d(channels)
         for index, (width, stride) in enumerate(zip(stages, (1, 2, 2), strict=True), start=1):
-            blocks = [ResidualBlock(channels, width, stride, dropout_rate),
-                      ResidualBlock(width, width, 1, dropout_rate)]
-            setattr(self, f"layer{index}", nn.Sequential(*blocks))
+            setattr(self, f"layer{index}", nn.Sequential(ResidualBlock(channels, width, stride, dropout_rate),
+                                                         ResidualBlock(width, width, 1, dropout_rate)))
             channels = width
         self.dropout = nn.Dropout(dropout_rate)
         self.fc = nn.Linear(channels, num_classes)
@@ -69,18 +62,15 @@ class CIFAR100CNN(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(images)))
-        out = self.layer3(self.layer2(self.layer1(out)))
-        return out.mean((2, 3))
+        return self.layer3(self.layer2(self.layer1(out))).mean((2, 3))
 
     def forward(self, images: Tensor) -> Tensor:
         return self.fc(self.dropout(self.features(images)))
 
 
 class ConvGroup(nn.Module):
-    """conv-pool-norm-gelu, then two conv-norm-gelu with a skip over them. Halves height and width.
-
-    Input float [N, C_in, H, W], output [N, C_out, H // 2, W // 2]. `first` replaces the first convolution.
-    """
+    """conv-pool-norm-gelu, then two conv-norm-gelu with a skip: float [N, C_in, H, W] to [N, C_out, H // 2, W // 2].
+    `first` replaces the first convolution."""
 
     conv, norm = Conv3x3, nn.BatchNorm2d
 
@@ -88,7 +78,7 @@ class ConvGroup(nn.Module):
         super().__init__()
         self.conv1 = first or self.conv(in_channels, out_channels)
         self.conv2, self.conv3 = (self.conv(out_channels, out_channels) for _ in range(2))
-        # The running statistics follow fast, since a short training has few steps for them.
+        # Fast running statistics, since a short training has few steps.
         self.norm1, self.norm2, self.norm3 = (self.norm(out_channels, momentum=0.4) for _ in range(3))
         for norm in (self.norm1, self.norm2, self.norm3):
             norm.weight.requires_grad_(False)
@@ -99,12 +89,12 @@ class ConvGroup(nn.Module):
         return F.gelu(self.norm3(self.conv3(out)) + first)
 
     def halve(self, images: Tensor) -> Tensor:
-        """The first convolution and its pooling."""
+        """The first convolution and the pooling."""
         return F.max_pool2d(self.conv1(images, for_pooling=True), 2)
 
 
 class FlipGroup(ConvGroup):
-    """The same for channels that are pairs: all of it commutes with mirroring (helpers.layers.equivariant)."""
+    """A ConvGroup of paired channels, which commutes with mirroring (helpers.layers.equivariant)."""
 
     conv, norm = FlipConv3x3, PairNorm
 
@@ -113,12 +103,12 @@ class FlipGroup(ConvGroup):
 
 
 class GroupedCNN(nn.Module):
-    """What FastCNN and FlipCNN share; after airbench (Jordan 2024, arXiv 2404.00498).
+    """The common part of FastCNN and FlipCNN, after airbench (Jordan 2024, arXiv 2404.00498).
 
     A 2×2 whitening layer of 24 frozen filters (see `whiten`) with trained biases, groups of three convolutions, global
     max pooling, and a linear head whose logits are divided by 9. The norms have no scale, the 3×3 convolutions no bias.
-    Maps float [N, 3, H, W], H and W from 9 up, to logits float [N, num_classes]; `features` gives what the head takes.
-    The division by 9, the biases and the fast average in the norms are airbench's and were not compared here.
+    Maps float [N, 3, H, W], H and W at least 9, to logits float [N, num_classes]; `features` returns the head's input.
+    The divisor, the biases and the fast running statistics are airbench's and were not compared here.
     """
 
     logit_divisor = 9.0
@@ -134,8 +124,8 @@ class GroupedCNN(nn.Module):
     def whiten(self, images: Tensor, eps: float = 5e-4) -> None:
         """Set the first layer to the whitening filters of `images` (normalised float [N, 3, H, W]).
 
-        They are eigenvectors of the 2×2 patches' second moments, each divided by the root of its eigenvalue, and their
-        negatives: what they give is decorrelated and of unit variance from the first step on.
+        They are the eigenvectors of the second moments of 2×2 patches, divided by the roots of their eigenvalues, and
+        their negatives: their outputs are decorrelated and of unit variance from the first step.
         """
         patches = F.unfold(images.float(), 2).transpose(1, 2).reshape(-1, 12)
         moments = (patches.T @ patches / len(patches)).cpu()        # not every device has eigh
@@ -149,29 +139,29 @@ class GroupedCNN(nn.Module):
 
 
 class FastCNN(GroupedCNN):
-    """The network for short trainings, of common layers; see GroupedCNN."""
+    """The network for short trainings, of ordinary layers; see GroupedCNN."""
 
     def __init__(self, num_classes: int = 100, widths=(128, 384, 512)):
         super().__init__(nn.Conv2d(3, 24, 2), [ConvGroup(i, o) for i, o in zip((24, *widths), widths)], widths[-1],
                          num_classes)
 
     def whitening_filters(self, moments: Tensor, eps: float) -> Tensor:
-        """float [24, 3, 2, 2] from the second moments [12, 12] of the patches."""
+        """Filters, float [24, 3, 2, 2], from the second moments [12, 12] of the patches."""
         filters = _whitening_filters(moments, torch.eye(12), eps)
         return torch.cat([filters, -filters])
 
 
 class FlipCNN(GroupedCNN):
-    """The network for short trainings, of layers that commute with mirroring (helpers.layers.equivariant).
+    """FastCNN's counterpart, of layers that commute with mirroring (helpers.layers.equivariant); see GroupedCNN.
 
-    See GroupedCNN. Channels are pairs, so that `widths` are even; a convolution takes half the parameters and half the
-    arithmetic of a common one. An image and its mirror image get the same logits.
+    Channels form pairs, so `widths` must be even. A convolution takes half the parameters and half the arithmetic of an
+    ordinary one. An image and its mirror image get the same logits.
     """
 
     def __init__(self, num_classes: int = 100, widths=(128, 384, 512)):
         if any(width % 2 for width in widths):
             raise ValueError(f"widths={list(widths)}: the channels of FlipCNN come in pairs; make them even")
-        # 6 symmetric filters and their negatives, then 6 antisymmetric ones and theirs, which are their mirror images
+        # 6 symmetric filters, their negatives, 6 antisymmetric ones, and their negatives, which are their mirror images
         mirrored = torch.tensor([*range(12), *range(18, 24), *range(12, 18)])
         whitening = MirroredConv2d(3, mirrored, 2)
         first = FlipGroup(24, widths[0], LiftingConv3x3(mirrored, widths[0]))
@@ -179,25 +169,24 @@ class FlipCNN(GroupedCNN):
                          num_classes)
 
     def whitening_filters(self, moments: Tensor, eps: float) -> Tensor:
-        """As FastCNN's, of the images and their mirror images: symmetric filters, then antisymmetric ones."""
-        left = torch.eye(12).view(12, 3, 2, 2)[:, :, :, 0].flatten(1)       # [12, 6]: which is a patch's left half
-        right = torch.eye(12).view(12, 3, 2, 2)[:, :, :, 1].flatten(1)
+        """As FastCNN's, for the images and their mirror images: symmetric filters, then antisymmetric ones."""
+        left, right = (half.flatten(1) for half in torch.eye(12).view(12, 3, 2, 2).unbind(3))    # [12, 6] each
         parts = [_whitening_filters(moments, (left + sign * right) * 0.5 ** 0.5, eps) for sign in (1, -1)]
         return torch.cat([filters * sign for filters in parts for sign in (1, -1)])
 
     def features(self, images: Tensor) -> Tensor:
-        """The even parts of the pooled pairs, float [N, widths[-1] / 2]: the same of an image and its mirror image."""
+        """The even parts of the pooled pairs, float [N, widths[-1] / 2]: the same for an image and its mirror image."""
         return super().features(images).unflatten(1, (2, -1)).sum(1) * 0.5 ** 0.5
 
 
 def _whitening_filters(moments: Tensor, basis: Tensor, eps: float) -> Tensor:
-    """Filters [n, 3, 2, 2] that whiten what patches with second moments [12, 12] are in a `basis` [12, n]."""
+    """Filters [n, 3, 2, 2] that whiten the projections on `basis` [12, n] of patches with second moments [12, 12]."""
     eigenvalues, eigenvectors = torch.linalg.eigh(basis.T @ moments @ basis)
     return (basis @ eigenvectors / (eigenvalues + eps).sqrt()).T.reshape(-1, 3, 2, 2)
 
 
 def build_model(name: str = "CIFAR100CNN", num_classes: int = 100, widths=None, dropout_rate: float = 0.3) -> nn.Module:
-    """The network called `name`; `widths=None` takes its own. Only CIFAR100CNN has dropout."""
+    """The network `name`; `widths=None` means its own. Only CIFAR100CNN has dropout."""
     sizes = {} if widths is None else {"widths": tuple(widths)}
     if name == "CIFAR100CNN":
         return CIFAR100CNN(num_classes, dropout_rate, **sizes)
@@ -207,44 +196,40 @@ def build_model(name: str = "CIFAR100CNN", num_classes: int = 100, widths=None, 
 
 
 def model_stats(model: nn.Module) -> dict:
-    """Parameters and their memory: `total_parameters`, `trainable_parameters`, `memory_mb` (fp32, 2**20 bytes)."""
-    parameters = list(model.parameters())
-    total = sum(p.numel() for p in parameters)
-    return {"total_parameters": total, "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
-            "memory_mb": total * 4 / 2**20}
+    """`total_parameters`, `trainable_parameters` and their `memory_mb` (fp32, 2**20 bytes)."""
+    total = sum(p.numel() for p in model.parameters())
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return {"total_parameters": total, "trainable_parameters": trainable, "memory_mb": total * 4 / 2**20}
 
 
 def describe_model(model: nn.Module) -> str:
-    """Parameters, memory and FLOPs of a network in one line."""
+    """Parameters, memory and FLOPs in one line."""
     stats = model_stats(model)
     return (f"{type(model).__name__}: {stats['total_parameters']:,} parameters, {stats['memory_mb']:.2f} MiB in fp32, "
             f"{training_flops(model) / 1e9:.2f} GFLOP an image forward and backward")
 
 
 def layer_table(model: nn.Module, image_size: int = 32) -> list[dict]:
-    """Rows `layer`, `output` (shape without N), `parameters`, `mflops` (10**6, forward, one image), by layer.
-
-    FLOPs come from torch's own counter: two for a multiply-add, convolutions and matrix products only.
-    """
-    shapes, hooks = {}, []
+    """A row per layer: `layer`, `output` (shape without N), `parameters`, `mflops` (10**6, forward, one image). FLOPs
+    are torch's: two per multiply-add, of convolutions and matrix products only."""
+    shapes = {}
     layers = {name: module for name, module in model.named_modules()
               if name and not list(module.children()) and list(module.parameters())}
-    for name, module in layers.items():
-        hooks.append(module.register_forward_hook(
-            lambda _module, _inputs, output, name=name: shapes.update({name: tuple(output.shape[1:])})))
+    hooks = [module.register_forward_hook(lambda _module, _inputs, output, name=name:
+                                          shapes.update({name: tuple(output.shape[1:])}))
+             for name, module in layers.items()]
     with FlopCounterMode(display=False) as counter:
         _forward_once(model, image_size)
     for hook in hooks:
         hook.remove()
-    counts = counter.get_flop_counts()
-    root = type(model).__name__
+    counts, root = counter.get_flop_counts(), type(model).__name__
     return [{"layer": name, "output": shapes[name], "parameters": sum(p.numel() for p in module.parameters()),
              "mflops": sum(counts.get(f"{root}.{name}", {}).values()) / 1e6} for name, module in layers.items()]
 
 
 @contextmanager
 def evaluating(model: nn.Module):
-    """Evaluation mode inside; afterwards each module is in its own mode again."""
+    """Evaluation mode in the block; then each module gets its own mode back."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -257,7 +242,7 @@ def evaluating(model: nn.Module):
 def training_flops(model: nn.Module, image_size: int = 32) -> int:
     """FLOPs of one image's forward and backward pass at `image_size`, from torch's counter."""
     gradients = [parameter.grad for parameter in model.parameters()]
-    model.zero_grad(set_to_none=True)       # else the backward pass would add to them in place
+    model.zero_grad(set_to_none=True)       # or the backward pass would add to them in place
     with FlopCounterMode(display=False) as counter:
         _forward_once(model, image_size, backward=True)
     for parameter, gradient in zip(model.parameters(), gradients):
@@ -266,12 +251,10 @@ def training_flops(model: nn.Module, image_size: int = 32) -> int:
 
 
 def _forward_once(model: nn.Module, image_size: int, backward: bool = False) -> None:
-    """One blank image through the network in evaluation mode, so that no running statistic changes.
-
-    By direct convolutions, whose arithmetic is what is counted whatever algorithm trains.
-    """
+    """Pass one blank image through the network: in evaluation mode, so that no running statistic changes, and by direct
+    convolutions, to count their arithmetic whatever algorithm trains."""
     weight = next(model.parameters())
-    no_search = torch.backends.cudnn.flags(enabled=True, benchmark=False)       # for kernels that train nothing
+    no_search = torch.backends.cudnn.flags(enabled=True, benchmark=False)       # for the kernels of one pass
     with evaluating(model), direct_convolutions(), no_search, torch.set_grad_enabled(backward):
         logits = model(torch.zeros(1, 3, image_size, image_size, device=weight.device, dtype=weight.dtype))
         if backward:

@@ -1,4 +1,4 @@
-"""TrainedNetwork: weights with all that is needed to use them; load, save, predict."""
+"""TrainedNetwork: weights with all they need for use; load, save, predict."""
 
 from __future__ import annotations
 
@@ -23,18 +23,17 @@ PRETRAINED = Path(__file__).resolve().parent.parent / "pretrained"
 
 
 class TrainedNetwork:
-    """A network in evaluation mode with its class names, its normalisation and what is known about it.
+    """A network in evaluation mode with its class names, normalisation and results.
 
     Args:
         model: the network, on `device`.
         config: the settings it was trained with.
-        precision: "fp32", "bf16" or "fp16", in which it predicts.
-        class_names, mean, std: of the data it was trained on; () and None for weights that come without them, until
-            `adopt` fills them in.
-        note: not empty when the network was not trained on the real thing.
-        results: the test results that are known, as `CIFAR100Pipeline.evaluate` returns them.
+        precision: of its predictions: "fp32", "bf16" or "fp16".
+        class_names, mean, std: of its training data; () and None if the weights lack them, until `adopt` adds them.
+        note: says so when it was not trained on the real CIFAR-100.
+        results: known test results, as `CIFAR100Pipeline.evaluate` returns them.
         reliable: see `reliable_confidence`.
-        validation: a loader and its labels, from which `reliable_confidence` is measured when it is asked for.
+        validation: a loader and its labels, to measure `reliable_confidence` on first use.
     """
 
     def __init__(self, model: nn.Module, config: TrainingConfig, device: torch.device, precision: str = "fp32", *,
@@ -47,19 +46,15 @@ class TrainedNetwork:
 
     @classmethod
     def load(cls, path, config: TrainingConfig, device: torch.device, precision: str = "fp32") -> TrainedNetwork:
-        """The weights of a checkpoint, this project's or the reference's, in the network that `config` describes.
-
-        Raises CheckpointError when the file cannot be read or its weights do not fit.
-        """
+        """Load a checkpoint, this project's or the reference's, into the network that `config` describes. Raises
+        CheckpointError when the file cannot be read or its weights do not fit."""
         return cls.from_state(checkpoint.load(path), config, device, precision, path)
 
     @classmethod
     def from_state(cls, state: dict, config: TrainingConfig, device: torch.device, precision: str = "fp32",
                    path="the checkpoint") -> TrainedNetwork:
-        """As `load`, of what `checkpoint.load` gives; `path` is what messages call it.
-
-        A step_*.pt holds the weights to go on with, and beside them those that the run would evaluate: these are taken.
-        """
+        """As `load`, from the dict of `checkpoint.load`; messages call it `path`. Of the weights in a step_*.pt, takes
+        those the run would evaluate, not those training continues from."""
         model = build_model(**config.model_arguments())
         try:
             model.load_state_dict(state.get("best_weights") or state.get("ema") or state["model_state_dict"])
@@ -73,10 +68,8 @@ class TrainedNetwork:
                    results=state.get("test_results"), reliable=state.get("reliable_confidence"))
 
     def save(self, path, **more) -> Path:
-        """Write weights, configuration and results as a checkpoint; `more` goes into the file beside them.
-
-        `test_results` also has `test_acc` and `test_acc_top5`, the reference's names. Raises OSError.
-        """
+        """Write weights, configuration, results and `more` as a checkpoint. `test_results` also has `test_acc` and
+        `test_acc_top5`, the reference's names. Raises OSError."""
         results = dict(self.results)
         if "top1" in results:
             results |= {"test_acc": results["top1"], "test_acc_top5": results["top5"]}
@@ -87,35 +80,35 @@ class TrainedNetwork:
         return checkpoint.save_atomically(state | more, path)
 
     def adopt(self, data: ImageData) -> None:
-        """Take class names and normalisation from `data` where the weights came without them."""
+        """Take class names and normalisation from `data` if the weights lack them."""
         if not self.class_names:
             self.class_names, self.note = data.class_names, data.note
             self.mean, self.std = data.channel_statistics()
 
     def check_classes(self, data: ImageData) -> None:
-        """Raise DataError when the labels of `data` mean something else than those that the network learned."""
+        """Raise DataError when the labels of `data` mean other classes than the network learned."""
         if self.class_names != tuple(data.class_names):
             raise DataError(f"the data from {data.source} hold other classes than the weights know, or in another "
-                            "order; give the data that the weights were trained on")
+                            "order; use the data that the weights were trained on")
 
     def loader(self, images: Tensor, labels: Tensor | None = None) -> BatchLoader:
-        """Batches of images, uint8 [N, 32, 32, 3], as the network takes them."""
+        """Batches for the network from images, uint8 [N, 32, 32, 3]."""
         labels = torch.zeros(len(images), dtype=torch.long) if labels is None else labels
         return BatchLoader(images, labels, EVALUATION_BATCH, self.device, self.mean, self.std,
                            dtype=DTYPES[self.precision])
 
     def logits(self, images: Tensor | BatchLoader, flip: bool = False, bar: str = "") -> Tensor:
-        """float32 [N, num_classes] on the CPU, for images uint8 [N, 32, 32, 3] or their loader; see `predict`."""
+        """Logits float32 [N, num_classes] on the CPU, of images uint8 [N, 32, 32, 3] or their loader; see `predict`."""
         loader = images if isinstance(images, BatchLoader) else self.loader(images)
         return predict(self.model, loader, self.precision, flip, bar)
 
     def most_probable(self, logits: Tensor, top: int = 5) -> list[tuple[str, float]]:
-        """The `top` most probable classes by the logits of one image, float [num_classes], as (name, probability)."""
+        """The `top` most probable classes of one image's logits, float [num_classes], as (name, probability)."""
         values, classes = logits.softmax(0).topk(min(top, len(logits)))
         return [(self.class_names[index], value) for index, value in zip(classes.tolist(), values.tolist())]
 
     def class_index(self, name: str) -> int:
-        """The index of the class called `name`. Raises ValueError, with the nearest name, where there is none."""
+        """The index of the class `name`. Raises ValueError with the nearest name if there is none."""
         if name not in self.class_names:
             near = difflib.get_close_matches(name, self.class_names, 1)
             raise ValueError(f"class_name={name!r}: not a class of this network"
@@ -123,17 +116,15 @@ class TrainedNetwork:
         return self.class_names.index(name)
 
     def evaluation(self, logits: Tensor, data: ImageData) -> Evaluation:
-        """How right the logits of the test images are."""
+        """Evaluate the logits of the test images."""
         return Evaluation.from_logits(logits, data.test_labels, data.class_names, data.superclass_of,
                                       data.superclass_names)
 
     @property
     def reliable_confidence(self) -> float | None:
-        """The least confidence from which on RELIABLE of the validation images are classified right.
-
-        NaN when no confidence is enough. Of loaded weights it is what their file says. None where it is not known: the
-        test split never takes the validation split's place.
-        """
+        """The lowest confidence at which the share RELIABLE of the validation images is classified right; of loaded
+        weights, the value in their file. NaN if no confidence suffices; None if unknown, since the test split never
+        replaces the validation split."""
         if self._reliable is None and self._validation is not None:
             loader, labels = self._validation
             found = Evaluation.from_logits(self.logits(loader), labels, self.class_names).reliable_confidence(RELIABLE)
@@ -142,7 +133,7 @@ class TrainedNetwork:
 
 
 def settings_here(state: dict) -> dict:
-    """The configuration in a checkpoint without what belongs to the machine and the moment it was trained on."""
+    """The configuration in a checkpoint without the settings of the machine and session that wrote it."""
     elsewhere = {"preset": None, "run_name": state["name"], "checkpoint_dir": None, "drive": False, "resume": "auto",
                  "device": "auto", "precision": None}
     data_dir, runs_dir = (Path(state["config"].get(name, "")).expanduser() for name in ("data_dir", "runs_dir"))
@@ -154,7 +145,7 @@ def settings_here(state: dict) -> dict:
 
 
 def pretrained_path(name: str = "fast") -> Path:
-    """The file of the weights called `name` that come with the project. Raises CheckpointError where there is none."""
+    """The file of the project's weights `name`. Raises CheckpointError if there is none."""
     path = PRETRAINED / f"{name}.pt"
     if not path.is_file():
         names = sorted(other.stem for other in PRETRAINED.glob("*.pt"))
@@ -166,11 +157,8 @@ def pretrained_path(name: str = "fast") -> Path:
 @torch.no_grad()
 def predict(model: nn.Module, loader: BatchLoader, precision: str = "fp32", flip: bool = False,
             bar: str = "") -> Tensor:
-    """Logits float32 [N, num_classes] on the CPU, in evaluation mode.
-
-    With `flip` each is the mean over the image and its mirror image (test-time augmentation). `bar` is the text of
-    a progress bar, without which there is none.
-    """
+    """Logits float32 [N, num_classes] on the CPU, in evaluation mode. `flip` averages them over the image and its
+    mirror image (test-time augmentation). `bar` is the text of a progress bar, "" for none."""
     outputs = []
     with evaluating(model):
         for images, _ in tqdm(loader.batches(), bar, len(loader), disable=not bar, leave=False):

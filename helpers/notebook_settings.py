@@ -1,4 +1,4 @@
-"""The settings that the parameter cells of a running notebook hold."""
+"""The settings in the parameter cells of a running notebook."""
 
 from __future__ import annotations
 
@@ -8,27 +8,24 @@ from .config import KNOWN_NAMES, layered_settings
 
 
 def notebook_settings(namespace: dict) -> dict:
-    """The settings a notebook's parameter cells hold, misspelt names included.
+    """The settings of a notebook whose `globals()` are `namespace`, misspelt names included.
 
-    papermill puts what it is given, unknown names too, into a cell of its own below the one tagged
-    `parameters`; both have a comment `# Parameters`, papermill's with nothing else in that line. Reading
-    the names that these cells assign (their text is in IPython's `In`) finds a misspelt one without mistaking
-    a user's own variables for settings. Of each kind the cell run last counts, so that a line taken out of it is
-    out. Where cells leave no text (nbval keeps no history) the variables named like settings are taken.
-    `namespace` is the notebook's `globals()`.
+    papermill writes what it is given, unknown names too, to a cell of its own below the one tagged `parameters`. Both
+    have a comment `# Parameters`, papermill's with nothing else in that line. The names these cells assign, read from
+    IPython's `In`, include misspelt settings but not a user's own variables. Of each kind the cell run last counts, so
+    deleted lines have no effect. Without a history (nbval) the variables named like settings count.
     """
     last_run = {}
     for source in namespace.get("In", []):
         marks = [line.rstrip() for line in source.splitlines() if line.startswith("# Parameters")]
-        assigned = _assigned_names(source) if marks else None
-        if assigned is not None:
+        if marks and (assigned := _assigned_names(source)) is not None:
             last_run[marks[0] == "# Parameters"] = assigned
     names = sorted(set().union(*last_run.values())) if last_run else KNOWN_NAMES & set(namespace)
     return layered_settings({name: namespace.get(name) for name in names})
 
 
 def _assigned_names(source: str) -> set[str] | None:
-    """The names that the statements of a cell assign; None for a cell that is no Python and so did not run."""
+    """The names that a cell's statements assign; None for a cell that is not valid Python, which did not run."""
     python = "\n".join(line for line in source.splitlines() if not line.startswith(("%", "!")))      # no magics
     try:
         statements = ast.parse(python).body

@@ -10,20 +10,19 @@ def build_optimizer(model: nn.Module, name: str = "sgd", learning_rate: float = 
                     weight_decay: float = 5e-4, norm_learning_rate: float = 0.05,
                     head_learning_rate: float = 0.5, head_momentum: float = 0.85,
                     newton_schulz_dtype: torch.dtype = torch.float32) -> torch.optim.Optimizer:
-    """The optimiser `name` over the trainable parameters of `model`.
+    """The optimiser `name` over the trainable parameters of `model`; each group keeps its peak rate in `initial_lr`.
 
-    `norm_learning_rate`, `head_learning_rate` and `head_momentum` are those of Muon's SGD part, for norm parameters and
-    biases, and for the classifier. Each group keeps its peak rate in `initial_lr`; a schedule multiplies it.
+    Muon leaves the classifier to SGD at `head_learning_rate`, norm parameters and biases to SGD at
+    `norm_learning_rate`, both with `head_momentum`.
     """
     filters, matrices, vectors = split_parameters(model)
     if name == "sgd":
-        groups = [{"params": filters + matrices, "weight_decay": weight_decay},     # two, as checkpoints have them
+        groups = [{"params": filters + matrices, "weight_decay": weight_decay},     # two, as in checkpoints
                   {"params": vectors, "weight_decay": weight_decay}]
-        # The fused kernel also takes the loss scaler's "skip this step" without asking the host.
+        # The fused kernel obeys the loss scaler's "skip this step" without asking the host.
         optimizer = torch.optim.SGD([g for g in groups if g["params"]], lr=learning_rate, momentum=momentum,
                                     nesterov=momentum > 0, fused=next(model.parameters()).is_cuda)
-        if momentum:
-            # The kernel's own buffers are left unset when the scaler skips the very first step, as it often does.
+        if momentum:        # the kernel leaves its buffers unset if the scaler skips the first step, as it often does
             for parameter in filters + matrices + vectors:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     elif name == "muon":
@@ -41,24 +40,22 @@ def build_optimizer(model: nn.Module, name: str = "sgd", learning_rate: float = 
 
 def split_parameters(model: nn.Module) -> tuple[list, list, list]:
     """Trainable parameters as (convolution filters, linear weights, norm parameters and biases)."""
-    filters, matrices, vectors = [], [], []
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            kind = vectors if parameter.ndim < 2 else matrices if parameter.ndim == 2 else filters
-            kind.append(parameter)
-    return filters, matrices, vectors
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return ([parameter for parameter in trained if parameter.ndim > 2],
+            [parameter for parameter in trained if parameter.ndim == 2],
+            [parameter for parameter in trained if parameter.ndim < 2])
 
 
 class Muon(torch.optim.Optimizer):
     """Muon for convolution filters, SGD with Nesterov momentum for the other groups (Jordan et al. 2024,
     https://kellerjordan.github.io/posts/muon).
 
-    In a group with `orthogonalize=True` a filter [out, in, h, w] is taken as the matrix [out, in·h·w]: the
-    Nesterov update is replaced by the nearest semi-orthogonal matrix (three Newton-Schulz steps), and the
-    filter is rescaled to the norm √out before each step, which makes the rate relative to the weights.
+    In a group with `orthogonalize=True` a filter [out, in, h, w] counts as a matrix [out, in·h·w]. The nearest
+    semi-orthogonal matrix (three Newton-Schulz steps) replaces the Nesterov update. Each step first rescales the filter
+    to the norm √out, which makes the rate relative to the weights.
 
-    torch.optim.Muon is not used: it takes 2-D parameters only, and needs a newer torch than Colab may have.
-    Like torch's fused optimisers it obeys GradScaler's `found_inf` on the device, with no sync a step.
+    torch.optim.Muon takes 2-D parameters only and needs a newer torch than Colab may have. Like torch's fused
+    optimisers this one obeys GradScaler's `found_inf` on the device, without a sync per step.
     """
 
     _step_supports_amp_scaling = True
@@ -104,13 +101,11 @@ def _assign(target: Tensor, value: Tensor, skip: Tensor | None) -> None:
 def orthogonalize(matrix: Tensor, steps: int = 3, dtype: torch.dtype = torch.float32) -> Tensor:
     """Roughly the nearest semi-orthogonal matrix to `matrix` [m, n], as `dtype` (Jordan et al. 2024).
 
-    A quintic Newton-Schulz iteration on the matrix scaled to Frobenius norm 1, which also keeps fp16 in range.
-    After three steps singular values that began above 1/50 lie between about 0.7 and 1.2, which serves Muon
-    as well as exactly 1; smaller ones have grown up to 41 times.
+    A quintic Newton-Schulz iteration on the matrix scaled to Frobenius norm 1, which also keeps fp16 in range. Three
+    steps bring singular values above 1/50 to about 0.7 … 1.2, as good for Muon as 1; smaller ones grow up to 41 times.
 
-    Each step multiplies the matrix X from the left by a polynomial P of X Xᵀ. Only the small square matrices
-    are iterated, X Xᵀ → P X Xᵀ P, and X is multiplied once by the product of all P: half the arithmetic for the
-    wide matrices that filters make.
+    A step multiplies the matrix X from the left by a polynomial P of X Xᵀ. Iterating only the small square matrices,
+    X Xᵀ → P X Xᵀ P, and multiplying X once by the product of all P halves the arithmetic for wide matrices.
     """
     wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     wide = (wide / (wide.norm() + 1e-7)).to(dtype)
@@ -126,6 +121,6 @@ def orthogonalize(matrix: Tensor, steps: int = 3, dtype: torch.dtype = torch.flo
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Give each parameter group `factor` times its peak rate."""
+    """Set each parameter group to `factor` times its peak rate."""
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor

@@ -1,4 +1,4 @@
-"""Which packages are missing, before anything is imported that needs them: the standard library only."""
+"""Finds missing packages before they are imported; needs only the standard library."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements.txt"
 
 
 def missing_requirements() -> list[str]:
-    """The lines in the first part of requirements.txt whose package is not installed, for pip to install.
-
-    An older version than a line asks for stays: Colab and Kaggle bring their own torch. Papermill and nbval, in the
-    second part, run and test the notebook from outside.
-    """
+    """The lines, for pip, of requirements.txt's first part whose package is not installed. Older versions may stay, as
+    Colab and Kaggle bring their own torch. The second part, papermill and nbval, runs and tests the notebook from
+    outside."""
     first_part = REQUIREMENTS.read_text(encoding="utf-8").split("\n\n")[0]
     lines = [line.split("#")[0].strip() for line in first_part.splitlines()]
     return [line for line in lines if line and ";" not in line and not _is_installed(re.match(r"[\w.-]+", line)[0])]

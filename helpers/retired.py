@@ -1,28 +1,21 @@
-"""Settings that are gone, so that files which still name them can be read.
-
-What each was worth, and the runs that used it, stands in docs/RESULTS.md.
-"""
+"""Removed settings, so that files with them can be read. docs/RESULTS.md says what each was worth."""
 
 from __future__ import annotations
 
-TAG = "v1"              # the last tag at which they could be set
-ANY = object()          # of a setting that never shaped the weights
+TAG = "v1"              # the last tag that had them
+ANY = object()          # for a setting that never shaped the weights
 
-# Name: the value that it has in effect today.
+# Name: the value it has in effect today.
 RETIRED = {
     "whitening": True, "pool_first": False, "skip": True, "norm_scale": False, "input_skip": False,
     "mean_features": False, "decay_norm_and_bias": True, "norm_learning_rate": 0.05, "head_learning_rate": 0.5,
     "head_momentum": 0.85, "self_distillation_from": 0.75, "mix_until": 1.0, "channels_last": True,
-    "data_placement": ANY, "eval_batch_size": ANY, "flip_tta": ANY,
-}
+    "data_placement": ANY, "eval_batch_size": ANY, "flip_tta": ANY}
 
 
 def without_retired(settings: dict) -> tuple[dict, dict]:
-    """`settings` in today's names, and those whose value can no longer be expressed, by name.
-
-    A retired setting is dropped where it holds today's value. `flip_equivariant` became the network FlipCNN,
-    `precision="fp32"` is `mixed_precision=False`.
-    """
+    """`settings` in today's names, and by name the retired ones whose value can no longer be expressed. Drops those
+    with today's value. `flip_equivariant` became FlipCNN, `precision="fp32"` became `mixed_precision=False`."""
     kept = {name: value for name, value in settings.items() if name not in RETIRED and name != "flip_equivariant"}
     gone = {name: value for name, value in settings.items()
             if name in RETIRED and value is not None and RETIRED[name] not in (ANY, value)}
@@ -38,7 +31,7 @@ def without_retired(settings: dict) -> tuple[dict, dict]:
 
 def refusals(gone: dict) -> list[str]:
     """A sentence for each setting that `without_retired` could not express."""
-    return [f"{name}={value!r}: is a network now; set model='FlipCNN' for layers that commute with mirroring, "
-            "'FastCNN' for common ones" if name == "flip_equivariant" else
+    return [f"{name}={value!r}: is a network now; set model='FlipCNN' for layers that commute with mirroring, or "
+            "'FastCNN' for ordinary ones" if name == "flip_equivariant" else
             f"{name}={value!r}: is no longer a setting, and in effect {RETIRED[name]!r}; git checkout {TAG} has it"
             for name, value in gone.items()]

@@ -1,4 +1,4 @@
-"""When things happen in a training: steps and epochs, learning rate, image size, and the FLOPs they come to."""
+"""Steps and epochs, learning rate, image size and FLOPs of a training."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ from .data import IMAGE_SIZE
 
 
 class Schedule:
-    """What `config` plans for a training on `images` images. Steps are optimiser steps, counted from 0.
-
-    `batch_size` is `config`'s, or as many images as there are; what does not fill a batch is left out of an epoch.
-    """
+    """The plan of a training with `config` on `images` images. Steps are optimiser steps, from 0. `batch_size` is at
+    most `images`; an epoch omits the images that do not fill a batch."""
 
     def __init__(self, config: TrainingConfig, images: int):
         self.config = config
@@ -24,17 +22,17 @@ class Schedule:
         self.total_steps = self.steps_per_epoch * config.epochs
 
     def batches(self, step: int) -> range:
-        """Which batches of its epoch a step takes; the last step of an epoch takes those that are left."""
+        """The batches of its epoch that a step takes; the last step takes the remaining ones."""
         accumulation = self.config.gradient_accumulation_steps
         first = step % self.steps_per_epoch * accumulation
         return range(first, min(first + accumulation, self.batches_per_epoch))
 
     def learning_rate(self, step: int) -> float:
-        """Under muon the rate of the convolution filters."""
+        """The rate at a step; under muon, of the convolution filters."""
         return self.config.learning_rate * self.learning_rate_factor(step)
 
     def learning_rate_factor(self, step: int) -> float:
-        """Factor on the peak learning rates."""
+        """See the function `learning_rate_factor`."""
         config = self.config
         warmup = min(round(config.warmup_epochs * self.steps_per_epoch), self.total_steps // 2)
         milestones = [epoch * self.steps_per_epoch for epoch in config.lr_milestones]
@@ -48,7 +46,7 @@ class Schedule:
         return 2 * round((start + (IMAGE_SIZE - start) * step / growth) / 2)
 
     def total_flops(self, flops_of_image: Callable[[int], int]) -> int:
-        """FLOPs of the whole training; `flops_of_image(size)` are those of one image, forward and backward."""
+        """FLOPs of the whole training; `flops_of_image(size)` returns those of one image, forward and backward."""
         images_at = Counter()
         for step in range(self.total_steps):
             images_at[self.image_size(step)] += len(self.batches(step)) * self.batch_size
@@ -59,8 +57,8 @@ def learning_rate_factor(step: int, total_steps: int, warmup_steps: int, schedul
                          milestones=(), gamma: float = 0.2) -> float:
     """Factor on the peak learning rate at optimiser step `step` of `total_steps`, from 0.
 
-    Linear warm-up over `warmup_steps`, then half a cosine to 0 (Loshchilov & Hutter 2016, arXiv 1608.03983),
-    a line to 0, or a factor `gamma` at each of `milestones` (in steps).
+    Linear warm-up over `warmup_steps`, then a half cosine to 0 (Loshchilov & Hutter 2016, arXiv 1608.03983), a line to
+    0, or a factor `gamma` at each of `milestones` (in steps).
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request to stop."""
+"""Ctrl-C and SIGTERM as requests to stop."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ class StopOnSignals:
     """While active, Ctrl-C and SIGTERM call `stop(name)` instead; a second Ctrl-C interrupts at once."""
 
     def __init__(self, stop):
-        self.stop = stop
-        self.before = {}
+        self.stop, self.before = stop, {}
 
     def __enter__(self):
-        if threading.current_thread() is threading.main_thread():     # Python allows handlers only there
+        if threading.current_thread() is threading.main_thread():     # only it may set handlers
             for number in (signal.SIGINT, signal.SIGTERM):
                 self.before[number] = signal.signal(number, self._handle)
         return self

@@ -1,4 +1,4 @@
-"""TrainStep: one optimiser step, the same for every training, benchmark and learning-rate range test."""
+"""TrainStep: one optimiser step, shared by trainings, benchmarks and the learning-rate range test."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ class TrainStep:
         step = TrainStep(model.train(), config, "bf16")
         loss, correct = step([loader.batch(epoch, index)])
 
-    When memory runs out, the batches go through the network in smaller parts from then on: the step stays the same.
+    After an out-of-memory error the batches pass through the network in smaller parts; the step stays the same.
 
     Args:
-        model: the network, on its device; its mode (`train`, `eval`) is the caller's.
-        config: the settings of optimiser, loss and average are used.
-        precision: "fp32", "bf16" or "fp16", that of the forward pass.
-        labels: int64 [N] of all training images on the device; needed for `self_distillation` only.
+        model: the network, on its device and in the caller's mode.
+        config: the settings of optimiser, loss and average.
+        precision: of the forward pass: "fp32", "bf16" or "fp16".
+        labels: int64 [N] of all training images on the device; for `self_distillation` only.
 
     Attributes: `model`, `average` (the network with averaged weights; None without `ema_decay`), `optimizer`, `scaler`,
-    `criterion`, `parts` that a batch is cut into, and `count`, the steps done.
+    `criterion`, `parts` (of each batch), and `count` (of steps done).
     """
 
     def __init__(self, model: nn.Module, config: TrainingConfig, precision: str = "fp32",
@@ -45,8 +45,7 @@ class TrainStep:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
         self.criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
         self.forward = torch.compile(model) if config.compile else model
-        self.parts = 1
-        self.count = 0
+        self.parts, self.count = 1, 0
         self._past = self._smoothed(labels) if config.self_distillation and labels is not None else None
 
     def __call__(self, batches: Sequence[tuple[Tensor, Tensor]], factor: float = 1.0,
@@ -54,15 +53,13 @@ class TrainStep:
         """Do one step over `batches`; return the mean loss and the number of right predictions, on the device.
 
         batches: images [B, 3, H, W] with labels int64 [B], or float [B, num_classes] of mixed images; factor: on the
-        peak learning rates; rows: int64 [B] for each batch, which training images it holds, for self-distillation,
-        whose targets `distil` uses. Raises the device's out-of-memory error when a single image does not fit.
+        peak learning rates; rows: the training images in each batch, int64 [B], for self-distillation, whose targets
+        `distil` uses. Raises the device's out-of-memory error when a single image does not fit.
         """
         set_learning_rate(self.optimizer, factor)
         rows = [None] * len(batches) if rows is None else rows
-        result = self._forward_backward(batches, rows, distil)
-        while result is None:
+        while (result := self._forward_backward(batches, rows, distil)) is None:
             self._cut_batches()
-            result = self._forward_backward(batches, rows, distil)
         if self.config.gradient_clip:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
@@ -70,19 +67,19 @@ class TrainStep:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
-            # A short memory at first (as TensorFlow's), so that the first weights do not weigh on a short training.
+            # A short memory at first (as in TensorFlow), so that a short training forgets its first weights.
             update_average(self.average, self.model, min(self.config.ema_decay, self.count / (self.count + 10)))
         self.count += 1
         return result
 
     def _forward_backward(self, batches, rows, distil: bool) -> tuple[Tensor, Tensor] | None:
-        """Gradients of the mean loss over all images of the step. As `__call__`; None when memory ran out."""
+        """Compute gradients of the mean loss over all images; return as `__call__`, or None when out of memory."""
         count = sum(len(images) for images, _ in batches)
         loss_sum, correct = torch.zeros((2,), device=self.device)
         predictions = []
         try:
             for (images, labels), chosen in zip(batches, rows):
-                chosen = labels if chosen is None else chosen       # of no use, but as long
+                chosen = labels if chosen is None else chosen       # unused, but of the right length
                 for part, targets, which in zip(*(whole.chunk(self.parts) for whole in (images, labels, chosen))):
                     with autocast(self.device, self.precision):
                         logits = self.forward(part)
@@ -97,26 +94,25 @@ class TrainStep:
             if not is_out_of_memory(error) or self.parts >= max(len(images) for images, _ in batches):
                 raise
             return None
-        for which, logits in predictions:       # only now, as a step that ran out of memory is done again
+        for which, logits in predictions:       # not before: a step that runs out of memory is repeated
             self._past[which] = logits.float().softmax(1).half()
         return loss_sum, correct
 
     def _loss(self, logits: Tensor, targets: Tensor, rows: Tensor | None) -> Tensor:
-        """Mean loss of a batch; with `rows` a share of the target is what the network said of them an epoch before."""
+        """Mean loss of a batch; with `rows`, a share of the target is the network's prediction an epoch earlier."""
         loss = self.criterion(logits, targets)
         if self._past is None or rows is None or targets.ndim == 2:
             return loss
         return torch.lerp(loss, cross_entropy(logits, self._past[rows].float()), self.config.self_distillation)
 
     def _smoothed(self, labels: Tensor) -> Tensor:
-        """What stands for the prediction of a training image before there is one: float16 [N, num_classes]."""
+        """Smoothed labels, in place of predictions until there are some: float16 [N, num_classes]."""
         classes, smoothing = self.config.num_classes, self.config.label_smoothing
-        share = smoothing / classes
-        everywhere = torch.full((len(labels), classes), share, dtype=torch.float16, device=self.device)
-        return everywhere.scatter_(1, labels[:, None], 1 - smoothing + share)
+        targets = torch.full((len(labels), classes), smoothing / classes, dtype=torch.float16, device=self.device)
+        return targets.scatter_(1, labels[:, None], 1 - smoothing + smoothing / classes)
 
     def _cut_batches(self) -> None:
-        """After an out-of-memory error: half as many images a forward pass, the same ones a step."""
+        """After an out-of-memory error: halve the images per forward pass, not per step."""
         self.optimizer.zero_grad(set_to_none=True)
         self.parts *= 2
         if self.device.type == "cuda":
@@ -125,20 +121,20 @@ class TrainStep:
                     "batch stays %d", self.config.batch_size, self.parts, self.config.effective_batch_size)
 
     def state_dict(self) -> dict:
-        """All that the next step depends on, but for torch's random numbers."""
+        """All that the next step depends on, except torch's random state."""
         return {"model_state_dict": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(), "ema": None if self.average is None else self.average.state_dict(),
                 "past_predictions": self._past, "splits": self.parts, "step": self.count}
 
     def load_state_dict(self, saved: dict) -> None:
-        """Take up what `state_dict` gave, perhaps on another device."""
+        """Restore a `state_dict`, perhaps from another device."""
         self.model.load_state_dict(saved["model_state_dict"])
         fused = [group.get("fused") for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(saved["optimizer"])
-        for group, value in zip(self.optimizer.param_groups, fused):     # the kernel belongs to this device
+        for group, value in zip(self.optimizer.param_groups, fused):     # keep this device's kernel
             if "fused" in group:
                 group["fused"] = value
-        for parameter, state in self.optimizer.state.items():            # and so does the layout
+        for parameter, state in self.optimizer.state.items():            # and its layout
             if "momentum_buffer" in state:
                 state["momentum_buffer"] = torch.empty_like(parameter).copy_(state["momentum_buffer"])
         if saved["scaler"] and self.scaler.is_enabled():
@@ -152,10 +148,8 @@ class TrainStep:
 
 @torch.no_grad()
 def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """average ← decay · average + (1 - decay) · model, for weights and running statistics; counters are copied.
-
-    torch's AveragedModel does the same, but keeps its step counter where each step waits for the device.
-    """
+    """average ← decay · average + (1 - decay) · model, for weights and running statistics; copy counters. torch's
+    AveragedModel does the same, but its step counter makes each step wait for the device."""
     pairs = list(zip(average.state_dict().values(), model.state_dict().values()))
     ours, theirs = zip(*[pair for pair in pairs if pair[0].is_floating_point()])
     torch._foreach_lerp_(list(ours), list(theirs), 1 - decay)

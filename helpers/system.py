@@ -41,12 +41,11 @@ class SystemInfo:
 
     @classmethod
     def of(cls, device: torch.device, precision: str) -> SystemInfo:
-        """Inspect this machine; `device` and `precision` are those of the run."""
+        """Inspect this machine; `device` and `precision` are the run's."""
         cuda = device.type == "cuda"
         properties = torch.cuda.get_device_properties(device) if cuda else None
         return cls(
-            device=str(device),
-            device_name=properties.name if cuda else _cpu_name(),
+            device=str(device), device_name=properties.name if cuda else _cpu_name(),
             device_memory_gb=round(properties.total_memory / 2**30, 1) if cuda else None,
             cpu_cores=cpu_cores(), memory_gb=_memory_gb(), precision=precision, host=host_kind(),
             os=f"{platform.system()} {platform.machine()}", python=platform.python_version(),
@@ -59,12 +58,11 @@ class SystemInfo:
     def __str__(self) -> str:
         device_memory = f", {self.device_memory_gb} GB" if self.device_memory_gb else ""
         memory = f", {self.memory_gb} GB" if self.memory_gb else ""
-        return "\n".join([
-            f"device      {self.device} ({self.device_name}{device_memory})",
-            f"precision   {self.precision}" + (" with loss scaling" if self.precision == "fp16" else ""),
-            f"CPU         {self.cpu_cores} cores{memory}",
-            f"host        {self.host}, {self.os}",
-            f"versions    Python {self.python}, torch {self.torch}, torchvision {self.torchvision}"])
+        return (f"device      {self.device} ({self.device_name}{device_memory})\n"
+                f"precision   {self.precision}{' with loss scaling' if self.precision == 'fp16' else ''}\n"
+                f"CPU         {self.cpu_cores} cores{memory}\n"
+                f"host        {self.host}, {self.os}\n"
+                f"versions    Python {self.python}, torch {self.torch}, torchvision {self.torchvision}")
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -83,31 +81,29 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def memory_format(device: torch.device) -> torch.memory_format:
-    """The layout of images and weights: channels_last, but contiguous on MPS, where the backward passes of batch norm
-    and max pooling are wrong or crash in channels_last (PyTorch issues 175189 and 175190, seen in torch 2.10)."""
+    """channels_last, but contiguous on MPS, where it breaks the backward passes of batch norm and max pooling: wrong
+    results or crashes (PyTorch issues 175189 and 175190, seen in torch 2.10)."""
     return torch.channels_last if device.type != "mps" else torch.contiguous_format
 
 
 def keep_freed_memory() -> None:
-    """Make the C library (glibc only) keep the memory of freed tensors for the next ones.
+    """Make the C library (glibc only) reuse the memory of freed tensors.
 
-    By default glibc returns each block over 32 MiB to the system at once, and the next tensor of that size is faulted
-    in page by page and zeroed. Training FastCNN (128, 384, 512) at 32 px, batch 500, rose from 180 to 280 GFLOP/s.
+    By default glibc returns blocks over 32 MiB to the system at once, and the next tensor of that size is faulted in
+    page by page and zeroed. Training FastCNN (128, 384, 512) at 32 px, batch 500, rose from 180 to 280 GFLOP/s.
     """
-    if platform.libc_ver()[0] != "glibc":
-        return
-    m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4      # from malloc.h
-    mallopt = ctypes.CDLL(None).mallopt
-    for option, value in ((m_mmap_max, 0), (m_trim_threshold, -1), (m_top_pad, 256 * 2**20)):
-        mallopt(option, value)
+    if platform.libc_ver()[0] == "glibc":
+        m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4      # from malloc.h
+        for option, value in ((m_mmap_max, 0), (m_trim_threshold, -1), (m_top_pad, 256 * 2**20)):
+            ctypes.CDLL(None).mallopt(option, value)
 
 
 def pick_precision(device: torch.device, mixed_precision: bool = True, precision: str = "auto") -> str:
     """"fp32", "bf16" or "fp16" for the settings `mixed_precision` (False: fp32) and `precision` (the 16-bit type).
 
-    precision="auto" means bf16 on GPUs with bf16 hardware (compute capability 8.0, Ampere), else fp16; on a CPU bf16 if
-    `bf16_speedup` is over 1.3, since the instruction set alone does not tell (bf16 is several times as fast with AMX,
-    half as fast on some server CPUs), else fp32; on any other device fp32.
+    precision="auto" means bf16 on GPUs with bf16 hardware (compute capability 8.0, Ampere), else fp16; bf16 on CPUs
+    where `bf16_speedup` exceeds 1.3, as the instruction set does not tell (bf16 is several times as fast with AMX, half
+    as fast on some server CPUs), else fp32; fp32 on other devices.
     """
     if not mixed_precision:
         return "fp32"
@@ -120,10 +116,8 @@ def pick_precision(device: torch.device, mixed_precision: bool = True, precision
 
 @functools.cache
 def bf16_speedup() -> float:
-    """Time of a convolution, forward and backward, in fp32 (Winograd's) divided by that in bf16, on this CPU.
-
-    Measures once per process, and takes the best of several alternating timings to suppress other load.
-    """
+    """Time of a convolution, forward and backward, in fp32 (Winograd) over that in bf16, on this CPU. Measured once per
+    process; the best of several alternating timings suppresses other load."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(32, 128, 16, 16, generator=generator).to(memory_format=torch.channels_last)
     weight = torch.randn(128, 128, 3, 3, generator=generator).to(memory_format=torch.channels_last)
@@ -132,8 +126,8 @@ def bf16_speedup() -> float:
     best = dict.fromkeys(operands, math.inf)
     for _ in range(6):
         for dtype, (inputs, filters) in operands.items():
-            start = time.perf_counter()
             convolution = winograd_conv if dtype == torch.float32 else functools.partial(conv2d, padding=1)
+            start = time.perf_counter()
             convolution(inputs, filters).sum().backward()
             best[dtype] = min(best[dtype], time.perf_counter() - start)
         if best[torch.bfloat16] > 3 * best[torch.float32]:      # without bf16 instructions a call takes a second
@@ -142,12 +136,12 @@ def bf16_speedup() -> float:
 
 
 def autocast(device: torch.device, precision: str):
-    """The autocast context for "bf16" or "fp16"; one that does nothing for "fp32"."""
+    """The autocast context for "bf16" or "fp16"; no effect for "fp32"."""
     return torch.autocast(device.type, dtype=DTYPES[precision], enabled=precision != "fp32")
 
 
 def rng_state(device: torch.device) -> dict[str, torch.Tensor]:
-    """States of torch's own generators, which dropout draws from, by kind of device."""
+    """States of torch's global generators, which dropout uses, by kind of device."""
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
@@ -157,7 +151,7 @@ def rng_state(device: torch.device) -> dict[str, torch.Tensor]:
 
 
 def set_rng_state(states: dict[str, torch.Tensor], device: torch.device) -> None:
-    """Set the generators to what `rng_state` gave, as far as it was on this kind of device."""
+    """Restore what `rng_state` returned, the device's part only on the same kind of device."""
     torch.set_rng_state(states["cpu"])
     of_device = states.get(device.type)
     if device.type == "cuda" and of_device is not None:
@@ -167,7 +161,7 @@ def set_rng_state(states: dict[str, torch.Tensor], device: torch.device) -> None
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device finishes its queued work; a CPU queues none."""
+    """Wait until the device has done its queued work; a CPU queues none."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -187,13 +181,12 @@ def peak_memory_mb(device: torch.device) -> float | None:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Is this an out-of-memory error of the device or of the CPU allocator?"""
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
     phrases = ("DefaultCPUAllocator: can't allocate memory", "MPS backend out of memory", "CUDA error: out of memory",
                "CUBLAS_STATUS_ALLOC_FAILED",
                # cuDNN: no algorithm has enough workspace.
                "was unable to find an engine to execute this computation", "Unable to find a valid cuDNN algorithm")
-    return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in phrases)
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in phrases))
 
 
 def host_kind() -> str:
@@ -206,17 +199,17 @@ def host_kind() -> str:
 def progress_style(setting: str = "auto") -> str:
     """"bar", "lines" or "none" for the `progress` setting.
 
-    "auto" draws a bar where somebody watches: in a terminal, or in a kernel that a notebook front end started
-    (Colab, Kaggle's editor, Jupyter Server with JPY_SESSION_NAME, VS Code). Under papermill, nbval and CI a bar
-    would freeze or fill the file, so "auto" prints a line per epoch.
+    "auto" draws a bar where somebody watches: in a terminal, or in a kernel that a notebook front end started (Colab,
+    Kaggle's editor, Jupyter Server with JPY_SESSION_NAME, VS Code). Under papermill, nbval and CI a bar would freeze or
+    fill the file, so "auto" prints a line per epoch.
     """
     if setting != "auto":
         return setting
     if "CI" in os.environ or os.environ.get("KAGGLE_KERNEL_RUN_TYPE") == "Batch" or started_headless():
         return "lines"
     in_front_end = host_kind() != "local" or "JPY_SESSION_NAME" in os.environ or "VSCODE_PID" in os.environ
-    in_kernel = "ipykernel" in sys.modules
-    return "bar" if (in_front_end if in_kernel else sys.stderr.isatty()) else "lines"
+    is_watched = in_front_end if "ipykernel" in sys.modules else sys.stderr.isatty()
+    return "bar" if is_watched else "lines"
 
 
 def started_headless() -> bool:
@@ -224,23 +217,20 @@ def started_headless() -> bool:
     command = Path(f"/proc/{os.getppid()}/cmdline")
     # For example `python -m pytest` or `python /usr/bin/papermill`; later words may be arbitrary paths.
     words = command.read_text(errors="replace").split("\0")[:4] if command.exists() else []
-    headless = {"papermill", "nbconvert", "jupyter-nbconvert", "pytest"}
-    return any(Path(word).name in headless for word in words)
+    return not {"papermill", "nbconvert", "jupyter-nbconvert", "pytest"}.isdisjoint(Path(word).name for word in words)
 
 
 def lies_on_drive(path) -> bool:
-    """Is `path` in the mount folder of Google Drive on this Colab machine, mounted or not?"""
+    """Is `path` in Colab's mount folder of Google Drive, mounted or not?"""
     return host_kind() == "colab" and DRIVE in Path(path).expanduser().absolute().parents
 
 
 def mount_drive() -> Path:
-    """Mount Google Drive on Colab if needed, and return the project's folder there.
-
-    Raises ValueError outside Colab and if mounting fails: only the user of a notebook can grant access.
-    """
+    """Mount Google Drive on Colab if needed; return the project's folder there. Raises ValueError outside Colab and if
+    mounting fails; only the user of a notebook can grant access."""
     if host_kind() != "colab":
         raise ValueError("drive=True works on Google Colab only; elsewhere set checkpoint_dir to a permanent folder")
-    if not os.path.ismount(DRIVE):      # a plain folder of that name vanishes with the session
+    if not os.path.ismount(DRIVE):      # an ordinary folder of that name vanishes with the session
         remedy = ("run `from google.colab import drive; drive.mount('/content/drive')` in a notebook cell first, "
                   "or set checkpoint_dir")
         if "ipykernel" not in sys.modules or started_headless():

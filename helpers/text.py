@@ -1,4 +1,4 @@
-"""Names, durations and tables as people read them."""
+"""Names, durations and tables in readable form."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import zlib
 
 
 def readable(name: str) -> str:
-    """The name of a class or a superclass as one writes it."""
+    """The name of a class or superclass without underscores."""
     return str(name).replace("_", " ")
 
 
 def shortened(name: str, length: int) -> str:
-    """A name of at most `length` characters; two that only differ in what is cut off stay different."""
+    """Cut a name to `length` characters, ending in a checksum so that different names stay different."""
     return name if len(name) <= length else f"{name[:length - 9]}-{zlib.crc32(name.encode()):08x}"
 
 
 def short_text(value) -> str:
-    """A setting's value as it stands in the name of a run: `64x192x256`."""
+    """A setting's value in the name of a run: `64x192x256`."""
     return "x".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 def duration(seconds: float) -> str:
-    """How long, as one says it: "45 s", "17 min", "1 h 50 min"."""
+    """In words: "45 s", "17 min", "1 h 50 min"."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -29,7 +29,7 @@ def duration(seconds: float) -> str:
 
 
 def epoch_line(row: dict, epochs: int) -> str:
-    """A row of the History as one readable line."""
+    """A row of the History in one line."""
     loss = "–" if row["val_loss"] is None else f"{row['val_loss']:.3f}"
     validation = ("" if row["val_top1"] is None else
                   f"  val loss {loss}  top-1 {row['val_top1']:5.2f} %  top-5 {row['val_top5']:5.2f} %")
@@ -39,11 +39,11 @@ def epoch_line(row: dict, epochs: int) -> str:
 
 
 def table(rows: list[dict]) -> str:
-    """Dicts as an aligned text table; numbers to the right, absent values empty."""
+    """Dicts as a text table; numbers right-aligned, missing values empty."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     cells = [columns, *[["" if row.get(name) is None else str(row[name]) for name in columns] for row in rows]]
     widths = [max(len(line[index]) for line in cells) for index in range(len(columns))]
-    left = [all(not _is_number(line[index]) for line in cells[1:]) for index in range(len(columns))]
+    left = [not any(_is_number(line[index]) for line in cells[1:]) for index in range(len(columns))]
     return "\n".join("  ".join(cell.ljust(width) if to_left else cell.rjust(width)
                                for cell, width, to_left in zip(line, widths, left)).rstrip() for line in cells)
 
@@ -53,12 +53,11 @@ def _is_number(text: str) -> bool:
 
 
 def layers_text(rows: list[dict]) -> str:
-    """The table of `models.layer_table`, with the sum below."""
+    """The table of `models.layer_table` with a line of totals."""
     total = {"layer": "all", "output": "", "parameters": sum(row["parameters"] for row in rows),
              "mflops": sum(row["mflops"] for row in rows)}
     return table([{"layer": row["layer"], "output": "×".join(map(str, row["output"])),
-                   "parameters": f"{row['parameters']:,}", "MFLOP": f"{row['mflops']:.2f}"}
-                  for row in [*rows, total]])
+                   "parameters": f"{row['parameters']:,}", "MFLOP": f"{row['mflops']:.2f}"} for row in [*rows, total]])
 
 
 def results_text(results: dict) -> str:

@@ -1,4 +1,4 @@
-"""Trainer: the training loop, with AMP, accumulation, clipping, EMA, early stopping, resume and a clean stop."""
+"""Trainer: the training loop with validation, early stopping, checkpoints, resume and a clean stop."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
 from . import checkpoint
+from .checkpoint import CheckpointError
 from .config import TrainingConfig
 from .data import ImageData, stratified_split
 from .loader import BatchLoader, training_loader
@@ -33,29 +34,29 @@ log = logging.getLogger("cifar100")
 
 READ_SECONDS = 2.0      # how often losses are read back from the device
 BEST = "best.pt"
-DISTIL_FROM = 0.75      # share of the epochs after which self-distillation begins
+DISTIL_FROM = 0.75      # share of the epochs after which self-distillation starts
+# Attributes of the Trainer that a checkpoint holds under their names.
+_PLAIN_STATE = ("seconds", "flops", "best_accuracy", "patience_accuracy", "patience_left")
 
 
 class TrainingDiverged(RuntimeError):
-    """The loss is not a finite number any more. The message says since which step, and what to try."""
+    """The loss or a weight is no longer finite. The message says since which step, and what to try."""
 
 
 class Trainer:
-    """Trains one network as a TrainingConfig says.
+    """Trains a network as `config` says.
 
-    After `fit`, `model` holds the weights to evaluate: with `patience`, those of the best epoch on the
-    validation split, else the last ones; averaged where `ema_decay` is set.
+    After `fit`, `model` holds the weights to evaluate: with `patience`, those of the best epoch on the validation
+    split, else the last ones; averaged with `ema_decay`.
 
     Args:
-        config: all settings.
-        data: the images; the test split is never looked at here.
-        checkpoint_dir: where checkpoints are kept and looked for.
+        data: the images; the test split is not used.
+        checkpoint_dir: where checkpoints are written and found.
         model: a network to train instead of the one `config` names.
         on_epoch: called as `on_epoch(trainer)` after each epoch, for a live view.
-        on_progress: called as `on_progress(trainer)` within epochs, about every READ_SECONDS, when losses have
-            been read back from the device.
+        on_progress: called as `on_progress(trainer)` about every READ_SECONDS, when losses were read from the device.
 
-    Raises CheckpointError when the checkpoint that `resume` names is of another configuration.
+    Raises CheckpointError when the checkpoint to resume is unreadable or of another configuration.
     """
 
     def __init__(self, config: TrainingConfig, data: ImageData, checkpoint_dir, model: nn.Module | None = None,
@@ -63,7 +64,7 @@ class Trainer:
         self.config, self.data, self.checkpoint_dir = config, data, Path(checkpoint_dir)
         self.on_epoch, self.on_progress = on_epoch, on_progress
         self.device = pick_device(config.device)
-        torch.backends.cudnn.benchmark = True       # few shapes, many steps: look for the fastest kernels
+        torch.backends.cudnn.benchmark = True       # few shapes, many steps: search for the fastest kernels
         keep_freed_memory()
         self._fingerprint = data.fingerprint()
         saved = self._find_checkpoint()
@@ -73,38 +74,36 @@ class Trainer:
         to_device = {"device": self.device, "mean": self.mean, "std": self.std, "dtype": DTYPES[self.precision]}
         self.loader = training_loader(config, data.train_images[self._rows], data.train_labels[self._rows], **to_device)
         self.val_labels = data.train_labels[val]
-        self.val_loader = BatchLoader(data.train_images[val], self.val_labels, EVALUATION_BATCH,
-                                      **to_device) if len(val) else None
+        self.val_loader = (BatchLoader(data.train_images[val], self.val_labels, EVALUATION_BATCH, **to_device)
+                           if len(val) else None)
         self.schedule = Schedule(config, self.loader.count)
         self.model = self.initial_network(model)
         self.train_step = TrainStep(self.model, config, self.precision, self.loader.labels)
 
         self.history = History()
-        self.seconds = 0.0                      # wall time of the sessions before this one
-        self.flops = 0                          # FLOPs of all forward and backward passes so far
-        self.best_accuracy = -math.inf          # of the weights kept as best
-        self.best_weights = None
-        self.patience_accuracy = -math.inf      # what the next epochs must beat by min_delta
+        self.seconds = 0.0                      # wall time of earlier sessions
+        self.flops = 0                          # of all forward and backward passes so far
+        self.best_accuracy, self.best_weights = -math.inf, None
+        self.patience_accuracy = -math.inf      # to beat by min_delta
         self.patience_left = config.patience
         self.has_saved = False                  # has this Trainer written a checkpoint to continue from?
-        self._is_unsaved = False
-        self.stop_requested = ""                # who asked: "SIGINT", "SIGTERM" or "button"
+        self._is_unsaved = False                # are there steps since then?
+        self.stop_requested = ""                # "SIGINT", "SIGTERM" or "button"
         self._session_start = self._last_save = self._epoch_start = time.perf_counter()
-        self._epoch_images = 0
+        self._epoch_images, self._flops_at = 0, {}
         self.running = RunningMeans()
-        self._flops_at = {}
-        self._rng = rng_state(self.device)           # what is done before `fit` must not change what dropout draws
+        self._rng = rng_state(self.device)      # so that nothing done before `fit` changes dropout's draws
         self.machine = SystemInfo.of(self.device, self.precision).to_dict()
         if saved:
             self._restore(saved)
-        self.began_at = self.step               # the step at which this Trainer took the run up
+        self.began_at = self.step               # this Trainer's first step
 
     def initial_network(self, model: nn.Module | None = None) -> nn.Module:
-        """A new network, or `model`, as this training begins with it: the same seed gives the same weights."""
+        """A new network, or `model`, as at the start of this training: the same seed gives the same weights."""
         torch.manual_seed(self.config.seed)
         model = build_model(**self.config.model_arguments()) if model is None else model
         model.to(self.device, memory_format=memory_format(self.device))
-        if hasattr(model, "whiten"):        # by about 5,000 training images, taken at even distances
+        if hasattr(model, "whiten"):        # with about 5,000 evenly spaced training images
             images = self.data.train_images[self._rows[::max(1, len(self._rows) // 5000)]]
             loader = BatchLoader(images, torch.zeros(len(images)), len(images), self.device, self.mean, self.std,
                                  placement="device")
@@ -116,11 +115,10 @@ class Trainer:
     def fit(self, show_bar: bool = True) -> History:
         """Train to the last epoch, an early stop, or Ctrl-C, SIGTERM or `stop()`; then save and return.
 
-        `history.stopped` tells which. A finished run stays as it is; one that was interrupted, also by an error, is
-        continued by a new Trainer, from its checkpoint. Raises TrainingDiverged when the loss is no longer finite; the
-        last good checkpoint stays. A checkpoint that cannot be written is a warning, the last one an OSError. After
-        SIGTERM the signal is sent on once all is saved. `show_bar=False` leaves the progress bar out, where something
-        else shows progress.
+        `history.stopped` says which. A finished run does not change; an interrupted or failed one needs a new Trainer,
+        which continues from its checkpoint. Raises TrainingDiverged when the loss is no longer finite; the last good
+        checkpoint stays. Failure to write a checkpoint is a warning, for the last one an OSError. After SIGTERM, saves
+        and then raises the signal again. `show_bar=False` omits the progress bar.
         """
         if self.history.stopped == "interrupted":
             raise RuntimeError("this Trainer was interrupted; make a new one to continue from its checkpoint")
@@ -129,27 +127,30 @@ class Trainer:
             set_rng_state(self._rng, self.device)
             if self.device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(self.device)
-            with StopOnSignals(self.stop), self._bar(show_bar) as bar:
+            show_bar = show_bar and progress_style(self.config.progress) == "bar"
+            with StopOnSignals(self.stop), tqdm(total=self.total_steps, initial=self.step, unit="step", mininterval=0.5,
+                                                dynamic_ncols=True, disable=not show_bar) as bar:
                 try:
                     while not self.is_finished and self.history.stopped != "interrupted":
                         self._run_epoch(bar)
-                except BaseException:       # perhaps in the middle of a step, which cannot be continued
+                except BaseException:       # perhaps within a step, which cannot be continued
                     self.history.stopped = "interrupted"
                     raise
                 self.save()
-        elif self._is_unsaved:          # the last checkpoint could not be written
+        elif self._is_unsaved:          # writing the last checkpoint failed
             self.save()
-        self._use_final_weights()
+        self.model.load_state_dict(self.best_weights or _copy_of(self.averaged_model.state_dict()))
+        self.model.eval()
         if self.stop_requested == "SIGTERM":
             signal.raise_signal(signal.SIGTERM)
         return self.history
 
     def stop(self, who: str = "button") -> None:
-        """Ask the loop to end after the running step, with a checkpoint. Safe from a signal or a thread."""
+        """Ask the loop to save and end after the running step. Safe from a signal or a thread."""
         self.stop_requested = who
 
     def _run_epoch(self, bar) -> None:
-        """The rest of the epoch that the run stands in, and its end."""
+        """Run the rest of the current epoch."""
         self.model.train()
         epoch, epoch_end = self.epoch, (self.epoch + 1) * self.schedule.steps_per_epoch
         self._epoch_start, self._epoch_images = time.perf_counter(), 0
@@ -158,7 +159,8 @@ class Trainer:
             self._take_step(epoch)
             bar.update(1)
             now = time.perf_counter()
-            stopping, save_is_due = bool(self.stop_requested), self._save_is_due(now)   # a signal may come any time
+            stopping = bool(self.stop_requested)        # read once: a signal may come at any time
+            save_is_due = 0 < 60 * self.config.checkpoint_minutes < now - self._last_save
             if now - last_read > READ_SECONDS or save_is_due or stopping or self.step == epoch_end:
                 last_read = now
                 self._read_losses(bar, epoch)
@@ -174,8 +176,7 @@ class Trainer:
 
     def _take_step(self, epoch: int) -> None:
         size, batches = self.schedule.image_size(self.step), self.schedule.batches(self.step)
-        rows = [self.loader.indices(epoch, index).to(self.device, non_blocking=True)
-                for index in batches] if self.config.self_distillation else None
+        rows = [self.loader.indices(epoch, index) for index in batches] if self.config.self_distillation else None
         made = [self.loader.batch(epoch, index, size) for index in batches]
         loss, correct = self.train_step(made, self.schedule.learning_rate_factor(self.step), rows,
                                         distil=epoch >= DISTIL_FROM * self.config.epochs)
@@ -186,31 +187,33 @@ class Trainer:
         self._is_unsaved = True
 
     def _read_losses(self, bar, epoch: int) -> None:
-        """Wait for the device, check that all losses since the last time are finite, show where training stands."""
+        """Wait for the device, check that the losses since the last call are finite, update the progress bar."""
         losses = self.running.read()
         bad = next((index for index, loss in enumerate(losses) if not math.isfinite(loss)), None)
         if bad is not None:
             raise self._diverged(f"loss is {losses[bad]}", self.step - len(losses) + bad)
         bar.set_description_str(f"epoch {epoch + 1}/{self.config.epochs}", refresh=False)
-        bar.set_postfix_str(f"loss {self.running.loss:.3f}, accuracy {self.running.accuracy:.1f} %, "
-                            f"{self._best_so_far()}{self._images_per_second():,.0f} images/s", refresh=False)
+        validation = "" if self.best_accuracy < 0 else (f"validation {self.history['val_top1'][-1]:.1f} % (best "
+                                                        f"{self.best_accuracy:.1f} %), ")
+        bar.set_postfix_str(f"loss {self.running.loss:.3f}, accuracy {self.running.accuracy:.1f} %, {validation}"
+                            f"{self._images_per_second():,.0f} images/s", refresh=False)
 
     def _check_weights(self) -> None:
-        """A step whose loss was finite may still have spoiled the weights: neither saved nor the best, then."""
+        """Raise TrainingDiverged for weights that are not finite, which a step with a finite loss may still cause."""
         if not torch.stack([tensor.isfinite().all() for tensor in self.model.state_dict().values()]).all():
             raise self._diverged("weights are not finite", self.step - 1)
 
     def _diverged(self, what: str, step: int) -> TrainingDiverged:
-        """The error for a run that cannot go on since optimiser step `step`, from 0."""
-        rate = self.schedule.learning_rate(step)
+        """The error for a run that diverged at optimiser step `step`, from 0."""
+        steps = checkpoint.list_steps(self.checkpoint_dir)
         return TrainingDiverged(
             f"the {what} since step {step + 1} (epoch {step // self.schedule.steps_per_epoch + 1}, learning rate "
-            f"{rate:.4g}). Try a lower learning_rate (now {self.config.learning_rate}), a longer warmup_epochs, "
-            f"gradient_clip=1.0 or mixed_precision=False; with another run_name, since it starts anew. "
-            f"{self._last_checkpoint()}")
+            f"{self.schedule.learning_rate(step):.4g}). Try a lower learning_rate (now {self.config.learning_rate}), a "
+            "longer warmup_epochs, gradient_clip=1.0 or mixed_precision=False, with another run_name to start over. "
+            + (f"The last good checkpoint is {steps[0]}." if steps else "There is no checkpoint yet."))
 
     def _end_epoch(self, epoch: int) -> None:
-        """Validate, write the epoch's row, keep the best weights, save when it is due."""
+        """Validate, write the epoch's row, keep the best weights, save when due."""
         synchronize(self.device)
         self._check_weights()
         row = {"epoch": epoch + 1, "train_loss": self.running.loss, "train_accuracy": self.running.accuracy,
@@ -236,8 +239,8 @@ class Trainer:
             self._save_or_warn(self.save)
 
     def _keep_the_best(self, accuracy: float | None) -> None:
-        """Write best.pt at each new best validation accuracy; with `patience`, also come back to those weights in
-        the end, and stop after so many epochs without a better one."""
+        """Write best.pt at each new best validation accuracy. With `patience`, also keep these weights for the end, and
+        stop after that many epochs without a better one."""
         if accuracy is None:
             return
         if accuracy > self.best_accuracy:
@@ -253,20 +256,12 @@ class Trainer:
         else:
             self.patience_left -= 1
             if self.patience_left <= 0:
-                self.history.stopped = "early"      # also when somebody stopped the run in this epoch: it is complete
-
-    def _use_final_weights(self) -> None:
-        """Make `model` the weights to evaluate."""
-        self.model.load_state_dict(self.best_weights or _copy_of(self.averaged_model.state_dict()))
-        self.model.eval()
+                self.history.stopped = "early"      # even if somebody stopped the run in this epoch, which is complete
 
     # Checkpoints -----------------------------------------------------------------------------------------------
 
     def save(self) -> Path:
-        """Write a checkpoint from which the run can be continued to the same weights.
-
-        Raises TrainingDiverged, and writes nothing, when a weight is no finite number.
-        """
+        """Write a checkpoint that continues to the same weights; raise TrainingDiverged if they are not finite."""
         self._last_save = time.perf_counter()
         self._check_weights()
         path = checkpoint.save_step({
@@ -281,21 +276,21 @@ class Trainer:
         return path
 
     def _save_or_warn(self, save) -> None:
-        """Google Drive or a full disk may fail for a moment: that must not cost what was trained."""
+        """A moment's failure of Google Drive or a full disk must not end the training."""
         try:
             save()
         except OSError as error:
-            log.warning("could not write to %s: %s. Training goes on; the next checkpoint is tried as planned.",
+            log.warning("could not write to %s: %s. Training goes on; the next checkpoint follows as planned.",
                         self.checkpoint_dir, error)
 
     def about(self) -> dict:
-        """What makes weights usable on their own."""
+        """The metadata that make weights usable on their own."""
         return {"config": self.config.to_dict(), "name": self.config.name, "step": self.step,
                 "classes": list(self.data.class_names), "mean": list(self.mean), "std": list(self.std),
                 "note": self.data.note}
 
     def _find_checkpoint(self) -> dict | None:
-        """The checkpoint that `resume` asks for, checked to be of this configuration."""
+        """The checkpoint that `resume` selects, checked against this configuration."""
         if self.config.resume == "never":
             return None
         if self.config.resume == "auto":
@@ -305,16 +300,14 @@ class Trainer:
         else:
             path, state = self.config.resume, checkpoint.load(self.config.resume)
         if "training_settings" not in state:
-            raise checkpoint.CheckpointError(f"{path}: holds weights only and cannot be continued; use a step_*.pt "
-                                             "file")
-        ours = self._training_settings()
-        _, gone = without_retired(state["training_settings"])
+            raise CheckpointError(f"{path}: holds weights only and cannot be continued; use a step_*.pt file")
+        ours, saved = self._training_settings(), state["training_settings"]
+        _, gone = without_retired(saved)
         if gone:
-            raise checkpoint.CheckpointError(f"{path} cannot be continued: " + "; ".join(refusals(gone)) + ". Choose "
-                                             "another run_name, or resume='never' to start over")
-        settings = ours | state["training_settings"] | TrainingConfig.training_settings_of(state["training_settings"])
-        settings = {name: settings[name] for name in ours}
-        checkpoint.check_same_run(settings, ours, path, state["name"])
+            raise CheckpointError(f"{path} cannot be continued: {'; '.join(refusals(gone))}. Choose another run_name, "
+                                  "or resume='never' to start over")
+        saved = ours | saved | TrainingConfig.training_settings_of(saved)
+        checkpoint.check_same_run({name: saved[name] for name in ours}, ours, path, state["name"])
         log.info("continuing from %s, step %d", path, state["step"])
         return state
 
@@ -324,8 +317,8 @@ class Trainer:
             "fingerprint of the training images": self._fingerprint}
 
     def _pick_precision(self, saved: dict | None) -> str:
-        """The precision the run began with, so that it ends in the same weights; a fresh choice on another kind of
-        device, and where a GPU that is older than the one it began on has no bf16."""
+        """The precision the run began in, for the same weights; a new choice on another kind of device, or on an older
+        GPU without bf16."""
         precision = pick_precision(self.device, self.config.mixed_precision, self.config.precision)
         if saved is None or saved["precision"] == precision:
             return precision
@@ -335,8 +328,8 @@ class Trainer:
                 log.warning("the run began in %s and stays in it, for the same weights, though %s is faster here",
                             saved["precision"], precision)
             return saved["precision"]
-        log.warning("the run began in %s on another device (%s) and goes on in %s on this one (%s): close to, but not "
-                    "bit for bit, the same weights", saved["precision"], saved["device"], precision, self.device.type)
+        log.warning("the run began in %s on another device (%s) and goes on in %s on this one (%s): close, but not bit "
+                    "for bit the same weights", saved["precision"], saved["device"], precision, self.device.type)
         return precision
 
     def _restore(self, saved: dict) -> None:
@@ -352,15 +345,11 @@ class Trainer:
         if self.is_finished:            # perhaps on another machine
             self.machine = saved.get("machine", self.machine)
 
-    def _save_is_due(self, now: float) -> bool:
-        minutes = self.config.checkpoint_minutes
-        return minutes > 0 and now - self._last_save > 60 * minutes
-
     # Numbers ---------------------------------------------------------------------------------------------------
 
     @property
     def is_finished(self) -> bool:
-        """Has training come to its last epoch, or to an early stop?"""
+        """Did training reach its last epoch or an early stop?"""
         return self.step >= self.total_steps or self.history.stopped == "early"
 
     @property
@@ -369,21 +358,16 @@ class Trainer:
         return self.step // self.schedule.steps_per_epoch
 
     def progress(self) -> dict:
-        """Where the running epoch stands, as last read back from the device.
-
-        `epoch` counts from 0 and is a fraction; `train_loss` and `train_accuracy` (%) are means over the epoch so
-        far, None at its start.
-        """
-        started = self.running.count > 0
-        return {"epoch": self.step / self.schedule.steps_per_epoch,
-                "train_loss": self.running.loss if started else None,
-                "train_accuracy": self.running.accuracy if started else None,
+        """The state of the running epoch as last read from the device: `epoch` is a fraction, from 0; `train_loss` and
+        `train_accuracy` (%) are means so far, None at the start."""
+        loss, accuracy = (self.running.loss, self.running.accuracy) if self.running.count else (None, None)
+        return {"epoch": self.step / self.schedule.steps_per_epoch, "train_loss": loss, "train_accuracy": accuracy,
                 "learning_rate": self.schedule.learning_rate(max(self.step - 1, 0)),
                 "images_per_second": self._images_per_second()}
 
     @property
     def averaged_model(self) -> nn.Module:
-        """The network with the averaged weights, the trained one where no average is kept."""
+        """The network with averaged weights, or the trained one without an average."""
         return self.model if self.train_step.average is None else self.train_step.average
 
     @property
@@ -405,28 +389,11 @@ class Trainer:
             self._flops_at[size] = training_flops(self.model, size)
         return self._flops_at[size]
 
-    def _best_so_far(self) -> str:
-        """Validation accuracy for the progress bar, "" before the first."""
-        return "" if self.best_accuracy < 0 else f"validation {self.history['val_top1'][-1]:.1f} % (best " \
-                                                  f"{self.best_accuracy:.1f} %), "
-
-    def _last_checkpoint(self) -> str:
-        steps = checkpoint.list_steps(self.checkpoint_dir)
-        return f"The last good checkpoint is {steps[0]}." if steps else "There is no checkpoint yet."
-
     def _images_per_second(self) -> float:
         return self._epoch_images / max(time.perf_counter() - self._epoch_start, 1e-9)
 
     def _seconds_so_far(self) -> float:
         return self.seconds + time.perf_counter() - self._session_start
-
-    def _bar(self, show: bool = True):
-        return tqdm(total=self.total_steps, initial=self.step, unit="step", mininterval=0.5, dynamic_ncols=True,
-                    disable=not show or progress_style(self.config.progress) != "bar")
-
-
-# Plain attributes of the Trainer that a checkpoint holds under their names.
-_PLAIN_STATE = ("seconds", "flops", "best_accuracy", "patience_accuracy", "patience_left")
 
 
 def _copy_of(weights: dict) -> dict:

@@ -117,7 +117,7 @@ def test_a_truncated_newest_is_reported_and_passed_over(tmp_path, caplog, share)
     with caplog.at_level(logging.WARNING, "cifar100"):
         path, state = checkpoint.load_newest(tmp_path)
     assert (path.name, state["step"]) == ("step_0000010.pt", 10)
-    assert "passed over" in caplog.text and str(newest) in caplog.text
+    assert "skipped" in caplog.text and str(newest) in caplog.text
 
 
 def test_a_reading_error_is_no_damage_and_is_not_passed_over(tmp_path, monkeypatch):
@@ -154,7 +154,7 @@ def test_damaged_files_raise_nothing_but_checkpoint_error(tmp_path):
 def test_what_is_no_checkpoint_is_named(tmp_path, content):
     path = tmp_path / "step_0000001.pt"
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match="step_0000001.pt: is truncated or no checkpoint"):
+    with pytest.raises(CheckpointError, match="step_0000001.pt: is truncated or not a checkpoint"):
         checkpoint.load(path)
 
 

@@ -1,12 +1,10 @@
 """Convolutions that commute with mirroring an image left to right, at half the multiplications.
 
-Networks of such layers: Cohen & Welling 2016 (arXiv 1602.07576); the saving: Bökman, Nordström & Kahl 2025 (arXiv
-2502.05169). The C channels form C/2 pairs, the first of each pair in the first half of the channels: mirroring the
-image mirrors every channel and swaps the two of each pair. The sum of a pair is its even part, the difference its odd
-part. Filters between parts of the same kind must be symmetric, those between even and odd antisymmetric, so two of the
-three values in each of their rows are free, or one: half the parameters and half the arithmetic of a plain convolution.
-
-Every layer returns its result in the memory format of its input.
+After Cohen & Welling 2016 (arXiv 1602.07576) and, for the saving, Bökman, Nordström & Kahl 2025 (arXiv 2502.05169).
+The C channels form C/2 pairs, the first of each in the first half of the channels. Mirroring the image mirrors every
+channel and swaps each pair. The sum of a pair is its even part, the difference its odd part. Filters between parts of
+the same kind are symmetric, with two free values per row of three; those between even and odd antisymmetric, with one:
+half the parameters and arithmetic of a plain convolution. Every layer preserves its input's memory format.
 """
 
 from __future__ import annotations
@@ -20,11 +18,11 @@ from .winograd import winograd_conv, winograd_is_faster
 
 
 class FlipConv3x3(nn.Module):
-    """A 3×3 convolution between pairs of channels, padding 1, no bias: float [N, C_in, H, W] to [N, C_out, H, W].
+    """A 3×3 convolution between channel pairs, padding 1, no bias: float [N, C_in, H, W] to [N, C_out, H, W].
 
     `even.weight` and `odd.weight`, float [C_out/2, 3·C_in/2, 3, 1], compute the even and the odd part of the result.
-    Of the 3·C_in/2 the first third weights the middle column, the second the sum of its neighbours, the last the
-    difference of the neighbours in the parts of the other kind. All basis filters are orthogonal and of equal norm.
+    Of their inputs, the first third weights the middle column, the second the sum of its neighbours, the last the
+    difference of the neighbours in parts of the other kind. All basis filters are orthogonal and of equal norm.
     """
 
     def __init__(self, in_channels: int, out_channels: int):
@@ -47,10 +45,8 @@ class FlipConv3x3(nn.Module):
 
 
 class MirroredConv2d(nn.Conv2d):
-    """A convolution of images, without padding, whose filters are mirror images of each other or of themselves.
-
-    `mirrored`, int64 [C_out], names the mirror image of each filter; training preserves this relation.
-    """
+    """A convolution of images, without padding, whose filters mirror each other or themselves, also during training:
+    `mirrored`, int64 [C_out], is the index of each filter's mirror image."""
 
     def __init__(self, in_channels: int, mirrored: Tensor, kernel_size: int):
         super().__init__(in_channels, len(mirrored), kernel_size)
@@ -67,10 +63,10 @@ class MirroredConv2d(nn.Conv2d):
 
 
 class LiftingConv3x3(nn.Conv2d):
-    """A 3×3 convolution that makes pairs of channels, padding 1, no bias: float [N, C_in, H, W] to [N, C_out, H, W].
+    """A 3×3 convolution that makes channel pairs, padding 1, no bias: float [N, C_in, H, W] to [N, C_out, H, W].
 
-    `weight`, float [C_out/2, C_in, 3, 3], holds the filters of the first of each pair; those of the second are their
-    mirror images. `mirrored`, int64 [C_in], names the channel that each input channel becomes in the mirror image.
+    `weight`, float [C_out/2, C_in, 3, 3], holds the first filter of each pair; the second is its mirror image.
+    `mirrored`, int64 [C_in]: the channel that each input channel becomes in the mirror image.
     """
 
     def __init__(self, mirrored: Tensor, out_channels: int):
@@ -82,7 +78,7 @@ class LiftingConv3x3(nn.Conv2d):
 
 
 class PairNorm(nn.BatchNorm2d):
-    """Batch norm for pairs of channels that share statistics and biases: float [N, C, H, W] to the same."""
+    """Batch norm of float [N, C, H, W] with statistics and biases shared within channel pairs."""
 
     def __init__(self, channels: int, **options):
         super().__init__(channels // 2, **options)
@@ -98,10 +94,8 @@ class PairNorm(nn.BatchNorm2d):
 
 
 def symmetric_max_pool(images: Tensor) -> Tensor:
-    """Max pooling that halves the sides, rounded down, and commutes with mirroring.
-
-    Windows are 2 wide, along an odd side 3 wide and overlapping. Takes [N, C, H, W] with H and W of at least 2.
-    """
+    """Max pooling of [N, C, H, W] that halves H and W, at least 2, rounds down, and commutes with mirroring: windows
+    are 2 wide, along an odd side 3 wide and overlapping."""
     return F.max_pool2d(images, [2 + side % 2 for side in images.shape[2:]], 2)
 
 
@@ -110,14 +104,14 @@ def _format_of(images: Tensor) -> torch.memory_format:
 
 
 def _columns(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Filters [C_out/2, C_in/2, 3, 3] for the parts of the same kind and of the other kind."""
+    """Filters [C_out/2, C_in/2, 3, 3] for parts of the same and of the other kind."""
     middle, sums, differences = weight.unflatten(1, (3, -1)).unbind(1)
     return (torch.cat([sums, 2 ** 0.5 * middle, sums], 3),
             torch.cat([-differences, torch.zeros_like(differences), differences], 3))
 
 
 class _Neighbours(torch.autograd.Function):
-    # [N, C, H, W] to the inputs of `even` and `odd`, each [N, 3·C/2, H, W]. In between, images are [N, H, W, C].
+    # [N, C, H, W] to the inputs of `even` and `odd`, each [N, 3·C/2, H, W]; internally [N, H, W, C].
 
     @staticmethod
     def forward(ctx, images):
@@ -130,8 +124,7 @@ class _Neighbours(torch.autograd.Function):
             sums, differences = own[..., 1, :], other[..., 2, :]
             torch.add(part[:, :, :-2], part[:, :, 2:], out=sums[:, :, 1:-1])
             torch.sub(part[:, :, 2:], part[:, :, :-2], out=differences[:, :, 1:-1])
-            for border in (sums, differences):
-                border[:, :, 0] = part[:, :, 1] if width > 1 else 0
+            sums[:, :, 0] = differences[:, :, 0] = part[:, :, 1] if width > 1 else 0
             sums[:, :, -1] = part[:, :, -2] if width > 1 else 0
             differences[:, :, -1] = -part[:, :, -2] if width > 1 else 0
         return tuple(result.flatten(3).permute(0, 3, 1, 2).contiguous(memory_format=_format_of(images))
@@ -152,7 +145,7 @@ class _Neighbours(torch.autograd.Function):
 
 
 class _Pairs(torch.autograd.Function):
-    # Even and odd parts [N, C/2, H, W] to pairs of channels [N, C, H, W]. Its transpose has the same form.
+    # Even and odd parts [N, C/2, H, W] to channel pairs [N, C, H, W]. Its transpose has the same form.
 
     @staticmethod
     def forward(ctx, even, odd):
@@ -166,7 +159,7 @@ class _Pairs(torch.autograd.Function):
 
 
 def _paired(even: Tensor, odd: Tensor, memory_format: torch.memory_format) -> Tensor:
-    """Turn even and odd parts [N, H, W, C/2] into pairs of channels [N, C, H, W]."""
+    """Even and odd parts [N, H, W, C/2] to channel pairs [N, C, H, W]."""
     pairs = even.new_empty(*even.shape[:3], 2 * even.shape[3])
     first, second = pairs.chunk(2, 3)
     torch.add(even, odd, out=first)

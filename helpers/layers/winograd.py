@@ -1,8 +1,8 @@
 """3×3 convolutions on a CPU with a fifth to a half of the multiplications: Winograd's F(m×m, 3×3).
 
-Winograd 1980, "Arithmetic Complexity of Computations"; Lavin & Gray 2015, arXiv 1509.09308. A tile of m×m outputs is
-computed from n×n inputs, n = m + 2, as Aᵀ [(G w Gᵀ) ⊙ (Bᵀ x B)] A, summed over the input channels: 81 multiplications
-instead of 441 for m = 7. Over many tiles the sums are n² matrix products. The backward pass is the transpose.
+Winograd 1980, "Arithmetic Complexity of Computations"; Lavin & Gray 2015, arXiv 1509.09308. A tile of m×m outputs comes
+from n×n inputs, n = m + 2, as Aᵀ [(G w Gᵀ) ⊙ (Bᵀ x B)] A, summed over the input channels: for m = 7, 81 multiplications
+instead of 441. Over many tiles the sums are n² matrix products. The backward pass is the transpose.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-# Evaluation points of the polynomials in the Cook-Toom construction; tiles of m use the first m + 1.
+# Evaluation points of the polynomials in the Cook-Toom construction; tiles of side m use the first m + 1.
 POINTS = (0, 1, -1, 2, -2, 1 / 2, -1 / 2, -4 / 3)
 TILE_SIDES = (2, 3, 4, 5, 6, 7)
-TILES_AT_ONCE = 200         # few enough that most intermediate results stay in the cache
+TILES_AT_ONCE = 200         # keeps most intermediate results in the cache
 
 _allowed = True
 
 
 @contextmanager
 def direct_convolutions():
-    """A context in which every Conv3x3 is PyTorch's own convolution, to count FLOPs or to compare."""
+    """A context in which every Conv3x3 uses PyTorch's convolution, to count FLOPs or to compare."""
     global _allowed
     before, _allowed = _allowed, False
     try:
@@ -38,11 +38,9 @@ def direct_convolutions():
 class Conv3x3(nn.Conv2d):
     """A 3×3 convolution with padding 1 and no bias: float [N, C_in, H, W] to [N, C_out, ⌈H/stride⌉, ⌈W/stride⌉].
 
-    In fp32 on a CPU it uses Winograd's algorithm where that is faster, else PyTorch's own convolution. The two differ
-    by rounding, at most 1e-4 of the result's norm, a thirtieth of what bf16 loses.
-
-    `for_pooling=True` omits the last row and column of a result with odd sides, which 2×2 pooling ignores: at side 7 it
-    computes 36 places instead of 49.
+    In fp32 on a CPU it uses Winograd's algorithm where that is faster, else PyTorch's convolution. The two differ by
+    rounding, at most 1e-4 of the result's norm, a thirtieth of bf16's error. `for_pooling=True` omits the last row and
+    column of a result with odd sides, which 2×2 pooling ignores: at side 7, 36 places remain of 49.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1):
@@ -60,18 +58,16 @@ class Conv3x3(nn.Conv2d):
 
 def winograd_is_faster(images: Tensor, weight_dtype: torch.dtype, in_channels: int, out_channels: int,
                        without_last: bool = False, direct_share: float = 1.0) -> bool:
-    """Is `winograd_conv` faster than a convolution of stride 1? Only in fp32 on a CPU, outside direct_convolutions.
-
-    `direct_share`: the multiplications of the alternative over those of a plain convolution.
-    """
+    """Is `winograd_conv` faster than a convolution of stride 1? Only in fp32 on a CPU, outside `direct_convolutions`.
+    `direct_share`: the alternative's multiplications over those of a plain convolution."""
     if not (_allowed and images.device.type == "cpu" and images.dtype == weight_dtype == torch.float32
             and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
             and images.ndim == 4 and images.shape[1] == in_channels
-            and min(in_channels, out_channels) >= 64):      # else the transforms cost more than they save
+            and min(in_channels, out_channels) >= 64):      # or the transforms cost more than they save
         return False
     height, width = (side - without_last for side in images.shape[2:])
     rows, columns = _Tiling.of(height), _Tiling.of(width)
-    return (len(images) * rows.count * columns.count >= 64          # else transforming the filters costs more
+    return (len(images) * rows.count * columns.count >= 64          # or transforming the filters costs more
             and rows.multiplications * columns.multiplications < 0.6 * direct_share * 9 * height * width)
 
 
@@ -79,8 +75,8 @@ def winograd_conv(images: Tensor, weight: Tensor, without_last: bool = False) ->
     """`F.conv2d(images, weight, padding=1)` by F(m×m, 3×3), differentiable once.
 
     images: float32 or float64 [N, C_in, H, W]; weight: [C_out, C_in, 3, 3] of the same dtype (16 bits are too few for
-    the transforms). Returns [N, C_out, H, W] in channels_last order; `without_last` omits its last row and column, so
-    [N, C_out, H - 1, W - 1]. On each axis m is the one of TILE_SIDES that needs the fewest multiplications.
+    the transforms). Returns [N, C_out, H, W], channels_last; with `without_last`, [N, C_out, H - 1, W - 1]. On each
+    axis, m is the one of TILE_SIDES with the fewest multiplications.
     """
     height, width = (side - without_last for side in images.shape[2:])
     return _WinogradConv.apply(images, weight, (height, width), torch.is_grad_enabled())
@@ -101,8 +97,7 @@ class _Tiling:
 
 
 class _WinogradConv(torch.autograd.Function):
-    # Stacked tiles are [n, n, N, rows, columns, C] on the input side and [m, m, N, rows, columns, C] on the output
-    # side; images are [N, H, W, C].
+    # Images are [N, H, W, C]; tiles are [n, n, N, rows, columns, C] as inputs, [m, m, N, rows, columns, C] as outputs.
 
     @staticmethod
     def forward(ctx, images, weight, sides, with_grad):
@@ -160,13 +155,11 @@ def _transform_filters(g: Tensor, weight: Tensor) -> Tensor:
 
 
 def _overlap_add(patches: Tensor) -> Tensor:
-    """Sum n×n patches that overlap by 2, then drop the first row and column: [n, n, N, rows, columns, C] to
-    [N, H, W, C]."""
+    """Sum patches [n, n, N, rows, columns, C] that overlap by 2 into [N, H, W, C], without the first row and column."""
     patches = patches.permute(2, 3, 0, 4, 1, 5)
     number, rows, height, columns, width, channels = patches.shape
     total = patches.new_empty(number, rows + 1, height - 2, columns + 1, width - 2, channels)
-    total[:, -1] = 0
-    total[:, :, :, -1] = 0
+    total[:, -1] = total[:, :, :, -1] = 0
     total[:, :-1, :, :-1] = patches[:, :, :-2, :, :-2]
     total[:, 1:, :2, :-1] += patches[:, :, -2:, :, :-2]
     total[:, :-1, :, 1:, :2] += patches[:, :, :-2, :, -2:]
@@ -175,14 +168,14 @@ def _overlap_add(patches: Tensor) -> Tensor:
 
 
 def _parts(rows: _Tiling, columns: _Tiling, *batches: Tensor):
-    """Yield the batches [N, C, H, W] as [N, H, W, C], a few images at a time."""
+    """The batches [N, C, H, W] as [N, H, W, C], a few images at a time."""
     images_at_once = max(1, TILES_AT_ONCE // (rows.count * columns.count))
     return zip(*[batch.permute(0, 2, 3, 1).split(images_at_once) for batch in batches])
 
 
 @functools.lru_cache
 def _transforms(row_m: int, column_m: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Aᵀ [m·m, n·n], Bᵀ [n·n, n·n] and G [n·n, 9] for flattened tiles; rows and columns may differ in m and n."""
+    """Aᵀ [m·m, n·n], Bᵀ [n·n, n·n] and G [n·n, 9] for flattened tiles; m and n may differ between rows and columns."""
     return tuple(torch.kron(*map(torch.from_numpy, pair)).to(dtype)
                  for pair in zip(_cook_toom(row_m), _cook_toom(column_m)))
 

@@ -144,7 +144,7 @@ def student(browser, tmp_path, request):
 
 def copy_project(folder: Path, settings: dict) -> None:
     """What a student has: the project with the notebook's outputs cleared and `settings` in its parameters cell."""
-    for name in ("cifar100_pipeline.py", "helpers", "configs"):
+    for name in ("cifar100_pipeline.py", "requirements.txt", "helpers", "configs"):
         source = ROOT / name
         if source.is_dir():
             shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
