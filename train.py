@@ -13,7 +13,7 @@ import sys
 from cifar100_pipeline import (CheckpointError, CIFAR100Pipeline, ConfigError, DataError, TrainingConfig,
                                TrainingDiverged)
 from helpers.config import ALIASES, EVERYDAY, HINTS, SETTINGS, by_group, layered_settings, read_settings, value_faults
-from helpers.retired import RETIRED, TAG
+from helpers.retired import COMMIT, RETIRED, TAG
 
 
 def build_parser(everything: bool = False) -> argparse.ArgumentParser:
@@ -78,7 +78,7 @@ def _unknown_arguments(unknown: list[str]) -> list[str]:
         name = text.split("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_")
         if name in RETIRED or name == "flip_equivariant":
             faults.append(f"option {text!r}: is no longer a setting; docs/RESULTS.md says what it was worth, and "
-                          f"git checkout {TAG} has it")
+                          f"tag {TAG} (commit {COMMIT}) has it")
         elif text.startswith("--"):
             near = difflib.get_close_matches(text.split("=")[0], options, n=1)
             faults.append(f"unknown option {text!r}; " + (f"did you mean {near[0]}?" if near else "see --help-all"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-TAG = "v1"              # the last tag that had them
+TAG, COMMIT = "v1", "cfbe0af"      # the last version that had them
 ANY = object()          # for a setting that never shaped the weights
 
 # Name: the value it has in effect today.
@@ -33,5 +33,6 @@ def refusals(gone: dict) -> list[str]:
     """A sentence for each setting that `without_retired` could not express."""
     return [f"{name}={value!r}: is a network now; set model='FlipCNN' for layers that commute with mirroring, or "
             "'FastCNN' for ordinary ones" if name == "flip_equivariant" else
-            f"{name}={value!r}: is no longer a setting, and in effect {RETIRED[name]!r}; git checkout {TAG} has it"
+            f"{name}={value!r}: is no longer a setting, and in effect {RETIRED[name]!r}; tag {TAG} (commit {COMMIT}) "
+            "has it"
             for name, value in gone.items()]

@@ -117,6 +117,12 @@ def test_no_value_is_written_in_two_presets_that_extend_each_other():
     assert fast["extends"] == "quick" and not fast.items() & quick.items()
 
 
+@pytest.mark.parametrize("name", preset_names())
+def test_no_setting_stands_in_a_preset_where_it_has_no_effect(name):
+    own = yaml.safe_load((config.PRESET_DIR / f"{name}.yaml").read_text())
+    assert not set(own) & set(TrainingConfig.from_preset(name).replace(preset=None).idle_settings())
+
+
 def test_required_presets_are_there():
     assert {"reference", "demo", "quick"} <= set(preset_names())
     assert TrainingConfig.from_preset("demo").data_source == "drawn"

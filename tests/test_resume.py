@@ -284,10 +284,21 @@ def test_a_run_of_the_first_edition_is_compared_in_todays_names(tmp_path):
     assert "equivariant" not in message and "\n  - precision" not in message
 
 
+def test_a_run_of_the_first_edition_goes_on_with_other_batches_and_says_so(tmp_path, caplog):
+    take_one_step(tmp_path, MUON_RUN)
+    newest = checkpoint.list_steps(tmp_path)[0]
+    state = checkpoint.load(newest)
+    del state["draws"]
+    checkpoint.save_atomically(state, newest)
+    with caplog.at_level(logging.WARNING, "cifar100"):
+        trainer = make_trainer(tmp_path, MUON_RUN)
+    assert trainer.began_at == 1 and "began at v1" in caplog.text
+
+
 def test_a_run_with_a_setting_that_is_gone_is_refused_with_the_tag_that_has_it(tmp_path):
     take_one_step(tmp_path, MUON_RUN)
     edit_checkpoint(tmp_path, RETIRED_SETTINGS | {"pool_first": True})
-    with pytest.raises(CheckpointError, match="pool_first=True: .*git checkout v1 has it.*another run_name") as refusal:
+    with pytest.raises(CheckpointError, match="pool_first=True: .*tag v1 .* has it.*another run_name") as refusal:
         make_trainer(tmp_path, MUON_RUN)
     assert "whitening" not in str(refusal.value)
     assert make_trainer(tmp_path, MUON_RUN, resume="never").step == 0

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from helpers.config import SETTINGS, ConfigError, TrainingConfig, preset_names, read_settings
-from helpers.retired import ANY, RETIRED, TAG, without_retired
+from helpers.retired import ANY, COMMIT, RETIRED, TAG, without_retired
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "figures" / "record"
@@ -49,7 +49,7 @@ def test_another_value_is_refused_with_the_tag_and_kept_for_comparisons(name, va
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump({"preset": "quick", name: value}))
     for read in (lambda: read_settings(path), lambda: TrainingConfig.from_settings({name: value})):
-        with pytest.raises(ConfigError, match=f"{name}={value}.*git checkout {TAG}"):
+        with pytest.raises(ConfigError, match=f"{name}={value}.*tag {TAG} .commit {COMMIT}. has it"):
             read()
     assert TrainingConfig.training_settings_of({name: value})[name] == value
     assert without_retired({name: value, "epochs": 3}) == ({"epochs": 3}, {name: value})

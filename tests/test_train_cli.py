@@ -176,7 +176,7 @@ def test_help_shows_what_people_turn_on_one_screen_and_help_all_explains_every_s
 
 @pytest.mark.parametrize("option", ["--no-flip-equivariant", "--pool-first", "--eval-batch-size 100", "--no-skip"])
 def test_an_option_that_is_gone_is_answered_with_the_tag_that_has_it(option):
-    assert "no longer a setting" in faults_of(option)[0] and "git checkout v1" in faults_of(option)[0]
+    assert "no longer a setting" in faults_of(option)[0] and "tag v1 (commit cfbe0af) has it" in faults_of(option)[0]
 
 
 def test_fp32_is_said_as_before(capsys):
