@@ -1,10 +1,10 @@
-# One word for each thing that a developer runs. `make` lists them.
+# Developer commands; `make` lists them.
 PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python3)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test lint demo record docs
 
-help:		## list the words
+help:		## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup:		## make .venv with the requirements and ruff

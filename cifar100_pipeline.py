@@ -31,7 +31,7 @@ from helpers.lesson.runs import finished_runs, published_beside, runs_text, writ
 from helpers.logs import log_to
 from helpers.metrics import Evaluation, History
 from helpers.models import CIFAR100CNN, FastCNN, FlipCNN, describe_model, layer_table, training_flops
-from helpers.network import TrainedNetwork, pretrained_path, settings_here
+from helpers.network import TrainedNetwork, pretrained_path, portable_settings
 from helpers.notebook_settings import notebook_settings
 from helpers.system import SystemInfo, lies_on_drive, mount_drive, pick_device, pick_precision, progress_style
 from helpers.text import duration, layers_text, readable, results_text
@@ -85,7 +85,7 @@ class CIFAR100Pipeline:
         if "name" not in state:
             raise CheckpointError(f"{path}: holds weights but no configuration of this project; make a pipeline with "
                                   "the network's sizes and call pipeline.load_weights(path)")
-        pipeline = cls(TrainingConfig.from_settings(settings_here(state) | overrides, str(path)))
+        pipeline = cls(TrainingConfig.from_settings(portable_settings(state) | overrides, str(path)))
         pipeline.load_weights(path)
         return pipeline
 

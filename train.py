@@ -25,7 +25,7 @@ def build_parser(everything: bool = False) -> argparse.ArgumentParser:
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=32),
         epilog=f"Values in brackets are those of preset {defaults.preset!r}; another --preset has others.")
     general = parser.add_argument_group("Options")
-    general.add_argument("-h", "--help", action="help", help="show the settings that people turn")
+    general.add_argument("-h", "--help", action="help", help="show the commonly changed settings")
     general.add_argument("--help-all", action="store_true", help="show all settings")
     general.add_argument("--config", metavar="FILE", help="YAML file of settings; options override it")
     short_names = {full: short for short, full in ALIASES.items()}
@@ -77,7 +77,7 @@ def _unknown_arguments(unknown: list[str]) -> list[str]:
     for text in unknown:
         name = text.split("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_")
         if name in RETIRED or name == "flip_equivariant":
-            faults.append(f"option {text!r}: is no longer a setting; docs/RESULTS.md says what it was worth, and "
+            faults.append(f"option {text!r}: is no longer a setting; "
                           f"tag {TAG} (commit {COMMIT}) has it")
         elif text.startswith("--"):
             near = difflib.get_close_matches(text.split("=")[0], options, n=1)

@@ -39,7 +39,7 @@ def setting(default, help, *, choices=None, low=None, above=None, high=None, bel
     """A dataclass field with help text and allowed values: `low`, `high` inclusive, `above`, `below` exclusive bounds.
 
     `shapes_training=False` marks settings that do not change the trained weights, so a run may be resumed with another
-    value. `everyday=True` marks those people turn: `train.py --help` and the notebook's parameters cell show them.
+    value. `everyday=True` marks commonly changed ones: `train.py --help` and the notebook's parameters cell show them.
     """
     return field(default=default, metadata={"help": help, "choices": choices, "low": low, "above": above, "high": high,
                                             "below": below, "shapes_training": shapes_training, "everyday": everyday})
@@ -167,14 +167,15 @@ class TrainingConfig:
         (see `helpers.retired`). Raises one ConfigError for all faults."""
         settings, gone = without_retired(settings)
         faults = refusals(gone) + name_faults(settings)
-        if settings.get(EXTENDS) and not settings.get("preset"):
-            faults.append(f"{EXTENDS}={settings[EXTENDS]!r}: belongs in preset files, beside `preset`; write "
-                          f"preset={settings[EXTENDS]!r}")
         known = _given({name: value for name, value in settings.items() if name in KNOWN_NAMES})
         try:
-            base = _yielding(preset_settings(known["preset"]), known) if "preset" in known else {}
+            base = _without_strength_details(preset_settings(known["preset"]), known) if "preset" in known else {}
         except ConfigError as error:    # without a preset, values can only be checked one by one
             raise ConfigError(faults + error.faults + list(value_faults(known).values()), where) from error
+        extends = settings.get(EXTENDS)
+        if extends and ("preset" not in known
+                        or read_settings(PRESET_DIR / f"{known['preset']}.yaml").get(EXTENDS) != extends):
+            faults.append(f"extends={extends!r}: only a preset's own file extends another; write preset={extends!r}")
         try:
             config = cls(**(base | known))
         except ConfigError as error:
@@ -222,8 +223,8 @@ class TrainingConfig:
 
     def changed_settings(self) -> dict:
         """The training settings that differ from the preset's, or from the defaults without a preset."""
-        base = type(self)(**_yielding(preset_settings(self.preset), self._values())) if self.preset else type(self)()
-        before = base.training_settings()
+        base = _without_strength_details(preset_settings(self.preset), self._values()) if self.preset else {}
+        before = type(self)(**base).training_settings()
         return {name: value for name, value in self.training_settings().items() if value != before[name]}
 
     def idle_settings(self) -> dict[str, str]:
@@ -306,12 +307,12 @@ def name_faults(settings, full_names_only: bool = False) -> list[str]:
     for name in settings:
         if name in RETIRED or name == EXTENDS:
             if full_names_only:
-                faults.append(f"{name}: is no setting of TrainingConfig; from_settings reads older files")
+                faults.append(f"{name}: belongs in files and mappings; TrainingConfig.from_settings reads it")
         elif name not in names:
             near = [ALIASES[name]] if name in ALIASES else difflib.get_close_matches(
                 str(name).lower(), sorted(names), n=1, cutoff=0.6)
             faults.append(f"unknown setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else
-                          "; `python train.py --help` lists all settings"))
+                          "; `python train.py --help-all` lists all settings"))
         elif name in ALIASES and settings[name] is not None and settings.get(ALIASES[name]) is not None:
             faults.append(f"{name!r} and {ALIASES[name]!r} are the same setting; give one of them")
     return faults
@@ -349,13 +350,13 @@ def preset_settings(name: str) -> dict:
             own = read_settings(path)
         except ConfigError as error:
             raise ConfigError([f"preset={name!r}: {path.name}: {fault}" for fault in error.faults]) from error
-        merged = _yielding(own, merged) | merged
+        merged = _without_strength_details(own, merged) | merged
         name = own.get(EXTENDS) or own.get("preset")
     return {name: value for name, value in merged.items() if name != EXTENDS} | {"preset": chain[0]}
 
 
-def _yielding(base: dict, given: dict) -> dict:
-    """`base` for use under `given`: another augmentation strength brings its own crop and cutout."""
+def _without_strength_details(base: dict, given: dict) -> dict:
+    """`base` without its crop and cutout where `given` changes the augmentation strength, which brings its own."""
     if given.get("augmentation_strength") in (None, base.get("augmentation_strength")):
         return base
     return {name: value for name, value in base.items() if name not in ("crop_padding", "cutout_size")}
@@ -386,12 +387,12 @@ def read_settings(path) -> dict:
 
 
 def layered_settings(*layers: dict) -> dict:
-    """Merge mappings; later ones win. `configs/default.yaml` comes first if none names a preset.
+    """Merge mappings; later ones win. `configs/default.yaml` comes first if none names or extends a preset.
 
     Drops `None`s. A short name replaces the full one of an earlier layer. Unknown names and names given twice within a
     layer stay, for `TrainingConfig.from_settings` to report.
     """
-    if all(layer.get("preset") is None for layer in layers):
+    if all(layer.get("preset") is None and layer.get(EXTENDS) is None for layer in layers):
         layers = (default_settings(), *layers)
     merged = {}
     for layer in layers:

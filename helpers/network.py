@@ -30,7 +30,7 @@ class TrainedNetwork:
         config: the settings it was trained with.
         precision: of its predictions: "fp32", "bf16" or "fp16".
         class_names, mean, std: of its training data; () and None if the weights lack them, until `adopt` adds them.
-        note: says so when it was not trained on the real CIFAR-100.
+        note: a warning to display when it was not trained on the real CIFAR-100, else "".
         results: known test results, as `CIFAR100Pipeline.evaluate` returns them.
         reliable: see `reliable_confidence`.
         validation: a loader and its labels, to measure `reliable_confidence` on first use.
@@ -132,7 +132,7 @@ class TrainedNetwork:
         return self._reliable
 
 
-def settings_here(state: dict) -> dict:
+def portable_settings(state: dict) -> dict:
     """The configuration in a checkpoint without the settings of the machine and session that wrote it."""
     elsewhere = {"preset": None, "run_name": state["name"], "checkpoint_dir": None, "drive": False, "resume": "auto",
                  "device": "auto", "precision": None}

@@ -1,4 +1,4 @@
-"""Removed settings, so that files with them can be read. docs/RESULTS.md says what each was worth."""
+"""Removed settings, so that files with them can be read. docs/RESULTS.md covers those that were measured."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def without_retired(settings: dict) -> tuple[dict, dict]:
     gone = {name: value for name, value in settings.items()
             if name in RETIRED and value is not None and RETIRED[name] not in (ANY, value)}
     equivariant, model = settings.get("flip_equivariant"), settings.get("model")
-    if equivariant is not None and model is None:
+    if equivariant is not None and (model is None or model == "FlipCNN" and not equivariant):
         gone["flip_equivariant"] = equivariant
     elif equivariant and model == "FastCNN":
         kept["model"] = "FlipCNN"
@@ -31,8 +31,8 @@ def without_retired(settings: dict) -> tuple[dict, dict]:
 
 def refusals(gone: dict) -> list[str]:
     """A sentence for each setting that `without_retired` could not express."""
-    return [f"{name}={value!r}: is a network now; set model='FlipCNN' for layers that commute with mirroring, or "
-            "'FastCNN' for ordinary ones" if name == "flip_equivariant" else
+    return [f"{name}={value!r}: is replaced by networks; set model='FlipCNN' for layers that commute with mirroring, "
+            "or 'FastCNN' for ordinary ones" if name == "flip_equivariant" else
             f"{name}={value!r}: is no longer a setting, and in effect {RETIRED[name]!r}; tag {TAG} (commit {COMMIT}) "
             "has it"
             for name, value in gone.items()]

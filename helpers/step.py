@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 from collections.abc import Sequence
 
@@ -52,7 +53,7 @@ class TrainStep:
                  rows: Sequence[Tensor] | None = None, distil: bool = False) -> tuple[Tensor, Tensor]:
         """Do one step over `batches`; return the mean loss and the number of right predictions, on the device.
 
-        batches: images [B, 3, H, W] with labels int64 [B], or float [B, num_classes] of mixed images; factor: on the
+        batches: images [B, 3, H, W] with labels int64 [B], or float [B, num_classes] of mixed images; factor: of the
         peak learning rates; rows: the training images in each batch, int64 [B], for self-distillation, whose targets
         `distil` uses. Raises the device's out-of-memory error when a single image does not fit.
         """
@@ -79,8 +80,8 @@ class TrainStep:
         predictions = []
         try:
             for (images, labels), chosen in zip(batches, rows):
-                chosen = labels if chosen is None else chosen       # unused, but of the right length
-                for part, targets, which in zip(*(whole.chunk(self.parts) for whole in (images, labels, chosen))):
+                chosen = itertools.repeat(None) if chosen is None else chosen.chunk(self.parts)
+                for part, targets, which in zip(images.chunk(self.parts), labels.chunk(self.parts), chosen):
                     with autocast(self.device, self.precision):
                         logits = self.forward(part)
                     loss = self._loss(logits.float(), targets, which if distil else None) * (len(part) / count)
@@ -88,7 +89,7 @@ class TrainStep:
                     loss_sum = loss_sum + loss.detach()
                     hard_targets = targets if targets.ndim == 1 else targets.argmax(1)
                     correct = correct + (logits.argmax(1) == hard_targets).sum()
-                    if self._past is not None and targets.ndim == 1:
+                    if self._past is not None and which is not None and targets.ndim == 1:
                         predictions.append((which, logits.detach()))
         except RuntimeError as error:
             if not is_out_of_memory(error) or self.parts >= max(len(images) for images, _ in batches):

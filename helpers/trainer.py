@@ -17,12 +17,12 @@ from . import checkpoint
 from .checkpoint import CheckpointError
 from .config import TrainingConfig
 from .data import ImageData, stratified_split
-from .loader import BatchLoader, training_loader
+from .loader import RANDOM_STREAM, BatchLoader, training_loader
 from .logs import epoch_log
 from .metrics import History, RunningMeans, topk_accuracy
 from .models import build_model, training_flops
 from .network import EVALUATION_BATCH, predict
-from .retired import TAG, refusals, without_retired
+from .retired import refusals, without_retired
 from .schedule import Schedule
 from .signals import StopOnSignals
 from .step import TrainStep
@@ -34,7 +34,6 @@ log = logging.getLogger("cifar100")
 
 READ_SECONDS = 2.0      # how often losses are read back from the device
 BEST = "best.pt"
-DRAWS = "by epoch"      # of random numbers, in `BatchLoader.draw_epoch`
 DISTIL_FROM = 0.75      # share of the epochs after which self-distillation starts
 # Attributes of the Trainer that a checkpoint holds under their names.
 _PLAIN_STATE = ("seconds", "flops", "best_accuracy", "patience_accuracy", "patience_left")
@@ -270,7 +269,7 @@ class Trainer:
             "epoch": self.epoch, "history": self.history.to_list(), "stopped": self.history.stopped,
             "running": self.running.state(), "rng": rng_state(self.device), "best_weights": self.best_weights,
             "precision": self.precision, "device": self.device.type, "machine": self.machine,
-            "training_settings": self._training_settings(), "draws": DRAWS, **self.about(),
+            "training_settings": self._training_settings(), "random_stream": RANDOM_STREAM, **self.about(),
             **{name: getattr(self, name) for name in _PLAIN_STATE}, "seconds": self._seconds_so_far(),
         }, self.checkpoint_dir)
         self.has_saved, self._is_unsaved = True, False
@@ -343,9 +342,9 @@ class Trainer:
         for name in _PLAIN_STATE:
             setattr(self, name, saved[name])
         self._rng = saved["rng"]
-        if saved.get("draws") != DRAWS and not self.is_finished:
-            log.warning("this run began at %s, which drew its batches otherwise: it goes on with other batches than it "
-                        "would have had there", TAG)
+        if saved.get("random_stream", 1) != RANDOM_STREAM and not self.is_finished:
+            log.warning("this run began in a version that draws its batches differently: it continues with other "
+                        "batches than it would have had there")
         if self.is_finished:            # perhaps on another machine
             self.machine = saved.get("machine", self.machine)
 

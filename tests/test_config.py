@@ -108,8 +108,10 @@ def test_a_preset_extends_another_and_is_still_itself(presets):
     assert (mine.name, mine.epochs, mine.seed) == ("mine", 9, 3)
     as_file = read_settings(presets() / "mine.yaml")        # as papermill -f and --config give it
     assert TrainingConfig.from_settings(layered_settings(as_file)) == mine
-    with pytest.raises(ConfigError, match="extends='base'.*write preset='base'"):
-        TrainingConfig.from_settings({"extends": "base"})
+    for wrong in ({"extends": "base"}, {"extends": "base", "epochs": 3}, {"extends": "other", "preset": "mine"}):
+        for settings in (wrong, layered_settings(wrong)):
+            with pytest.raises(ConfigError, match=f"extends='{wrong['extends']}'.*write preset="):
+                TrainingConfig.from_settings(settings)
 
 
 def test_no_value_is_written_in_two_presets_that_extend_each_other():

@@ -56,7 +56,7 @@ def test_another_value_is_refused_with_the_tag_and_kept_for_comparisons(name, va
 
 
 def test_a_retired_name_is_no_argument():
-    with pytest.raises(ConfigError, match="whitening: is no setting of TrainingConfig"):
+    with pytest.raises(ConfigError, match="whitening: belongs in files and mappings"):
         TrainingConfig(whitening=True)
 
 

@@ -16,7 +16,7 @@ def settings_page() -> str:
     presets = [TrainingConfig.from_preset(name) for name in preset_names()]
     lines = ["# Settings", "",
              "Notebook, papermill, YAML files, `train.py` (with `-` for `_`) and Python take the same names. "
-             f"{len(SETTINGS)} in all; those in bold are the ones people turn. Preset columns are empty where the "
+             f"{len(SETTINGS)} in all; those in bold are commonly changed. Preset columns are empty where the "
              "default holds. This page is made by `make docs` from `helpers/config.py`.", "",
              "Short names: " + ", ".join(f"`{short}` for `{name}`" for short, name in ALIASES.items()) + ".", ""]
     for title, names in by_group().items():
