@@ -13,7 +13,7 @@ import sys
 from cifar100_pipeline import (CheckpointError, CIFAR100Pipeline, ConfigError, DataError, TrainingConfig,
                                TrainingDiverged)
 from helpers.config import ALIASES, EVERYDAY, HINTS, SETTINGS, by_group, layered_settings, read_settings, value_faults
-from helpers.retired import COMMIT, RETIRED, TAG
+from helpers.retired import COMMIT, RETIRED, TAG, without_fp32
 
 
 def build_parser(everything: bool = False) -> argparse.ArgumentParser:
@@ -60,7 +60,7 @@ def read_arguments(arguments: list[str]) -> TrainingConfig:
     except ConfigError as error:
         faults += [f"{path}: {fault}" for fault in error.faults]
     if faults:
-        raise ConfigError(faults + list(value_faults(settings).values()), "the command line")
+        raise ConfigError(faults + list(value_faults(without_fp32(settings)).values()), "the command line")
     return TrainingConfig.from_settings(layered_settings(from_file, settings),
                                         f"{path} with the options given" if path else "the command line")
 
@@ -77,8 +77,8 @@ def _unknown_arguments(unknown: list[str]) -> list[str]:
     for text in unknown:
         name = text.split("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_")
         if name in RETIRED or name == "flip_equivariant":
-            faults.append(f"option {text!r}: is no longer a setting; "
-                          f"tag {TAG} (commit {COMMIT}) has it")
+            now = "; --model FlipCNN or FastCNN replaces it" if name == "flip_equivariant" else ""
+            faults.append(f"option {text!r}: is no longer a setting{now}; tag {TAG} (commit {COMMIT}) has it")
         elif text.startswith("--"):
             near = difflib.get_close_matches(text.split("=")[0], options, n=1)
             faults.append(f"unknown option {text!r}; " + (f"did you mean {near[0]}?" if near else "see --help-all"))

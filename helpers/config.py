@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 
 from .checks import coerce, cross_faults, range_fault
-from .retired import RETIRED, refusals, without_retired
+from .retired import RETIRED, refusals, without_fp32, without_retired
 from .text import short_text, shortened
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
@@ -169,15 +169,14 @@ class TrainingConfig:
         faults = refusals(gone) + name_faults(settings)
         known = _given({name: value for name, value in settings.items() if name in KNOWN_NAMES})
         try:
-            base = _without_strength_details(preset_settings(known["preset"]), known) if "preset" in known else {}
+            if settings.get(EXTENDS):       # a preset's file, perhaps with another preset
+                known = _on_top(known, preset_settings(settings[EXTENDS]))
+            base = preset_settings(known["preset"]) if "preset" in known else {}
         except ConfigError as error:    # without a preset, values can only be checked one by one
-            raise ConfigError(faults + error.faults + list(value_faults(known).values()), where) from error
-        extends = settings.get(EXTENDS)
-        if extends and ("preset" not in known
-                        or read_settings(PRESET_DIR / f"{known['preset']}.yaml").get(EXTENDS) != extends):
-            faults.append(f"extends={extends!r}: only a preset's own file extends another; write preset={extends!r}")
+            faults += error.faults + list(value_faults(without_fp32(known)).values())
+            raise ConfigError(faults, where) from error
         try:
-            config = cls(**(base | known))
+            config = cls(**without_fp32(_on_top(known, base)))
         except ConfigError as error:
             faults += error.faults
         if faults:
@@ -216,15 +215,15 @@ class TrainingConfig:
     def training_settings_of(cls, settings: dict) -> dict:
         """The `training_settings` of an earlier run, in today's names. Settings added since have their default; retired
         ones stay only where they differ from today's behaviour."""
-        kept, gone = without_retired(settings)
+        kept, gone = without_retired(without_fp32(settings))
         known = {name: value for name, value in kept.items()
                  if name in SETTINGS and SETTINGS[name].metadata["shapes_training"]}
         return cls().training_settings() | known | gone
 
     def changed_settings(self) -> dict:
         """The training settings that differ from the preset's, or from the defaults without a preset."""
-        base = _without_strength_details(preset_settings(self.preset), self._values()) if self.preset else {}
-        before = type(self)(**base).training_settings()
+        base = preset_settings(self.preset) if self.preset else {}
+        before = type(self)(**without_fp32(_without_strength_details(base, self._values()))).training_settings()
         return {name: value for name, value in self.training_settings().items() if value != before[name]}
 
     def idle_settings(self) -> dict[str, str]:
@@ -305,7 +304,7 @@ def name_faults(settings, full_names_only: bool = False) -> list[str]:
     names = SETTINGS if full_names_only else KNOWN_NAMES
     faults = []
     for name in settings:
-        if name in RETIRED or name == EXTENDS:
+        if name in (*RETIRED, "flip_equivariant", EXTENDS):
             if full_names_only:
                 faults.append(f"{name}: belongs in files and mappings; TrainingConfig.from_settings reads it")
         elif name not in names:
@@ -326,7 +325,8 @@ def value_faults(settings: dict) -> dict[str, str]:
             coerced, fault = coerce(value, HINTS[name])
             fault = fault or range_fault(coerced, SETTINGS[name].metadata)
             if fault:
-                faults[name] = f"{name}={value!r}: {fault}"
+                hint = "; fp32 is mixed_precision=False" if (name, value) == ("precision", "fp32") else ""
+                faults[name] = f"{name}={value!r}: {fault}{hint}"
     return faults
 
 
@@ -335,28 +335,35 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in PRESET_DIR.glob("*.yaml"))
 
 
-def preset_settings(name: str) -> dict:
+def preset_settings(name: str, extended_by: tuple[str, ...] = ()) -> dict:
     """The settings of a preset on top of those it extends. Raises ConfigError."""
-    chain, merged = [], {}
-    while name is not None and name not in chain:
-        path = PRESET_DIR / f"{name}.yaml"
-        if name not in preset_names():
-            near = difflib.get_close_matches(str(name), preset_names(), n=1, cutoff=0.5)
-            raise ConfigError([f"preset={name!r}: no such file in configs/experiments"
-                               + (f"; did you mean {near[0]!r}?" if near else "")
-                               + f"; there are {', '.join(preset_names())}"])
-        chain.append(name)
-        try:
-            own = read_settings(path)
-        except ConfigError as error:
-            raise ConfigError([f"preset={name!r}: {path.name}: {fault}" for fault in error.faults]) from error
-        merged = _without_strength_details(own, merged) | merged
-        name = own.get(EXTENDS) or own.get("preset")
-    return {name: value for name, value in merged.items() if name != EXTENDS} | {"preset": chain[0]}
+    path = PRESET_DIR / f"{name}.yaml"
+    if name not in preset_names():
+        near = difflib.get_close_matches(str(name), preset_names(), n=1, cutoff=0.5)
+        asked = f"{extended_by[-1]}.yaml extends {name!r}" if extended_by else f"preset={name!r}"
+        raise ConfigError([f"{asked}: no such file in configs/experiments"
+                           + (f"; did you mean {near[0]!r}?" if near else "")
+                           + f"; there are {', '.join(preset_names())}"])
+    try:
+        own = read_settings(path)
+    except ConfigError as error:
+        raise ConfigError([f"preset={name!r}: {path.name}: {fault}" for fault in error.faults]) from error
+    extends, preset = own.pop(EXTENDS, None), own.pop("preset", name)
+    if extends and preset != name:
+        raise ConfigError([f"preset={name!r}: {path.name} names preset={preset!r} beside extends={extends!r}; write "
+                           f"preset: {name} there"])
+    parent = extends or preset
+    base = {} if parent in (name, *extended_by) else preset_settings(parent, (*extended_by, name))
+    return _on_top(own, base) | {"preset": name}
+
+
+def _on_top(given: dict, base: dict) -> dict:
+    """`given` over `base`, without the crop and cutout of `base` where `given` changes the augmentation strength, which
+    brings its own."""
+    return _without_strength_details(base, given) | given
 
 
 def _without_strength_details(base: dict, given: dict) -> dict:
-    """`base` without its crop and cutout where `given` changes the augmentation strength, which brings its own."""
     if given.get("augmentation_strength") in (None, base.get("augmentation_strength")):
         return base
     return {name: value for name, value in base.items() if name not in ("crop_padding", "cutout_size")}
@@ -380,7 +387,7 @@ def read_settings(path) -> dict:
         raise ConfigError(["must hold lines of the form 'setting: value'"], str(path))
     content, gone = without_retired(content or {})
     settings = _given(content)
-    faults = refusals(gone) + name_faults(content) + list(value_faults(settings).values())
+    faults = refusals(gone) + name_faults(content) + list(value_faults(without_fp32(settings)).values())
     if faults:
         raise ConfigError(faults, str(path))
     return settings

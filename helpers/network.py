@@ -16,6 +16,7 @@ from .data import DataError, ImageData
 from .loader import BatchLoader
 from .metrics import RELIABLE, Evaluation
 from .models import build_model, evaluating, model_stats
+from .retired import NETWORK, RETIRED, refusals, without_retired
 from .system import DTYPES, autocast, memory_format
 
 EVALUATION_BATCH = 500      # images in a forward pass
@@ -55,6 +56,9 @@ class TrainedNetwork:
                    path="the checkpoint") -> TrainedNetwork:
         """As `load`, from the dict of `checkpoint.load`; messages call it `path`. Of the weights in a step_*.pt, takes
         those the run would evaluate, not those training continues from."""
+        gone = without_retired(state.get("config") or {})[1]
+        if faults := refusals({name: value for name, value in gone.items() if name in NETWORK}):
+            raise CheckpointError(f"{path}: " + "; ".join(faults))
         model = build_model(**config.model_arguments())
         try:
             model.load_state_dict(state.get("best_weights") or state.get("ema") or state["model_state_dict"])
@@ -93,6 +97,8 @@ class TrainedNetwork:
 
     def loader(self, images: Tensor, labels: Tensor | None = None) -> BatchLoader:
         """Batches for the network from images, uint8 [N, 32, 32, 3]."""
+        if self.mean is None:
+            raise ValueError("these weights come without class names and normalisation; call adopt(data) first")
         labels = torch.zeros(len(images), dtype=torch.long) if labels is None else labels
         return BatchLoader(images, labels, EVALUATION_BATCH, self.device, self.mean, self.std,
                            dtype=DTYPES[self.precision])
@@ -133,7 +139,7 @@ class TrainedNetwork:
 
 
 def portable_settings(state: dict) -> dict:
-    """The configuration in a checkpoint without the settings of the machine and session that wrote it."""
+    """The configuration in a checkpoint without retired settings and those of the machine and session that wrote it."""
     elsewhere = {"preset": None, "run_name": state["name"], "checkpoint_dir": None, "drive": False, "resume": "auto",
                  "device": "auto", "precision": None}
     data_dir, runs_dir = (Path(state["config"].get(name, "")).expanduser() for name in ("data_dir", "runs_dir"))
@@ -141,7 +147,7 @@ def portable_settings(state: dict) -> dict:
         elsewhere["data_dir"] = None
     if runs_dir.anchor and not runs_dir.is_dir():
         elsewhere["runs_dir"] = None
-    return state["config"] | elsewhere
+    return {name: value for name, value in state["config"].items() if name not in RETIRED} | elsewhere
 
 
 def pretrained_path(name: str = "fast") -> Path:

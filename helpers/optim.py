@@ -101,11 +101,11 @@ class Muon(torch.optim.Optimizer):
         """The nearest semi-orthogonal filters, those of one shape together."""
         places = {}
         for place, update in enumerate(updates):
-            places.setdefault(update.shape, []).append(place)
+            places.setdefault((update.shape, update.dtype), []).append(place)
         found = dict.fromkeys(range(len(updates)))
-        for shape, of_shape in places.items():
+        for (shape, own_dtype), of_shape in places.items():
             matrices = torch.stack([updates[place] for place in of_shape]).flatten(2)
-            filters = orthogonalize(matrices, dtype=self.newton_schulz_dtype).to(updates[0].dtype)
+            filters = orthogonalize(matrices, dtype=self.newton_schulz_dtype).to(own_dtype)
             found |= zip(of_shape, filters.reshape(-1, *shape).unbind())
         return list(found.values())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 TAG, COMMIT = "v1", "cfbe0af"      # the last version that had them
 ANY = object()          # for a setting that never shaped the weights
+NETWORK = ("pool_first", "skip", "input_skip", "mean_features")     # with these, the same weights compute otherwise
 
 # Name: the value it has in effect today.
 RETIRED = {
@@ -15,7 +16,7 @@ RETIRED = {
 
 def without_retired(settings: dict) -> tuple[dict, dict]:
     """`settings` in today's names, and by name the retired ones whose value can no longer be expressed. Drops those
-    with today's value. `flip_equivariant` became FlipCNN, `precision="fp32"` became `mixed_precision=False`."""
+    with today's value; `flip_equivariant` became FlipCNN."""
     kept = {name: value for name, value in settings.items() if name not in RETIRED and name != "flip_equivariant"}
     gone = {name: value for name, value in settings.items()
             if name in RETIRED and value is not None and RETIRED[name] not in (ANY, value)}
@@ -24,9 +25,14 @@ def without_retired(settings: dict) -> tuple[dict, dict]:
         gone["flip_equivariant"] = equivariant
     elif equivariant and model == "FastCNN":
         kept["model"] = "FlipCNN"
-    if settings.get("precision") == "fp32":
-        kept |= {"mixed_precision": False, "precision": "auto"}
     return kept, gone
+
+
+def without_fp32(settings: dict) -> dict:
+    """`precision="fp32"` of earlier versions as `mixed_precision=False`. Call it after merging layers, as a later layer
+    may set `precision`."""
+    is_fp32 = settings.get("precision") == "fp32"
+    return settings | {"mixed_precision": False, "precision": "auto"} if is_fp32 else settings
 
 
 def refusals(gone: dict) -> list[str]:

@@ -108,10 +108,36 @@ def test_a_preset_extends_another_and_is_still_itself(presets):
     assert (mine.name, mine.epochs, mine.seed) == ("mine", 9, 3)
     as_file = read_settings(presets() / "mine.yaml")        # as papermill -f and --config give it
     assert TrainingConfig.from_settings(layered_settings(as_file)) == mine
-    for wrong in ({"extends": "base"}, {"extends": "base", "epochs": 3}, {"extends": "other", "preset": "mine"}):
-        for settings in (wrong, layered_settings(wrong)):
-            with pytest.raises(ConfigError, match=f"extends='{wrong['extends']}'.*write preset="):
-                TrainingConfig.from_settings(settings)
+    presets(broken="preset: mine\nextends: base\n", lost="preset: lost\nextends: bsae\n")
+    for name, says in (("broken", "names preset='mine' beside extends='base'"), ("lost", "lost.yaml extends 'bsae'")):
+        with pytest.raises(ConfigError, match=says):
+            TrainingConfig.from_preset(name)
+
+
+def test_extends_puts_the_other_preset_underneath_wherever_it_stands(presets):
+    presets(base="preset: base\nepochs: 7\nseed: 3\n", other="preset: other\nepochs: 5\nbatch_size: 4\n")
+    alone = TrainingConfig.from_settings(layered_settings({"extends": "base", "seed": 9}))
+    assert (alone.preset, alone.epochs, alone.seed) == ("base", 7, 9)
+    beside = TrainingConfig.from_settings(layered_settings({"preset": "other", "extends": "base"}))
+    assert (beside.preset, beside.epochs, beside.seed, beside.batch_size) == ("other", 7, 3, 4)
+    with pytest.raises(ConfigError, match="no such file"):
+        TrainingConfig.from_settings(layered_settings({"extends": "bsae"}))
+
+
+def test_a_strength_that_is_only_repeated_keeps_the_crop_of_a_preset_two_steps_below(presets):
+    presets(low="preset: low\naugmentation_strength: basic\n", middle="preset: middle\nextends: low\ncrop_padding: 2\n",
+            high="preset: high\nextends: middle\naugmentation_strength: basic\n",
+            strong="preset: strong\nextends: middle\naugmentation_strength: strong\n")
+    assert TrainingConfig.from_preset("high").crop_padding == 2
+    assert TrainingConfig.from_preset("strong").crop_padding is None
+
+
+def test_a_later_layer_overrides_fp32_of_an_earlier_version(presets):
+    presets(low="preset: low\nprecision: fp32\n")
+    assert TrainingConfig.from_preset("low").mixed_precision is False
+    high = TrainingConfig.from_settings(layered_settings({"preset": "low"}, {"precision": "bf16"}))
+    assert (high.mixed_precision, high.precision) == (True, "bf16")
+    assert "fp32 is mixed_precision=False" in faults_of(TrainingConfig, precision="fp32")[0]
 
 
 def test_no_value_is_written_in_two_presets_that_extend_each_other():

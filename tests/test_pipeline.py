@@ -114,6 +114,19 @@ def test_a_step_checkpoint_gives_the_weights_that_its_run_evaluates(finished, ru
         assert all(torch.equal(tensor, wanted[key]) for key, tensor in loaded.model.state_dict().items())
 
 
+def test_weights_of_the_first_edition_are_used_unless_their_network_is_gone(finished, runs_dir, tmp_path):
+    state = checkpoint.load(runs_dir / "tiny" / "checkpoints" / "final.pt")
+    path = tmp_path / "final.pt"
+    trained_otherwise = state["config"] | {"norm_learning_rate": 0.02, "channels_last": False, "precision": "fp32"}
+    checkpoint.save_atomically(state | {"config": trained_otherwise}, path)
+    loaded = CIFAR100Pipeline.from_checkpoint(path, runs_dir=str(tmp_path))
+    assert all(torch.equal(tensor, state["model_state_dict"][name]) for name, tensor in loaded.model.state_dict().items())
+    checkpoint.save_atomically(state | {"config": state["config"] | {"skip": False}}, path)
+    for load in (CIFAR100Pipeline.from_checkpoint, loaded.load_weights):
+        with pytest.raises(CheckpointError, match="skip=False: .*tag v1"):
+            load(path)
+
+
 def test_folders_of_another_machine_are_not_taken_over(finished, runs_dir, tmp_path):
     state = checkpoint.load(runs_dir / "tiny" / "checkpoints" / "final.pt")
     path = tmp_path / "final.pt"

@@ -19,7 +19,7 @@ from .. import checkpoint, network
 from ..checkpoint import CheckpointError
 from ..config import ConfigError, TrainingConfig
 from ..data import DataError, ImageData, load_cifar100
-from ..network import TrainedNetwork, pretrained_path
+from ..network import TrainedNetwork, portable_settings, pretrained_path
 from ..system import pick_device
 
 PATHS = ("data_dir", "runs_dir", "checkpoint_dir")      # of the machine that trained
@@ -54,8 +54,7 @@ def export(run_dir, data: ImageData | None = None, out=None) -> Path:
 
 
 def _config_of(content: dict) -> TrainingConfig:
-    # Without the preset: its file may have gained settings since the training.
-    return TrainingConfig.from_settings(content["config"] | {"preset": None})
+    return TrainingConfig.from_settings(portable_settings(content))
 
 
 def evaluate(content: dict, data: ImageData) -> dict:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from ..config import ALIASES, EVERYDAY, HINTS, SETTINGS, TrainingConfig, by_group, preset_names
+from ..config import ALIASES, EVERYDAY, HINTS, SETTINGS, TrainingConfig, by_group
 from ..files import write_text
 
+PRESETS = ("demo", "fast", "quick", "reference")      # of the page, which presets of a user's own do not change
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "SETTINGS.md"
 
 
 def settings_page() -> str:
     """The page in Markdown: a table per group of settings, with their values in each preset."""
-    presets = [TrainingConfig.from_preset(name) for name in preset_names()]
+    presets = [TrainingConfig.from_preset(name) for name in PRESETS]
     lines = ["# Settings", "",
              "Notebook, papermill, YAML files, `train.py` (with `-` for `_`) and Python take the same names. "
              f"{len(SETTINGS)} in all; those in bold are commonly changed. Preset columns are empty where the "
