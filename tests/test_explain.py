@@ -332,8 +332,8 @@ def test_affinity_needs_a_trainable_filter(model):
 
 # The pipeline ----------------------------------------------------------------------------------------------
 
-TINY = {"model": "FastCNN", "widths": [16, 16, 16], "optimizer": "muon", "epochs": 1, "mixed_precision": False,
-        "progress": "none"}
+TINY = {"model": "FastCNN", "widths": [16, 16, 16], "optimizer": "muon", "train_size": 1000, "mixed_precision": False,
+        "epochs": 1, "progress": "none"}
 
 
 @pytest.fixture(scope="module")
