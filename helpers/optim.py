@@ -52,7 +52,9 @@ class Muon(torch.optim.Optimizer):
 
     In a group with `orthogonalize=True` a filter [out, in, h, w] counts as a matrix [out, in·h·w]. The nearest
     semi-orthogonal matrix (three Newton-Schulz steps) replaces the Nesterov update. Each step first rescales the filter
-    to the norm √out, which makes the rate relative to the weights.
+    to the norm √out, which makes the rate relative to the weights. Filters of one shape are orthogonalised together,
+    and the rest is done for all tensors of a group at once, so that the step is few operations. A rate may be a tensor
+    on the device, for a step that is replayed.
 
     torch.optim.Muon takes 2-D parameters only and needs a newer torch than Colab may have. Like torch's fused
     optimisers this one obeys GradScaler's `found_inf` on the device, without a sync per step.
@@ -67,60 +69,90 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure=None):
         found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
-        skip = None if found_inf is None else found_inf.bool()
         for group in self.param_groups:
-            update_parameter = self._muon_step if group["orthogonalize"] else self._sgd_step
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                grad = parameter.grad if grad_scale is None else parameter.grad / grad_scale
-                state = self.state[parameter]
-                if not state:
-                    state["momentum_buffer"] = torch.zeros_like(parameter)
-                new_parameter, new_buffer = update_parameter(parameter, grad, state["momentum_buffer"], group)
-                _assign(parameter, new_parameter, skip)
-                _assign(state["momentum_buffer"], new_buffer, skip)
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if not parameters:
+                continue
+            for parameter in parameters:
+                if not self.state[parameter]:
+                    self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+            buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+            grads = [parameter.grad for parameter in parameters]
+            grads = grads if grad_scale is None else torch._foreach_div(grads, grad_scale)
+            update = self._muon_step if group["orthogonalize"] else self._sgd_step
+            for targets, values in zip((parameters, buffers), update(parameters, grads, buffers, group)):
+                if found_inf is not None:       # then skip the step
+                    values = [torch.where(found_inf.bool(), *pair) for pair in zip(targets, values)]
+                torch._foreach_copy_(targets, values)
 
-    def _muon_step(self, parameter: Tensor, grad: Tensor, buffer: Tensor, group: dict) -> tuple[Tensor, Tensor]:
-        buffer = buffer * group["momentum"] + grad
-        update = grad.add(buffer, alpha=group["momentum"]).reshape(len(grad), -1)
-        update = orthogonalize(update, dtype=self.newton_schulz_dtype)
-        parameter = parameter * (len(parameter) ** 0.5 / parameter.norm())
-        return parameter.add(update.view(parameter.shape).to(parameter.dtype), alpha=-group["lr"]), buffer
+    def _muon_step(self, parameters, grads, buffers, group: dict) -> tuple[list[Tensor], list[Tensor]]:
+        buffers, updates = _nesterov(grads, buffers, group["momentum"])
+        factors = torch._foreach_reciprocal(torch._foreach_norm(parameters))
+        torch._foreach_mul_(factors, [len(parameter) ** 0.5 for parameter in parameters])
+        parameters = torch._foreach_mul(parameters, factors)
+        return _descended(parameters, self._orthogonalized(updates), group["lr"]), buffers
 
-    def _sgd_step(self, parameter: Tensor, grad: Tensor, buffer: Tensor, group: dict) -> tuple[Tensor, Tensor]:
-        grad = grad.add(parameter, alpha=group["weight_decay"])
-        buffer = buffer * group["momentum"] + grad
-        return parameter.add(grad.add(buffer, alpha=group["momentum"]), alpha=-group["lr"]), buffer
+    def _sgd_step(self, parameters, grads, buffers, group: dict) -> tuple[list[Tensor], list[Tensor]]:
+        grads = torch._foreach_add(grads, parameters, alpha=group["weight_decay"])
+        buffers, updates = _nesterov(grads, buffers, group["momentum"])
+        return _descended(parameters, updates, group["lr"]), buffers
+
+    def _orthogonalized(self, updates: list[Tensor]) -> list[Tensor]:
+        """The nearest semi-orthogonal filters, those of one shape together. Small ones stay alone: to oneDNN a stack of
+        products is one, and below 16³ multiplications it rounds otherwise than above."""
+        places = {}
+        for place, update in enumerate(updates):
+            is_small = min(len(update), update[0].numel()) <= 16
+            places.setdefault((update.shape, place if is_small else None), []).append(place)
+        found = dict.fromkeys(range(len(updates)))
+        for (shape, _), of_shape in places.items():
+            matrices = torch.stack([updates[place] for place in of_shape]).flatten(2)
+            filters = orthogonalize(matrices, dtype=self.newton_schulz_dtype).to(updates[0].dtype)
+            found |= zip(of_shape, filters.reshape(-1, *shape).unbind())
+        return list(found.values())
 
 
-def _assign(target: Tensor, value: Tensor, skip: Tensor | None) -> None:
-    target.copy_(value if skip is None else torch.where(skip, target, value))
+def _nesterov(grads: list[Tensor], buffers: list[Tensor], momentum: float) -> tuple[list[Tensor], list[Tensor]]:
+    """The new momentum buffers, and the updates with Nesterov momentum."""
+    buffers = torch._foreach_mul(buffers, momentum)
+    torch._foreach_add_(buffers, grads)
+    return buffers, torch._foreach_add(grads, buffers, alpha=momentum)
 
 
-def orthogonalize(matrix: Tensor, steps: int = 3, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Roughly the nearest semi-orthogonal matrix to `matrix` [m, n], as `dtype` (Jordan et al. 2024).
+def _descended(parameters: list[Tensor], updates: list[Tensor], rate: float | Tensor) -> list[Tensor]:
+    if isinstance(rate, Tensor):
+        return torch._foreach_sub(parameters, torch._foreach_mul(updates, rate))
+    return torch._foreach_add(parameters, updates, alpha=-rate)
 
-    A quintic Newton-Schulz iteration on the matrix scaled to Frobenius norm 1, which also keeps fp16 in range. Three
+
+def orthogonalize(matrices: Tensor, steps: int = 3, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Roughly the nearest semi-orthogonal matrices to `matrices` [N, m, n], as `dtype` (Jordan et al. 2024).
+
+    A quintic Newton-Schulz iteration on matrices scaled to Frobenius norm 1, which also keeps fp16 in range. Three
     steps bring singular values above 1/50 to about 0.7 … 1.2, as good for Muon as 1; smaller ones grow up to 41 times.
 
-    A step multiplies the matrix X from the left by a polynomial P of X Xᵀ. Iterating only the small square matrices,
+    A step multiplies a matrix X from the left by a polynomial P of X Xᵀ. Iterating only the small square matrices,
     X Xᵀ → P X Xᵀ P, and multiplying X once by the product of all P halves the arithmetic for wide matrices.
     """
-    wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
-    wide = (wide / (wide.norm() + 1e-7)).to(dtype)
-    gram, product = wide @ wide.T, None
+    norms = torch.stack(torch._foreach_norm(list(matrices.unbind()))).view(-1, 1, 1)
+    wide = (matrices / (norms + 1e-7)).to(dtype)
+    wide = wide.mT if matrices.shape[1] > matrices.shape[2] else wide
+    gram, product = wide @ wide.mT, None
     for step in range(steps):
         polynomial = -4.7750 * gram + 2.0315 * gram @ gram
-        polynomial.diagonal().add_(3.4445)
+        polynomial.diagonal(dim1=1, dim2=2).add_(3.4445)
         product = polynomial if product is None else polynomial @ product
         if step < steps - 1:
             gram = polynomial @ gram @ polynomial
     wide = product @ wide
-    return wide.T if matrix.shape[0] > matrix.shape[1] else wide
+    return wide.mT if matrices.shape[1] > matrices.shape[2] else wide
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Set each parameter group to `factor` times its peak rate."""
+    """Set each parameter group to `factor` times its peak rate; where the rate is a tensor, in place."""
     for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"] * factor
+        rate = group["initial_lr"] * factor
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate

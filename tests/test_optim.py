@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers.models import CIFAR100CNN, FastCNN
 from helpers.optim import Muon, build_optimizer, orthogonalize, set_learning_rate, split_parameters
@@ -129,18 +130,19 @@ def test_orthogonalize_maps_each_singular_value_by_the_quintic(rows, columns):
     values = values / values.square().sum().sqrt()
     for _ in range(3):
         values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
-    torch.testing.assert_close(orthogonalize(matrix, 3, torch.float64), u @ values.diag() @ v, rtol=1e-5, atol=1e-6)
+    found, = orthogonalize(matrix[None], 3, torch.float64)
+    torch.testing.assert_close(found, u @ values.diag() @ v, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype, slack", [(torch.float32, 0.01), (torch.bfloat16, 0.05), (torch.float16, 0.02)])
 @pytest.mark.parametrize("shape", [(16, 72), (64, 576), (30, 10)])
 def test_orthogonalize_brings_singular_values_near_one(shape, dtype, slack):
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1))
-    found = orthogonalize(1e-6 * matrix, dtype=dtype)       # gradients may be tiny
+    found, = orthogonalize(1e-6 * matrix[None], dtype=dtype)       # gradients may be tiny
     assert found.dtype == dtype and found.shape == shape
     values = torch.linalg.svdvals(found.float())
     assert 0.68 - slack < values.min() and values.max() < 1.21 + slack
-    assert torch.equal(orthogonalize(torch.zeros(shape), dtype=dtype), torch.zeros(shape, dtype=dtype))
+    assert torch.equal(orthogonalize(torch.zeros(2, *shape), dtype=dtype), torch.zeros(2, *shape, dtype=dtype))
 
 
 def test_muon_equals_a_written_out_step():
@@ -260,3 +262,28 @@ def same(one, other):
     if isinstance(one, (list, tuple)):
         return len(one) == len(other) and all(map(same, one, other))
     return one == other
+
+
+class Operations(TorchDispatchMode):
+    """Counts the tensor operations within it, views aside."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operation, types, arguments=(), keywords=None):
+        is_view = any(result.alias_info and not result.alias_info.is_write for result in operation._schema.returns)
+        self.count += not is_view
+        return operation(*arguments, **(keywords or {}))
+
+
+def test_a_step_of_muon_is_few_operations_however_many_filters_there_are():
+    counts = []
+    for copies in (1, 4):
+        model = nn.Sequential(*[nn.Conv2d(20, 20, 3) for _ in range(3 * copies)], nn.Linear(8, 4))
+        optimizer = build_optimizer(model, "muon")
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        optimizer.step()
+        with Operations() as operations:
+            optimizer.step()
+        counts.append(operations.count)
+    assert counts[0] == counts[1] < 80
