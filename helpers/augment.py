@@ -54,7 +54,7 @@ def affine(images: Tensor, angle: Tensor, translate_x: Tensor, translate_y: Tens
     x, y = x - translate_x[:, None], y - translate_y[:, None]  # [N, W], [N, H]
     radians = torch.deg2rad(angle)
     cos, sin = (torch.cos(radians) / scale)[:, None], (torch.sin(radians) / scale)[:, None]
-    across = 2 / width if mirrored is None else torch.where(mirrored, -2 / width, 2 / width)[:, None]
+    across = 2 / width if mirrored is None else (1 - 2 * mirrored[:, None].to(images.dtype)) * (2 / width)
 
     # The source of each output pixel in grid_sample's coordinates: -1 and 1 are the outer edges. As complex numbers,
     # x + iy, the grid is the sum of a part by column and a part by row. A matrix product would be shorter, but the GPU
@@ -128,8 +128,10 @@ def cutout(images: Tensor, centre_y: Tensor, centre_x: Tensor, size: int, fill: 
     """
     rows = _covered(centre_y, size, images.shape[2])[:, None, :, None]
     columns = _covered(centre_x, size, images.shape[3])[:, None, None, :]
-    colour = torch.tensor(fill, dtype=images.dtype).to(images.device, non_blocking=True).view(1, -1, 1, 1)
-    return torch.where(rows & columns, colour, images)
+    covered, images = (rows & columns).squeeze(1), images.clone()
+    for channel, value in enumerate(fill):      # a tensor of the colour would be copied from the host
+        images[:, channel].masked_fill_(covered, value)
+    return images
 
 
 def resize(images: Tensor, size: int) -> Tensor:

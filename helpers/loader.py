@@ -68,6 +68,15 @@ class BatchLoader:
                 images, labels = self.mix(images, labels)
         return images.to(self.dtype, memory_format=self.memory_format), labels
 
+    def batch_at(self, places: Tensor, image_size: int = IMAGE_SIZE) -> tuple[Tensor, Tensor, Tensor]:
+        """As `batch`, with the indices of the images, int64 [B]: the batch at `places`, int64 [B] on the device, of the
+        epoch made ready by `prepare`. Takes no number from the host, so that a graph can replay it; needs images on the
+        device that are not mixed.
+        """
+        chosen = self._order[places]
+        images = resize(self._augmented(self._source[chosen], places), image_size)
+        return images.to(self.dtype, memory_format=self.memory_format), self.labels[chosen], chosen
+
     def batches(self, epoch: int = 0):
         """Yield all batches of an epoch."""
         for index in range(len(self)):
@@ -75,22 +84,25 @@ class BatchLoader:
 
     def indices(self, epoch: int, index: int) -> Tensor:
         """Indices of the images in a batch: int64 [B] on the device."""
-        self._prepare(epoch)
+        self.prepare(epoch)
         return self._order[self._batch_slice(index)]
 
     def pixels(self, epoch: int, index: int) -> Tensor:
         """The unchanged images of a batch: uint8 [B, 32, 32, 3] on the device."""
         if self.placement == "device":
             return self._source[self.indices(epoch, index)]
-        self._prepare(epoch)
+        self.prepare(epoch)
         return self._source.get((epoch, index), lambda _, index: self._host_order[self._batch_slice(index)])
 
     def normalised(self, pixels: Tensor, epoch: int, index: int) -> Tensor:
         """Augment and normalise the pixels of a batch: float32 [B, 3, 32, 32]."""
+        self.prepare(epoch)
+        return self._augmented(pixels, self._batch_slice(index))
+
+    def _augmented(self, pixels: Tensor, places: slice | Tensor) -> Tensor:
         if self.augmentation is None:
             return pixels.permute(0, 3, 1, 2).float().div_(255).sub_(self.mean).div_(self.std)
-        self._prepare(epoch)
-        parameters = {name: values[self._batch_slice(index)] for name, values in self._parameters.items()}
+        parameters = {name: values[places] for name, values in self._parameters.items()}
         return augment_by(pixels, self.augmentation, parameters, self.mean, self.std)
 
     def draw_epoch(self, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -105,11 +117,17 @@ class BatchLoader:
             parameters["flip"] = self._first_flip[order] ^ bool(epoch % 2)
         return order, parameters
 
-    def _prepare(self, epoch: int) -> None:
-        if self._epoch != epoch:
-            self._order, self._parameters = self.draw_epoch(epoch)
-            self._host_order = self._order.cpu() if self.placement == "host" else None
-            self._epoch = epoch
+    def prepare(self, epoch: int) -> None:
+        """Draw an epoch, if it is not the current one, into tensors that stay where they are."""
+        if self._epoch == epoch:
+            return
+        order, parameters = self.draw_epoch(epoch)
+        if self._order is None:
+            self._order, self._parameters = order, parameters
+        else:
+            torch._foreach_copy_([self._order, *self._parameters.values()], [order, *parameters.values()])
+        self._host_order = self._order.cpu() if self.placement == "host" else None
+        self._epoch = epoch
 
     def _batch_slice(self, index: int) -> slice:
         """Positions of a batch in the order of its epoch; empty beyond the last batch."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from contextlib import contextmanager
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .layers.equivariant import FlipConv3x3, LiftingConv3x3, MirroredConv2d, PairNorm, symmetric_max_pool
-from .layers.winograd import Conv3x3, direct_convolutions
+from .layers.winograd import Conv3x3
 
 
 class ResidualBlock(nn.Module):
@@ -212,16 +213,14 @@ def describe_model(model: nn.Module) -> str:
 def layer_table(model: nn.Module, image_size: int = 32) -> list[dict]:
     """A row per layer: `layer`, `output` (shape without N), `parameters`, `mflops` (10**6, forward, one image). FLOPs
     are torch's: two per multiply-add, of convolutions and matrix products only."""
-    shapes = {}
+    model, shapes = _without_weights(model), {}
     layers = {name: module for name, module in model.named_modules()
               if name and not list(module.children()) and list(module.parameters())}
-    hooks = [module.register_forward_hook(lambda _module, _inputs, output, name=name:
-                                          shapes.update({name: tuple(output.shape[1:])}))
-             for name, module in layers.items()]
-    with FlopCounterMode(display=False) as counter:
-        _forward_once(model, image_size)
-    for hook in hooks:
-        hook.remove()
+    for name, module in layers.items():
+        module.register_forward_hook(lambda _module, _inputs, output, name=name:
+                                     shapes.update({name: tuple(output.shape[1:])}))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(_blank_image(model, image_size))
     counts, root = counter.get_flop_counts(), type(model).__name__
     return [{"layer": name, "output": shapes[name], "parameters": sum(p.numel() for p in module.parameters()),
              "mflops": sum(counts.get(f"{root}.{name}", {}).values()) / 1e6} for name, module in layers.items()]
@@ -241,21 +240,17 @@ def evaluating(model: nn.Module):
 
 def training_flops(model: nn.Module, image_size: int = 32) -> int:
     """FLOPs of one image's forward and backward pass at `image_size`, from torch's counter."""
-    gradients = [parameter.grad for parameter in model.parameters()]
-    model.zero_grad(set_to_none=True)       # or the backward pass would add to them in place
+    model = _without_weights(model)
     with FlopCounterMode(display=False) as counter:
-        _forward_once(model, image_size, backward=True)
-    for parameter, gradient in zip(model.parameters(), gradients):
-        parameter.grad = gradient
+        model(_blank_image(model, image_size)).sum().backward()
     return counter.get_total_flops()
 
 
-def _forward_once(model: nn.Module, image_size: int, backward: bool = False) -> None:
-    """Pass one blank image through the network: in evaluation mode, so that no running statistic changes, and by direct
-    convolutions, to count their arithmetic whatever algorithm trains."""
-    weight = next(model.parameters())
-    no_search = torch.backends.cudnn.flags(enabled=True, benchmark=False)       # for the kernels of one pass
-    with evaluating(model), direct_convolutions(), no_search, torch.set_grad_enabled(backward):
-        logits = model(torch.zeros(1, 3, image_size, image_size, device=weight.device, dtype=weight.dtype))
-        if backward:
-            logits.sum().backward()
+def _without_weights(model: nn.Module) -> nn.Module:
+    """A copy on torch's "meta" device, which computes shapes only: to count what a pass would do, by direct
+    convolutions whatever algorithm trains, and in evaluation mode, which a single image needs."""
+    return copy.deepcopy(model).to("meta").eval()
+
+
+def _blank_image(model: nn.Module, image_size: int) -> Tensor:
+    return torch.empty(1, 3, image_size, image_size, device="meta", dtype=next(model.parameters()).dtype)

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from .config import TrainingConfig
 from .optim import build_optimizer, set_learning_rate
-from .system import DTYPES, autocast, is_out_of_memory
+from .system import DTYPES, autocast, is_capturing, is_out_of_memory
 
 log = logging.getLogger("cifar100")
 
@@ -31,13 +31,15 @@ class TrainStep:
         config: the settings of optimiser, loss and average.
         precision: of the forward pass: "fp32", "bf16" or "fp16".
         labels: int64 [N] of all training images on the device; for `self_distillation` only.
+        replayable: keep all that changes from step to step in tensors, so that a CUDA graph of `on_device` stays right;
+            by default on CUDA only, since on a CPU plain numbers round otherwise.
 
     Attributes: `model`, `average` (the network with averaged weights; None without `ema_decay`), `optimizer`, `scaler`,
     `criterion`, `parts` (of each batch), and `count` (of steps done).
     """
 
     def __init__(self, model: nn.Module, config: TrainingConfig, precision: str = "fp32",
-                 labels: Tensor | None = None):
+                 labels: Tensor | None = None, replayable: bool | None = None):
         self.model, self.config, self.precision = model, config, precision
         self.device = next(model.parameters()).device
         self.average = copy.deepcopy(model) if config.ema_decay else None
@@ -48,6 +50,11 @@ class TrainStep:
         self.forward = torch.compile(model) if config.compile else model
         self.parts, self.count = 1, 0
         self._past = self._smoothed(labels) if config.self_distillation and labels is not None else None
+        self._decay: float | Tensor = 0.0
+        if replayable or (replayable is None and self.device.type == "cuda"):
+            self._decay = torch.zeros((), device=self.device)
+            for group in self.optimizer.param_groups:
+                group["lr"] = torch.tensor(group["lr"], device=self.device)
 
     def __call__(self, batches: Sequence[tuple[Tensor, Tensor]], factor: float = 1.0,
                  rows: Sequence[Tensor] | None = None, distil: bool = False) -> tuple[Tensor, Tensor]:
@@ -57,7 +64,24 @@ class TrainStep:
         peak learning rates; rows: the training images in each batch, int64 [B], for self-distillation, whose targets
         `distil` uses. Raises the device's out-of-memory error when a single image does not fit.
         """
+        self.set_rates(factor)
+        result = self.on_device(batches, rows, distil)
+        self.count += 1
+        return result
+
+    def set_rates(self, factor: float) -> None:
+        """Set what differs from the step before: the learning rates, and how much the average forgets."""
         set_learning_rate(self.optimizer, factor)
+        # A short memory at first (as in TensorFlow), so that a short training forgets its first weights.
+        decay = min(self.config.ema_decay, self.count / (self.count + 10))
+        if isinstance(self._decay, Tensor):
+            self._decay.fill_(decay)
+        else:
+            self._decay = decay
+
+    def on_device(self, batches: Sequence[tuple[Tensor, Tensor]], rows: Sequence[Tensor] | None = None,
+                  distil: bool = False) -> tuple[Tensor, Tensor]:
+        """The part of a step that a CUDA graph can replay, between `set_rates` and the count of steps."""
         rows = [None] * len(batches) if rows is None else rows
         while (result := self._forward_backward(batches, rows, distil)) is None:
             self._cut_batches()
@@ -68,9 +92,7 @@ class TrainStep:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
-            # A short memory at first (as in TensorFlow), so that a short training forgets its first weights.
-            update_average(self.average, self.model, min(self.config.ema_decay, self.count / (self.count + 10)))
-        self.count += 1
+            update_average(self.average, self.model, self._decay)
         return result
 
     def _forward_backward(self, batches, rows, distil: bool) -> tuple[Tensor, Tensor] | None:
@@ -92,7 +114,8 @@ class TrainStep:
                     if self._past is not None and which is not None and targets.ndim == 1:
                         predictions.append((which, logits.detach()))
         except RuntimeError as error:
-            if not is_out_of_memory(error) or self.parts >= max(len(images) for images, _ in batches):
+            smallest = self.parts >= max(len(images) for images, _ in batches)
+            if not is_out_of_memory(error) or smallest or is_capturing(self.device):
                 raise
             return None
         for which, logits in predictions:       # not before: a step that runs out of memory is repeated
@@ -121,6 +144,16 @@ class TrainStep:
         log.warning("out of memory: a batch of %d images now goes through the network in %d parts; the effective "
                     "batch stays %d", self.config.batch_size, self.parts, self.config.effective_batch_size)
 
+    def abandon(self) -> None:
+        """Forget a step that failed half-way, for example the capture of one, so that the next is not affected."""
+        self.optimizer.zero_grad(set_to_none=True)
+        for name in ("grad_scale", "found_inf"):        # left by the scaler
+            self.optimizer.__dict__.pop(name, None)
+        if self.scaler.is_enabled():
+            fresh = torch.amp.GradScaler(self.device.type)
+            fresh.load_state_dict(self.scaler.state_dict())
+            self.scaler = fresh
+
     def state_dict(self) -> dict:
         """All that the next step depends on, except torch's random state."""
         return {"model_state_dict": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
@@ -128,13 +161,13 @@ class TrainStep:
                 "past_predictions": self._past, "splits": self.parts, "step": self.count}
 
     def load_state_dict(self, saved: dict) -> None:
-        """Restore a `state_dict`, perhaps from another device."""
+        """Restore a `state_dict`, perhaps from another device. Makes new tensors: graphs captured before are stale."""
         self.model.load_state_dict(saved["model_state_dict"])
-        fused = [group.get("fused") for group in self.optimizer.param_groups]
+        ours = [{name: group[name] for name in ("lr", "fused") if name in group}
+                for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(saved["optimizer"])
-        for group, value in zip(self.optimizer.param_groups, fused):     # keep this device's kernel
-            if "fused" in group:
-                group["fused"] = value
+        for group, values in zip(self.optimizer.param_groups, ours):     # keep this device's kernel, its rates' form
+            group.update(values)
         for parameter, state in self.optimizer.state.items():            # and its layout
             if "momentum_buffer" in state:
                 state["momentum_buffer"] = torch.empty_like(parameter).copy_(state["momentum_buffer"])
@@ -148,12 +181,15 @@ class TrainStep:
 
 
 @torch.no_grad()
-def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
+def update_average(average: nn.Module, model: nn.Module, decay: float | Tensor) -> None:
     """average ← decay · average + (1 - decay) · model, for weights and running statistics; copy counters. torch's
     AveragedModel does the same, but its step counter makes each step wait for the device."""
     pairs = list(zip(average.state_dict().values(), model.state_dict().values()))
     ours, theirs = zip(*[pair for pair in pairs if pair[0].is_floating_point()])
-    torch._foreach_lerp_(list(ours), list(theirs), 1 - decay)
-    for our, their in pairs:
-        if not our.is_floating_point():
-            our.copy_(their)
+    if isinstance(decay, Tensor):
+        torch._foreach_add_(ours, torch._foreach_mul(torch._foreach_sub(theirs, ours), 1 - decay))
+    else:
+        torch._foreach_lerp_(ours, theirs, 1 - decay)
+    counters = [pair for pair in pairs if not pair[0].is_floating_point()]
+    if counters:
+        torch._foreach_copy_(*map(list, zip(*counters)))

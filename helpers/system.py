@@ -189,6 +189,11 @@ def is_out_of_memory(error: BaseException) -> bool:
         isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in phrases))
 
 
+def is_capturing(device: torch.device) -> bool:
+    """Is the current stream recording a CUDA graph, so that nothing may wait for the device?"""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
 def host_kind() -> str:
     """"colab", "kaggle" or "local"."""
     if "COLAB_RELEASE_TAG" in os.environ:

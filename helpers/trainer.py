@@ -22,6 +22,7 @@ from .logs import epoch_log
 from .metrics import History, RunningMeans, topk_accuracy
 from .models import build_model, training_flops
 from .network import EVALUATION_BATCH, predict
+from .replay import ReplayedStep
 from .retired import refusals, without_retired
 from .schedule import Schedule
 from .signals import StopOnSignals
@@ -76,9 +77,11 @@ class Trainer:
         self.val_labels = data.train_labels[val]
         self.val_loader = (BatchLoader(data.train_images[val], self.val_labels, EVALUATION_BATCH, **to_device)
                            if len(val) else None)
-        self.schedule = Schedule(config, self.loader.count)
+        cuda = self.device.type == "cuda"       # where each image size costs the capture of a graph
+        self.schedule = Schedule(config, self.loader.count, size_step=4 if cuda else 2)
         self.model = self.initial_network(model)
         self.train_step = TrainStep(self.model, config, self.precision, self.loader.labels)
+        self.replayed_step = ReplayedStep(self.train_step, self.loader)
 
         self.history = History()
         self.seconds = 0.0                      # wall time of earlier sessions
@@ -136,6 +139,8 @@ class Trainer:
                 except BaseException:       # perhaps within a step, which cannot be continued
                     self.history.stopped = "interrupted"
                     raise
+                finally:
+                    self.replayed_step.release()
                 self.save()
         elif self._is_unsaved:          # writing the last checkpoint failed
             self.save()
@@ -176,11 +181,9 @@ class Trainer:
 
     def _take_step(self, epoch: int) -> None:
         size, batches = self.schedule.image_size(self.step), self.schedule.batches(self.step)
-        rows = [self.loader.indices(epoch, index) for index in batches] if self.config.self_distillation else None
-        made = [self.loader.batch(epoch, index, size) for index in batches]
-        loss, correct = self.train_step(made, self.schedule.learning_rate_factor(self.step), rows,
-                                        distil=epoch >= DISTIL_FROM * self.config.epochs)
-        count = len(made) * self.loader.batch_size
+        distil = self.config.self_distillation > 0 and epoch >= DISTIL_FROM * self.config.epochs
+        loss, correct = self.replayed_step(epoch, batches, size, self.schedule.learning_rate_factor(self.step), distil)
+        count = len(batches) * self.loader.batch_size
         self.running.add(loss, correct, count)
         self.flops += count * self._flops_of_image(size)
         self._epoch_images += count

@@ -56,10 +56,10 @@ class MirroredConv2d(nn.Conv2d):
             self.bias.copy_((self.bias + self.bias[mirrored]) / 2)
 
     def forward(self, images: Tensor) -> Tensor:
-        return F.conv2d(images, self._symmetric_weight(), (self.bias + self.bias[self.mirrored]) / 2)
+        return F.conv2d(images, self._symmetric_weight(), (self.bias + self.bias.index_select(0, self.mirrored)) / 2)
 
     def _symmetric_weight(self) -> Tensor:
-        return (self.weight + self.weight[self.mirrored].flip(3)) / 2
+        return (self.weight + self.weight.index_select(0, self.mirrored).flip(3)) / 2
 
 
 class LiftingConv3x3(nn.Conv2d):
@@ -74,7 +74,7 @@ class LiftingConv3x3(nn.Conv2d):
         self.register_buffer("mirrored", mirrored, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        return F.conv2d(images, torch.cat([self.weight, self.weight[:, self.mirrored].flip(3)]), padding=1)
+        return F.conv2d(images, torch.cat([self.weight, self.weight.index_select(1, self.mirrored).flip(3)]), padding=1)
 
 
 class PairNorm(nn.BatchNorm2d):

@@ -16,6 +16,7 @@ from ..config import ConfigError, TrainingConfig, preset_names
 from ..data import IMAGE_SIZE, ImageData
 from ..loader import BatchLoader
 from ..models import build_model, training_flops
+from ..replay import ReplayedStep
 from ..schedule import Schedule
 from ..step import TrainStep
 from ..system import DTYPES, autocast, is_out_of_memory, memory_format, peak_memory_mb, progress_style, synchronize
@@ -79,21 +80,24 @@ def training_throughput(trainer: Trainer, steps: int = 5, repeats: int = 5, prog
     """
     model = copy.deepcopy(trainer.model).train()
     step = repeated_step(trainer, TrainStep(model, trainer.config, trainer.precision))
-    step()
     seconds = [seconds_of(step, trainer.device, steps) / steps
                for _ in announced(range(1, repeats + 1), "training steps, repeat", progress)]
     images = images_of_step(trainer)
     return {"batch_size": images, **rates("steps", 1, seconds), **rates("images", images, seconds), "seconds": seconds}
 
 
-def repeated_step(trainer: Trainer, take_step: TrainStep, image_size: int = IMAGE_SIZE):
-    """A function that takes the next step of the trainer's first epochs, by `take_step`."""
-    schedule, loader = trainer.schedule, trainer.loader
+def repeated_step(trainer: Trainer, train_step: TrainStep, image_size: int = IMAGE_SIZE, **options):
+    """A function that takes the next step of the trainer's first epochs, by `train_step`; already up to speed. The
+    `options` are ReplayedStep's."""
+    schedule, take = trainer.schedule, ReplayedStep(train_step, trainer.loader, **options)
 
     def step() -> None:
-        epoch = take_step.count // schedule.steps_per_epoch
-        take_step([loader.batch(epoch, index, image_size) for index in schedule.batches(take_step.count)],
-                  schedule.learning_rate_factor(take_step.count % schedule.total_steps))
+        number = train_step.count
+        take(number // schedule.steps_per_epoch, schedule.batches(number), image_size,
+             schedule.learning_rate_factor(number % schedule.total_steps))
+
+    for _ in range(take.warm_up):
+        step()
     return step
 
 

@@ -88,7 +88,6 @@ class _Convolutions(TorchDispatchMode):
 def step_profile(trainer: Trainer, image_size: int = IMAGE_SIZE, steps: int = 2) -> dict[str, float]:
     """Seconds of one training step by kind of operation, from torch's profiler; on CUDA, those of its kernels."""
     step = _step_of(trainer, image_size)
-    step()
     cuda = trainer.device.type == "cuda"
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]
                                 + [torch.profiler.ProfilerActivity.CUDA] * cuda) as profiler:
@@ -262,7 +261,7 @@ def _step(args, config: TrainingConfig, data: ImageData) -> dict:
             convolutions = bare_convolutions(trainer.model, trainer.loader.batch_size, size, trainer.device,
                                              trainer.precision)
             step = _step_of(trainer, size)
-            step(), convolutions()
+            convolutions()
             timings = {"step": [], "convolutions": []}
             for _ in range(args.repeats):
                 timings["step"].append(seconds_of(step, trainer.device))
