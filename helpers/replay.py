@@ -124,7 +124,7 @@ class CudaGraphs:
         return outputs
 
     def __call__(self, work: Work) -> tuple[Callable[[], None], tuple[Tensor, ...]]:
-        """A function that repeats the work, and the tensors that it writes. A RuntimeError means that nothing is done."""
+        """A function that repeats the work, and the tensors that it writes. After a RuntimeError nothing is done."""
         graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):

@@ -74,7 +74,7 @@ def replayed_trainer(folder, settings, capture, **changes):
 
 
 @pytest.mark.parametrize("settings", [
-    MUON_RUN | REPLAYED | {"epochs": 10},                                   # 16, 18 … 32 px
+    MUON_RUN | REPLAYED | {"epochs": 5, "start_image_size": 24},            # 24, 26 … 32 px
     MUON_RUN | REPLAYED | {"gradient_accumulation_steps": 2, "start_image_size": 32, "epochs": 5,
                            "gradient_clip": 1.0, "model": "FlipCNN"},       # an epoch's last step takes one batch
     DISTILLED_RUN | REPLAYED | {"start_image_size": 32, "ema_decay": 0.9, "augmentation_strength": "strong"}])
