@@ -29,6 +29,13 @@ class FlipConv3x3(nn.Module):
         super().__init__()
         self.even, self.odd = (nn.Conv2d(in_channels // 2 * 3, out_channels // 2, (3, 1), padding=(1, 0), bias=False)
                                for _ in range(2))
+        # Three columns of a filter from (even middle, sums, differences, odd differences, sums, middle), which are
+        # summed in this order: for both members of a pair, from the same member and from the other.
+        same = torch.tensor([[0, 1, 0], [1, 0, 1], [-1, 0, 1], [-1, 0, 1], [1, 0, 1], [0, 1, 0]])
+        other = same * torch.tensor([1, 1, -1, 1, -1, -1])[:, None]
+        basis = torch.cat([same, other, other.flip(1), same.flip(1)], 1).float()
+        self.register_buffer("basis", basis, persistent=False)
+        self.register_buffer("norms", torch.tensor([2.0, 1, 1, 1, 1, 2]), persistent=False)     # squared
 
     def forward(self, images: Tensor) -> Tensor:
         if winograd_is_faster(images, self.even.weight.dtype, self.even.in_channels // 3 * 2,
@@ -39,9 +46,10 @@ class FlipConv3x3(nn.Module):
 
     def filters(self) -> Tensor:
         """The equivalent filters of a plain convolution, float [C_out, C_in, 3, 3]."""
-        (even, even_from_odd), (odd, odd_from_even) = map(_columns, (self.even.weight, self.odd.weight))
-        same, other = even + even_from_odd + odd_from_even + odd, even - even_from_odd + odd_from_even - odd
-        return torch.cat([torch.cat([same, other], 1), torch.cat([other.flip(3), same.flip(3)], 1)])
+        weights = torch.cat([self.even.weight, self.odd.weight.unflatten(1, (3, -1)).flip(1).flatten(1, 2)], 1)
+        weights = weights.view(len(weights), 6, -1, 3).permute(0, 2, 3, 1) * self.norms.sqrt()
+        filters = (weights @ self.basis).unflatten(3, (2, 2, 3))        # [C_out/2, C_in/2, 3, 2, 2, 3]
+        return filters.permute(3, 0, 4, 1, 2, 5).reshape(2 * len(weights), -1, 3, 3)
 
 
 class MirroredConv2d(nn.Conv2d):
@@ -103,30 +111,21 @@ def _format_of(images: Tensor) -> torch.memory_format:
     return torch.contiguous_format if images.is_contiguous() else torch.channels_last
 
 
-def _columns(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Filters [C_out/2, C_in/2, 3, 3] for parts of the same and of the other kind."""
-    middle, sums, differences = weight.unflatten(1, (3, -1)).unbind(1)
-    return (torch.cat([sums, 2 ** 0.5 * middle, sums], 3),
-            torch.cat([-differences, torch.zeros_like(differences), differences], 3))
-
-
 class _Neighbours(torch.autograd.Function):
     # [N, C, H, W] to the inputs of `even` and `odd`, each [N, 3·C/2, H, W]; internally [N, H, W, C].
 
     @staticmethod
     def forward(ctx, images):
         first, second = images.permute(0, 2, 3, 1).chunk(2, 3)
-        even, odd = first + second, first - second
-        number, height, width, pairs = even.shape
-        results = [even.new_empty(number, height, width, 3, pairs) for _ in range(2)]
-        for part, own, other in ((even, *results), (odd, *results[::-1])):
-            torch.mul(part, 2 ** 0.5, out=own[..., 0, :])
-            sums, differences = own[..., 1, :], other[..., 2, :]
-            torch.add(part[:, :, :-2], part[:, :, 2:], out=sums[:, :, 1:-1])
-            torch.sub(part[:, :, 2:], part[:, :, :-2], out=differences[:, :, 1:-1])
-            sums[:, :, 0] = differences[:, :, 0] = part[:, :, 1] if width > 1 else 0
-            sums[:, :, -1] = part[:, :, -2] if width > 1 else 0
-            differences[:, :, -1] = -part[:, :, -2] if width > 1 else 0
+        number, height, width, pairs = first.shape
+        even, odd = (first.new_empty(number, height, width + 2, pairs) for _ in range(2))
+        results = [first.new_empty(number, height, width, 3, pairs) for _ in range(2)]
+        for part, combine, own, other in ((even, torch.add, *results), (odd, torch.sub, *results[::-1])):
+            part[:, :, ::width + 1] = 0         # the columns beside the image
+            combine(first, second, out=part[:, :, 1:-1])
+            torch.mul(part[:, :, 1:-1], 2 ** 0.5, out=own[..., 0, :])
+            torch.add(part[:, :, :-2], part[:, :, 2:], out=own[..., 1, :])
+            torch.sub(part[:, :, 2:], part[:, :, :-2], out=other[..., 2, :])
         return tuple(result.flatten(3).permute(0, 3, 1, 2).contiguous(memory_format=_format_of(images))
                      for result in results)
 
@@ -138,8 +137,8 @@ class _Neighbours(torch.autograd.Function):
         for own, other in (grads, grads[::-1]):
             part = own[..., 0, :] * 2 ** 0.5
             sums, differences = own[..., 1, :], other[..., 2, :]
-            part[:, :, 1:] += (sums + differences)[:, :, :-1]
-            part[:, :, :-1] += (sums - differences)[:, :, 1:]
+            part[:, :, 1:].add_((sums + differences)[:, :, :-1])        # += would also copy the part to itself
+            part[:, :, :-1].add_((sums - differences)[:, :, 1:])
             parts.append(part)
         return _paired(*parts, _format_of(even_grad))
 
