@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .layers.equivariant import FlipConv3x3, LiftingConv3x3, MirroredConv2d, PairNorm, symmetric_max_pool
+from .layers.pool_norm import max_pool, norm_gelu
 from .layers.winograd import Conv3x3
 
 
@@ -85,13 +86,13 @@ class ConvGroup(nn.Module):
             norm.weight.requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        first = F.gelu(self.norm1(self.halve(images)))
-        out = F.gelu(self.norm2(self.conv2(first)))
-        return F.gelu(self.norm3(self.conv3(out)) + first)
+        first = norm_gelu(self.norm1, self.halve(images))
+        out = norm_gelu(self.norm2, self.conv2(first))
+        return norm_gelu(self.norm3, self.conv3(out), first)
 
     def halve(self, images: Tensor) -> Tensor:
         """The first convolution and the pooling."""
-        return F.max_pool2d(self.conv1(images, for_pooling=True), 2)
+        return max_pool(self.conv1(images, for_pooling=True))
 
 
 class FlipGroup(ConvGroup):

@@ -14,6 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from . import fused
+from .fastest import fastest
+from .pool_norm import max_pool
 from .winograd import winograd_conv, winograd_is_faster
 
 
@@ -41,8 +44,28 @@ class FlipConv3x3(nn.Module):
         if winograd_is_faster(images, self.even.weight.dtype, self.even.in_channels // 3 * 2,
                               self.even.out_channels * 2, direct_share=0.5):
             return winograd_conv(images, self.filters())
+        if not images.is_cuda or torch.compiler.is_compiling():
+            return self.by_pairs(images)
+        if not torch.is_grad_enabled():
+            return self.by_filters(images)
+        ways = {"channel pairs": self.by_pairs, "filters written out": self.by_filters}
+        if fused.available(images.device):
+            ways["fused channel pairs"] = self.by_fused_pairs
+        return fastest(ways, images, list(self.parameters()))(images)
+
+    def by_pairs(self, images: Tensor) -> Tensor:
+        """With half the arithmetic, on the sums and differences of channel pairs."""
         even, odd = _Neighbours.apply(images)
         return _Pairs.apply(self.even(even), self.odd(odd))
+
+    def by_fused_pairs(self, images: Tensor) -> Tensor:
+        """As `by_pairs`, with a GPU kernel each for the sums and differences before and after."""
+        even, odd = fused.neighbours(images)
+        return fused.pairs(self.even(even), self.odd(odd))
+
+    def by_filters(self, images: Tensor) -> Tensor:
+        """As a plain convolution, with twice the arithmetic and the least memory traffic."""
+        return F.conv2d(images, self.filters(), padding=1)
 
     def filters(self) -> Tensor:
         """The equivalent filters of a plain convolution, float [C_out, C_in, 3, 3]."""
@@ -104,7 +127,7 @@ class PairNorm(nn.BatchNorm2d):
 def symmetric_max_pool(images: Tensor) -> Tensor:
     """Max pooling of [N, C, H, W] that halves H and W, at least 2, rounds down, and commutes with mirroring: windows
     are 2 wide, along an odd side 3 wide and overlapping."""
-    return F.max_pool2d(images, [2 + side % 2 for side in images.shape[2:]], 2)
+    return max_pool(images, [2 + side % 2 for side in images.shape[2:]])
 
 
 def _format_of(images: Tensor) -> torch.memory_format:

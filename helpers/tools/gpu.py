@@ -1,0 +1,300 @@
+"""All that is worth measuring on a GPU that is at hand for minutes only.
+
+    python -m helpers.tools.gpu --data-dir data --out figures/gpu/t4
+
+Runs the PARTS one after another, each in a process and with a time limit of its own; one that fails or takes too long
+does not stop the rest. What they print goes to `report.txt` as it comes, their numbers to `report.json` after each.
+Meant to take under four minutes on an H100. `--parts steps quick` runs these only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import torch
+import yaml
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from cifar100_pipeline import CIFAR100Pipeline
+
+from ..config import TrainingConfig
+from ..data import load_cifar100
+from ..files import write_json, write_text
+from ..lesson.speed import format_rows, images_of_step, inference_throughput, repeated_step, seconds_of
+from ..models import build_model, training_flops
+from ..step import TrainStep
+from ..system import SystemInfo, pick_device, pick_precision, synchronize
+from ..trainer import Trainer
+
+ROOT = Path(__file__).resolve().parents[2]
+SEEDS = (42, 1, 2)
+SIZES = (20, 24, 28, 32)
+
+
+class Operations(TorchDispatchMode):
+    """Counts tensor operations, views aside, and the bytes of their arguments and results, each read or written once.
+    Kernels that are not torch's, such as Triton's, are not seen."""
+
+    def __init__(self):
+        super().__init__()
+        self.count, self.bytes = 0, 0
+
+    def __torch_dispatch__(self, operation, types, arguments=(), keywords=None):
+        results = operation(*arguments, **(keywords or {}))
+        is_view = any(result.alias_info and not result.alias_info.is_write for result in operation._schema.returns)
+        if not is_view and not any(name in operation.name() for name in ("empty", "profiler", "detach", "unsafe_view")):
+            self.count += 1
+            tensors = [leaf for leaf in tree_leaves((arguments, keywords, results)) if isinstance(leaf, Tensor)]
+            self.bytes += sum({id(tensor): tensor.numel() * tensor.element_size() for tensor in tensors}.values())
+        return results
+
+
+def operations_of_step(config: TrainingConfig, image_size: int = 32, precision: str = "bf16", batch_size: int = 20):
+    """The Operations of a TrainStep on a CPU, without making its batch."""
+    step = TrainStep(build_model(**config.model_arguments()).train(), config, precision,
+                     torch.zeros(batch_size, dtype=torch.long), replayable=True)
+    rows = torch.arange(batch_size)
+    images = torch.randn(batch_size, 3, image_size, image_size).to(memory_format=torch.channels_last)
+    for _ in range(2):      # the first makes the optimiser's state
+        step.set_rates(1.0)
+        with Operations() as operations:
+            step.on_device([(images, rows % config.num_classes)], [rows])
+    return operations
+
+
+# Parts: print what is measured, and return it for report.json ----------------------------------------------
+
+def machine(args) -> dict:
+    """The card and the versions."""
+    device = pick_device()
+    info = SystemInfo.of(device, pick_precision(device))
+    print(info)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    return {**info.to_dict(), "commit": commit.stdout.strip()}
+
+
+def tests(args) -> dict:
+    """The tests that need a GPU."""
+    command = [sys.executable, "-m", "pytest", "-q", "--no-header", "tests/gpu", "tests/test_fused.py"]
+    return {"exit_status": subprocess.run(command, cwd=ROOT).returncode}
+
+
+def operations(args) -> dict:
+    """Operations and bytes of a step of `fast` and `quick`, counted on the CPU."""
+    rows = []
+    for preset in ("fast", "quick"):
+        config = _config(args, preset)
+        few, more = (operations_of_step(config, batch_size=size) for size in (20, 40))
+        gigabytes = (few.bytes + (more.bytes - few.bytes) / 20 * (config.batch_size - 20)) / 1e9
+        rows.append({"preset": preset, "operations": few.count, "gigabytes": gigabytes})
+    print(format_rows(rows))
+    return {"rows": rows}
+
+
+def steps(args) -> dict:
+    """Milliseconds of the host and in all, for a step of `fast` by image size, ordinary and replayed."""
+    config, rows = _config(args, "fast", resume="never"), []
+    data = load_cifar100(config)
+    ways = {"ordinary": None, "graph": "auto"}
+    for size in SIZES:
+        for name, capture in ways.items():
+            with tempfile.TemporaryDirectory() as folder:
+                trainer = Trainer(config, data, folder)
+            trainer.model.train()
+            step = repeated_step(trainer, trainer.train_step, size, capture=capture)
+            seconds, host = _step_seconds(step, trainer.device, args.steps)
+            flops = training_flops(trainer.model, size) * images_of_step(trainer)
+            rows.append({"image_size": size, "way": name, "host_ms": 1000 * host, "step_ms": 1000 * seconds,
+                         "gpu_ms": _gpu_milliseconds(step, trainer.device), "tflops": flops / seconds / 1e12,
+                         "images_per_second": images_of_step(trainer) / seconds})
+            print(format_rows(rows[-1:]), flush=True)
+    return {"batch_size": config.batch_size, "rows": rows}
+
+
+def kernels(args) -> dict:
+    """The kernels of a replayed step of `fast` at full size that take most of the GPU's time."""
+    config = _config(args, "fast", resume="never")
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(config, load_cifar100(config), folder)
+    trainer.model.train()
+    step = repeated_step(trainer, trainer.train_step)
+    rows = [{"ms": milliseconds, "calls": calls, "kernel": name[:100]}
+            for name, milliseconds, calls in _kernels(step, trainer.device)]
+    print(format_rows(rows[:40]))
+    return {"rows": rows[:40], "kernels": sum(row["calls"] for row in rows), "gpu_ms": sum(row["ms"] for row in rows)}
+
+
+def quick(args) -> dict:
+    """`quick` on SEEDS: seconds of training and accuracies on the test split, which selects nothing."""
+    return _trainings(args, "quick", SEEDS)
+
+
+def fast(args) -> dict:
+    """`fast` by train.py in a process of its own, from start to end."""
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        config = _config(args, "fast", runs_dir=folder, run_name="fast", progress="lines")
+        write_text(yaml.safe_dump(config.to_dict()), f"{folder}/fast.yaml")
+        subprocess.run([sys.executable, "train.py", "--config", f"{folder}/fast.yaml"], cwd=ROOT, check=True)
+        seconds = time.perf_counter() - start
+        metrics = json.loads((Path(folder) / "fast" / "metrics.json").read_text(encoding="utf-8"))
+    row = _row("fast", config.seed, metrics["history"][-1], metrics["results"]) | {"process_seconds": seconds}
+    print(format_rows([row]))
+    return {"rows": [row]}
+
+
+def inference(args) -> dict:
+    """Images per second of the network of `fast` by batch size."""
+    device = pick_device()
+    model = build_model(**_config(args, "fast").model_arguments())
+    rows = inference_throughput(model, device, pick_precision(device), (1, 32, 128, 500, 2000), repeats=3)
+    print(format_rows(rows))
+    return {"rows": rows}
+
+
+def notebook(args) -> dict:
+    """The notebook, from the first cell to the last, on the demo's drawn images."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "papermill", "CIFAR_100_CNN_Training.ipynb", f"{folder}/out.ipynb",
+                   "--no-progress-bar", "-p", "preset", "demo", "-p", "runs_dir", folder]
+        seconds = seconds_of(functools.partial(subprocess.run, command, cwd=ROOT, check=True), torch.device("cpu"))
+    print(f"{seconds:.0f} s")
+    return {"seconds": seconds}
+
+
+PARTS = {machine: 30, tests: 100, operations: 30, steps: 90, kernels: 40, quick: 100, fast: 150, inference: 40,
+         notebook: 100}      # with their limits in seconds, by the order of what one would miss most
+
+
+def _config(args, preset: str, **settings) -> TrainingConfig:
+    overrides = yaml.safe_load("\n".join(override.replace("=", ": ", 1) for override in args.overrides)) or {}
+    return TrainingConfig.from_settings({"preset": preset, "data_dir": args.data_dir, **settings, **overrides})
+
+
+def _step_seconds(step, device: torch.device, count: int) -> tuple[float, float]:
+    """Seconds of a step, and those after which the host is done with it."""
+    synchronize(device)
+    start = time.perf_counter()
+    for _ in range(count):
+        step()
+    host = time.perf_counter() - start
+    synchronize(device)
+    return (time.perf_counter() - start) / count, host / count
+
+
+def _kernels(step, device: torch.device, count: int = 5) -> list[tuple[str, float, float]]:
+    """(name, milliseconds, calls) a step of each kernel on the GPU, the longest first; of no kernel on a CPU."""
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities[:1 + (device.type == "cuda")]) as profiler:
+        for _ in range(count):
+            step()
+        synchronize(device)
+    found = [(event.key, event.self_device_time_total / 1000 / count, event.count / count)
+             for event in profiler.key_averages() if event.device_type != torch.autograd.DeviceType.CPU]
+    return sorted(found, key=lambda row: -row[1])
+
+
+def _gpu_milliseconds(step, device: torch.device) -> float | None:
+    """Milliseconds a step in which the GPU works; None on a CPU."""
+    return sum(milliseconds for _, milliseconds, _ in _kernels(step, device)) or None
+
+
+def _trainings(args, preset: str, seeds) -> dict:
+    """Train with each seed; `seconds` are those of the training loop."""
+    rows, data = [], None
+    for seed in seeds:
+        with tempfile.TemporaryDirectory() as folder:
+            pipeline = CIFAR100Pipeline(_config(args, preset, seed=seed, runs_dir=folder, progress="none"))
+            data = pipeline.data = data or pipeline.prepare_data()
+            history = pipeline.train()
+            rows.append(_row(preset, seed, history.rows[-1], pipeline.evaluate()))
+        print(format_rows(rows[-1:]), flush=True)
+    return {"rows": rows}
+
+
+def _row(preset: str, seed: int, last_epoch: dict, results: dict) -> dict:
+    return {"preset": preset, "seed": seed, "seconds": last_epoch["seconds"], "petaflops": last_epoch["petaflops"],
+            "top1": results["top1"], "top5": results["top5"]}
+
+
+# The command -----------------------------------------------------------------------------------------------
+
+def run_part(limit: float, command: list[str], report: list[str], path: Path) -> str:
+    """Run a command for at most `limit` seconds; print its output and append it to `path`. Returns "" or what went
+    wrong."""
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                               text=True, errors="replace", start_new_session=True)
+    expired = threading.Event()
+
+    def stop() -> None:
+        expired.set()
+        os.killpg(process.pid, signal.SIGKILL)
+
+    timer = threading.Timer(limit, stop)
+    timer.start()
+    for line in process.stdout:
+        print(line, end="", flush=True)
+        report.append(line)
+        write_text("".join(report), path)
+    status = process.wait()
+    timer.cancel()
+    return f"took longer than {limit:.0f} s" if expired.is_set() else f"exit status {status}" if status else ""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status: 0 when all parts succeeded, else 1."""
+    names = {part.__name__: part for part in PARTS}
+    parser = argparse.ArgumentParser(prog="python -m helpers.tools.gpu", description=__doc__.split("\n")[0])
+    parser.add_argument("--data-dir", default="data", help="folder with CIFAR-100 [data]")
+    parser.add_argument("--out", help="folder of report.txt and report.json")
+    parser.add_argument("--parts", nargs="+", choices=names, default=list(names), metavar="PART",
+                        help=f"of {', '.join(names)} [all]")
+    parser.add_argument("--steps", type=int, default=20, help="steps per timing [20]")
+    parser.add_argument("--overrides", nargs="*", default=[], metavar="NAME=VALUE",
+                        help="settings on top of the presets', to try the command in short")
+    parser.add_argument("--one", choices=names, help=argparse.SUPPRESS)     # run this part here; --out is its file
+    args = parser.parse_args(arguments)
+    if args.steps < 1:
+        parser.error(f"--steps {args.steps}: must be at least 1")
+    if not args.out:
+        parser.error("--out: name a folder for report.txt and report.json")
+    if args.one:
+        write_json(names[args.one](args), args.out)
+        return 0
+    out, report, content = Path(args.out).resolve(), [], {}
+    out.mkdir(parents=True, exist_ok=True)
+    for name in args.parts:
+        heading, result = f"\n== {name}: {names[name].__doc__.splitlines()[0]}\n", out / f".{name}.json"
+        print(heading, flush=True)
+        report.append(heading)
+        command = [sys.executable, "-m", "helpers.tools.gpu", "--one", name, "--out", str(result), "--steps",
+                   str(args.steps), "--data-dir", str(Path(args.data_dir).expanduser().resolve()), "--overrides",
+                   *args.overrides]
+        start = time.perf_counter()
+        fault = run_part(PARTS[names[name]], command, report, out / "report.txt")
+        content[name] = {"part_seconds": time.perf_counter() - start, "fault": fault}
+        if result.exists():
+            content[name] |= json.loads(result.read_text(encoding="utf-8"))
+            result.unlink()
+        report.append(f"-- {name}: {fault or 'done'} after {content[name]['part_seconds']:.0f} s\n")
+        print(report[-1], flush=True)
+        write_text("".join(report), out / "report.txt")
+        write_json(content, out / "report.json")
+    return int(any(part["fault"] for part in content.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
