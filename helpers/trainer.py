@@ -34,6 +34,7 @@ from .text import epoch_line
 log = logging.getLogger("cifar100")
 
 READ_SECONDS = 2.0      # how often losses are read back from the device
+SAVE_SECONDS = 10.0     # between files written at the ends of epochs: a GPU trains an epoch again in less than a second
 BEST = "best.pt"
 DISTIL_FROM = 0.75      # share of the epochs after which self-distillation starts
 # Attributes of the Trainer that a checkpoint holds under their names.
@@ -91,6 +92,7 @@ class Trainer:
         self.patience_left = config.patience
         self.has_saved = False                  # has this Trainer written a checkpoint to continue from?
         self._is_unsaved = False                # are there steps since then?
+        self._unwritten_best, self._last_best = None, -math.inf
         self.stop_requested = ""                # "SIGINT", "SIGTERM" or "button"
         self._session_start = self._last_save = self._epoch_start = time.perf_counter()
         self._epoch_images, self._flops_at = 0, {}
@@ -141,6 +143,7 @@ class Trainer:
                     raise
                 finally:
                     self.replayed_step.release()
+                    self._write_best()
                 self.save()
         elif self._is_unsaved:          # writing the last checkpoint failed
             self.save()
@@ -237,21 +240,23 @@ class Trainer:
         epoch_log.info(epoch_line(row, self.config.epochs))
         if self.on_epoch is not None:
             self.on_epoch(self)
-        save_is_due = self.epoch % self.config.checkpoint_interval == 0
+        save_is_due = (self.epoch % self.config.checkpoint_interval == 0
+                       and time.perf_counter() - self._last_save >= SAVE_SECONDS)
         if save_is_due and self.step < self.total_steps and not self.history.stopped:     # else `fit` saves
             self._save_or_warn(self.save)
 
     def _keep_the_best(self, accuracy: float | None) -> None:
-        """Write best.pt at each new best validation accuracy. With `patience`, also keep these weights for the end, and
-        stop after that many epochs without a better one."""
+        """Keep the weights of each new best validation accuracy for best.pt. With `patience`, also keep them for the
+        end, and stop after that many epochs without a better one."""
         if accuracy is None:
             return
         if accuracy > self.best_accuracy:
             self.best_accuracy = accuracy
             weights = _copy_of(self.averaged_model.state_dict())
             self.best_weights = weights if self.config.patience else None
-            self._save_or_warn(lambda: checkpoint.save_atomically({"model_state_dict": weights, **self.about()},
-                                                                  self.checkpoint_dir / BEST))
+            self._unwritten_best = {"model_state_dict": weights, **self.about()}
+            if time.perf_counter() - self._last_best >= SAVE_SECONDS:
+                self._write_best()
         if not self.config.patience:
             return
         if accuracy > self.patience_accuracy + 100 * self.config.min_delta:
@@ -275,8 +280,16 @@ class Trainer:
             "training_settings": self._training_settings(), "random_stream": RANDOM_STREAM, **self.about(),
             **{name: getattr(self, name) for name in _PLAIN_STATE}, "seconds": self._seconds_so_far(),
         }, self.checkpoint_dir)
+        self._write_best()
         self.has_saved, self._is_unsaved = True, False
         return path
+
+    def _write_best(self) -> None:
+        """Write best.pt, if it is not the best any more."""
+        if self._unwritten_best is not None:
+            self._last_best = time.perf_counter()
+            self._save_or_warn(lambda: checkpoint.save_atomically(self._unwritten_best, self.checkpoint_dir / BEST))
+            self._unwritten_best = None
 
     def _save_or_warn(self, save) -> None:
         """A moment's failure of Google Drive or a full disk must not end the training."""

@@ -83,6 +83,19 @@ def test_crop_is_exact(dtype):
     assert torch.equal(ours.crop(images, top, left, 32), expected)
 
 
+@pytest.mark.parametrize("mode", ["constant", "reflect"])
+@pytest.mark.parametrize("with_flip", [True, False])
+def test_crop_and_flip_in_one_gather_are_those_of_torchvision(mode, with_flip):
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (40, 3, 9, 7), dtype=torch.uint8, generator=generator)
+    top, left = (torch.randint(0, 7, (40,), generator=generator) for _ in range(2))
+    mask = torch.rand(40, generator=generator) < 0.5
+    found = ours.crop_and_flip(images, top, left, mask if with_flip else None, 3, mode)
+    for image, y, x, mirrored, result in zip(images, top, left, mask, found):
+        expected = reference.crop(reference.pad(image, [3, 3], padding_mode=mode), y, x, 9, 7)
+        assert torch.equal(result, expected.flip(2) if mirrored and with_flip else expected)
+
+
 def test_flip_mirrors_the_masked_images_only():
     images, mask = float_images(), torch.arange(12) % 3 == 0
     expected = one_by_one(lambda image, yes: reference.horizontal_flip(image) if yes else image, images, mask)

@@ -12,10 +12,12 @@ from torch.utils._pytree import tree_leaves
 
 from helpers import step as step_module
 from helpers.config import TrainingConfig
+from helpers.layers.equivariant import FlipConv3x3
 from helpers.loader import training_loader
 from helpers.models import build_model
 from helpers.replay import WARM_UP, ReplayedStep
 from helpers.step import TrainStep
+from helpers.tools.gpu import operations_of_step
 from helpers.trainer import DISTIL_FROM
 from training import (DISTILLED_RUN, MUON_RUN, assert_close, assert_same_run, colour_data, in_precision,
                       make_trainer, weights_of)
@@ -267,3 +269,15 @@ def test_a_tensor_made_from_python_numbers_is_found():
     with OffDevice("meta") as found:
         torch.zeros(3, device="meta") + torch.tensor([1.0, 2.0, 3.0]).to("meta")
     assert found.found
+
+
+# Few operations --------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("preset, by_filters, limit", [
+    ("fast", True, 500), ("fast", False, 650), ("quick", False, 400)])
+def test_a_step_is_few_operations(monkeypatch, preset, by_filters, limit):
+    """Without making its batch, views not counted; 1,354 for `fast` at v1."""
+    if by_filters:      # as a GPU may
+        monkeypatch.setattr(FlipConv3x3, "forward", FlipConv3x3.by_filters)
+    config = TrainingConfig.from_preset(preset, widths=(80, 96, 112))
+    assert operations_of_step(config, 16, batch_size=4).count <= limit

@@ -246,8 +246,8 @@ def _norm_gelu(images, skip, out, moments, weight, bias, features, rows, channel
 
 @_kernel
 def _gelu_backward(grad, images, skip, slope, parts, moments, weight, bias, features, span, rows, channels):
-    """The gradient of the norm's result, `slope`, and for each span of rows the sums of it and of its product with the
-    standardised images, parts [2, spans, channels]."""
+    """The gradient of the norm's result, to `slope`, and for each span of rows the sums of it and of its product with
+    the standardised images, to parts [2, spans, channels]."""
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     feature = column % features
     mean, scale = tl.load(moments + feature), tl.load(moments + features + feature)
@@ -316,6 +316,7 @@ def _pool_backward(grad, index, images_grad, height, width, rows, channels, HIGH
             down, right = y - 2 * out_y, x - 2 * out_x
             covers = inside & (out_y >= 0) & (out_y < out_height) & (out_x >= 0) & (out_x < out_width)
             place = ((image * out_height + out_y) * out_width + out_x) * channels + column
+            # With down == 3 the place is none of the window's; with right == 3 it would be one of the next row's.
             chosen = (down * WIDE + right == tl.load(index + place, mask=covers, other=255)) & (right < WIDE)
             total += tl.where(chosen, _load(grad + place, covers), 0.0)
     tl.store(images_grad + row * channels + column, total, mask=inside)

@@ -29,8 +29,8 @@ from torch.utils._pytree import tree_leaves
 
 from cifar100_pipeline import CIFAR100Pipeline
 
-from ..config import TrainingConfig
-from ..data import load_cifar100
+from ..config import ConfigError, TrainingConfig
+from ..data import DataError, load_cifar100
 from ..files import write_json, write_text
 from ..lesson.speed import format_rows, images_of_step, inference_throughput, repeated_step, seconds_of
 from ..models import build_model, training_flops
@@ -272,7 +272,10 @@ def main(arguments: list[str] | None = None) -> int:
     if not args.out:
         parser.error("--out: name a folder for report.txt and report.json")
     if args.one:
-        write_json(names[args.one](args), args.out)
+        try:
+            write_json(names[args.one](args), args.out)
+        except (ConfigError, DataError) as error:
+            parser.exit(1, f"{error}\n")
         return 0
     out, report, content = Path(args.out).resolve(), [], {}
     out.mkdir(parents=True, exist_ok=True)
