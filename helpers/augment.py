@@ -41,8 +41,8 @@ def flip(images: Tensor, mask: Tensor) -> Tensor:
 
 
 def crop_and_flip(images: Tensor, top: Tensor, left: Tensor, mask: Tensor | None, padding: int, mode: str) -> Tensor:
-    """`crop` of the images with a border, then `flip` if there is a `mask`, as one gather: few kernels for a GPU, slow on
-    a CPU. images of any dtype [N, C, H, W]; top, left int64 [N] in 0 … 2 · padding."""
+    """`crop` of the images with a border, then `flip` if there is a `mask`, as one gather: few kernels for a GPU, slow
+    on a CPU. images of any dtype [N, C, H, W]; top, left int64 [N] in 0 … 2 · padding."""
     count, _, height, width = images.shape
     rows, columns = (first[:, None] + torch.arange(-padding, side - padding, device=images.device)
                      for first, side in ((top, height), (left, width)))

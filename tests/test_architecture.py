@@ -8,7 +8,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted([*ROOT.glob("helpers/**/*.py"), ROOT / "cifar100_pipeline.py", ROOT / "train.py"])
-FOREIGN = ("_foreach_", "_sleep", "_schema", "_recv_callback", "_python_dispatch")      # of torch and pyzmq, used on purpose
+# Of torch and pyzmq, used on purpose.
+FOREIGN = ("_foreach_", "_sleep", "_schema", "_recv_callback", "_python_dispatch")
 
 
 def name_of(path: Path) -> str:
