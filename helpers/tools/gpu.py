@@ -19,21 +19,26 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from pathlib import Path
+from unittest import mock
 
 import torch
 import yaml
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from cifar100_pipeline import CIFAR100Pipeline
 
 from ..config import ConfigError, TrainingConfig
 from ..data import DataError, load_cifar100
 from ..files import write_json, write_text
+from ..layers.equivariant import FlipConv3x3
 from ..lesson.speed import format_rows, images_of_step, inference_throughput, repeated_step, seconds_of
 from ..models import build_model, training_flops
+from ..schedule import Schedule
 from ..step import TrainStep
 from ..system import SystemInfo, pick_device, pick_precision, synchronize
 from ..trainer import Trainer
@@ -41,6 +46,8 @@ from ..trainer import Trainer
 ROOT = Path(__file__).resolve().parents[2]
 SEEDS = (42, 1, 2)
 SIZES = (20, 24, 28, 32)
+T4_FLOPS = 25e12            # a second in fp16: assumed, two fifths of the peak
+T4_BANDWIDTH = 300e9        # bytes a second: nearly the peak, 320
 
 
 class Operations(TorchDispatchMode):
@@ -61,17 +68,32 @@ class Operations(TorchDispatchMode):
         return results
 
 
-def operations_of_step(config: TrainingConfig, image_size: int = 32, precision: str = "bf16", batch_size: int = 20):
-    """The Operations of a TrainStep on a CPU, without making its batch."""
+def operations_of_step(config: TrainingConfig, image_size: int = 32, precision: str = "bf16",
+                       batch_size: int = 20) -> tuple[int, int, int]:
+    """Operations, bytes and FLOPs of a TrainStep, without making its batch; counted on the CPU."""
     step = TrainStep(build_model(**config.model_arguments()).train(), config, precision,
                      torch.zeros(batch_size, dtype=torch.long), replayable=True)
     rows = torch.arange(batch_size)
     images = torch.randn(batch_size, 3, image_size, image_size).to(memory_format=torch.channels_last)
     for _ in range(2):      # the first makes the optimiser's state
         step.set_rates(1.0)
-        with Operations() as operations:
+        with FlopCounterMode(display=False) as flops, Operations() as operations:
             step.on_device([(images, rows % config.num_classes)], [rows])
-    return operations
+    return operations.count, operations.bytes, flops.get_total_flops()
+
+
+def cost_of_training(config: TrainingConfig, images: int = 49_500) -> dict:
+    """Operations of a step, gigabytes of one at full size, and terabytes and PFLOP of the whole training, optimiser
+    included. What one image adds is the same in a batch of any size."""
+    schedule = Schedule(config, images, size_step=4)
+    costs = Counter()
+    for size, steps in Counter(map(schedule.image_size, range(schedule.total_steps))).items():
+        (count, *few), (_, *more) = (operations_of_step(config, size, batch_size=number) for number in (10, 20))
+        whole = [a + (b - a) / 10 * (schedule.batch_size - 10) for a, b in zip(few, more)]
+        costs["bytes"] += steps * whole[0]
+        costs["flops"] += steps * whole[1]
+    return {"operations": count, "step_gigabytes": whole[0] / 1e9, "terabytes": costs["bytes"] / 1e12,
+            "petaflops": costs["flops"] / 1e15}
 
 
 # Parts: print what is measured, and return it for report.json ----------------------------------------------
@@ -92,15 +114,16 @@ def tests(args) -> dict:
 
 
 def operations(args) -> dict:
-    """Operations and bytes of a step of `fast` and `quick`, counted on the CPU."""
+    """Operations, memory traffic and FLOPs of a training, counted on the CPU, and from them an estimate for a T4."""
     rows = []
-    for preset in ("fast", "quick"):
-        config = _config(args, preset)
-        few, more = (operations_of_step(config, batch_size=size) for size in (20, 40))
-        gigabytes = (few.bytes + (more.bytes - few.bytes) / 20 * (config.batch_size - 20)) / 1e9
-        rows.append({"preset": preset, "operations": few.count, "gigabytes": gigabytes})
-    print(format_rows(rows))
-    return {"rows": rows}
+    for preset, way in (("fast", "by_pairs"), ("fast", "by_filters"), ("quick", "by_pairs")):
+        with mock.patch.object(FlipConv3x3, "forward", getattr(FlipConv3x3, way)):
+            cost = cost_of_training(_config(args, preset))
+        seconds = cost["petaflops"] * 1e15 / T4_FLOPS, cost["terabytes"] * 1e12 / T4_BANDWIDTH
+        rows.append({"preset": preset, "layers": way if preset == "fast" else "ordinary", **cost,
+                     "t4_compute_s": seconds[0], "t4_memory_s": seconds[1], "t4_s": sum(seconds)})
+        print(format_rows(rows[-1:]), flush=True)
+    return {"t4_flops": T4_FLOPS, "t4_bandwidth": T4_BANDWIDTH, "rows": rows}
 
 
 def steps(args) -> dict:
