@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))     # plain `pytest` puts only tests/ there
+TESTS = Path(__file__).resolve().parent
+sys.path.insert(0, str(TESTS.parent))       # plain `pytest` puts only tests/ there
 
 from helpers.config import TrainingConfig  # noqa: E402
 from helpers.data import ImageData  # noqa: E402
@@ -16,6 +17,21 @@ from helpers.data import ImageData  # noqa: E402
 torch.set_num_threads(1)        # the networks and batches here are too small for more
 
 CLASSES = ("ant", "bee", "cat")
+FOR_A_GPU = {"gpu", "test_fused.py"}        # in tests/: what takes a GPU where there is one
+
+
+# A GPU does not promise the same bits twice, and tests keep their tensors on the CPU: so `device="auto"` is the CPU for
+# all tests but those of the GPU. As one run of pytest has both kinds, and a process cannot hide its GPU and find it
+# again, this is no environment variable. It holds for a module, so for fixtures that train too. Child processes see the
+# machine as it is: notebooks and train.py run on its GPU.
+@pytest.fixture(autouse=True, scope="module")
+def automatic_device(request):
+    """Let the automatic device be the CPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        if FOR_A_GPU.isdisjoint(request.path.relative_to(TESTS).parts):
+            for backend in (torch.cuda, torch.backends.mps):
+                patch.setattr(backend, "is_available", lambda: False)
+        yield
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """What the tests of the training share: small data, settings and networks, comparisons, and a training to be killed."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -35,6 +36,10 @@ MUON_RUN = PLAIN | {"model": "FastCNN", "widths": (8, 8, 16), "optimizer": "muon
 # Four epochs, so that the last one distils.
 DISTILLED_RUN = MUON_RUN | {"mix_probability": 0.4, "self_distillation": 0.4, "epochs": 4}
 
+# What a GPU can replay: without mixing, and small enough to take the same way twice.
+CUDA_RUN = MUON_RUN | {"device": "cuda", "widths": (16, 16, 32), "mixup_alpha": 0, "cutmix_alpha": 0,
+                       "learning_rate": 0.02, "start_image_size": 32}
+
 
 def in_precision(precision):
     """The settings for "fp32", "bf16" or "fp16"."""
@@ -63,6 +68,17 @@ def fit_without_a_break(folder, settings):
     return trainer
 
 
+def take_steps(trainer, count):
+    """Go on by so many steps, as `fit` does: their losses, and how many predictions were right."""
+    trainer.model.train()
+    schedule, found = trainer.schedule, []
+    for _ in range(count):
+        number = trainer.step
+        found.append(trainer.replayed_step(number // schedule.steps_per_epoch, schedule.batches(number),
+                                           schedule.image_size(number), schedule.learning_rate_factor(number)))
+    return tuple([value.item() for value in values] for values in zip(*found))
+
+
 def linear_model():
     """A network whose images do not depend on each other: neither norm nor dropout."""
     torch.manual_seed(1)
@@ -83,6 +99,12 @@ def at_batch(trainer, epoch, index, action):
 
 def stop_at_batch(trainer, epoch, index):
     at_batch(trainer, epoch, index, trainer.stop)
+
+
+def stop_after(trainer, steps, monkeypatch):
+    """Let `fit` save and end after so many steps of the run, on any device."""
+    monkeypatch.setattr(trainer_module, "READ_SECONDS", 0.0)
+    trainer.on_progress = lambda trainer: trainer.step == steps - 1 and trainer.stop()
 
 
 def drive_accuracies(monkeypatch, accuracies):
@@ -107,6 +129,17 @@ def assert_equal(found, expected):
 def assert_close(found, expected, **tolerance):
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], **tolerance)
+
+
+def assert_near(found, expected, start, share):
+    """Two networks whose training began with the weights `start`: are they apart by at most this share of the way?"""
+    ends = [dict(model.named_parameters()) for model in (found, expected)]
+
+    def distance(one, other):
+        return math.sqrt(sum((one[name] - other[name]).double().square().sum().item() for name in ends[0]))
+
+    apart, way = distance(*ends), distance(ends[1], start)
+    assert way > 0 and apart <= share * way, f"{apart:.3g} apart after a way of {way:.3g}"
 
 
 def assert_same_run(found, expected):
