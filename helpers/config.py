@@ -136,7 +136,8 @@ class TrainingConfig:
     # Files and progress
     checkpoint_dir: str | None = setting(None, "folder of the checkpoints; None for the run's own",
                                          shapes_training=False, everyday=True)
-    checkpoint_interval: int = setting(5, "epochs between two checkpoints", low=1, shapes_training=False)
+    checkpoint_interval: int = setting(5, "epochs between two checkpoints, which are at least 10 s apart", low=1,
+                                       shapes_training=False)
     checkpoint_minutes: float = setting(10.0, "also save when the last checkpoint is this old, even within an epoch; 0 "
                                         "for never", low=0, shapes_training=False)
     resume: str = setting("auto", "auto continues the run's newest checkpoint, never starts over, a path continues "

@@ -30,6 +30,19 @@ def test_checkpoints_come_at_the_interval_and_at_the_end(tmp_path, monkeypatch):
     assert steps == [10, 20, 25]
 
 
+def test_epochs_that_take_no_time_write_files_at_the_end_only(tmp_path, monkeypatch):
+    """A GPU trains `fast` in seconds; writing each epoch's files would take as long."""
+    monkeypatch.setattr(trainer_module, "SAVE_SECONDS", 1000)
+    drive_accuracies(monkeypatch, [10.0, 20.0, 30.0, 25.0, 26.0])
+    written, save = [], checkpoint.save_atomically
+    monkeypatch.setattr(checkpoint, "save_atomically",
+                        lambda state, path: written.append(path.name) or save(state, path))
+    trainer = make_trainer(tmp_path, epochs=5, checkpoint_interval=1, model=linear_model())
+    trainer.fit()
+    assert written == ["best.pt", "best.pt", "step_0000025.pt"]     # the first is due at once
+    assert checkpoint.load(tmp_path / "best.pt")["step"] == 15 and trainer.best_accuracy == 30
+
+
 def test_two_newest_and_the_best_are_kept(tmp_path):
     make_trainer(tmp_path, epochs=5, checkpoint_interval=1, model=linear_model()).fit()
     assert names_in(tmp_path) == ["best.pt", "step_0000020.pt", "step_0000025.pt"]

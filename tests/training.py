@@ -183,6 +183,7 @@ def run_in_child(function, *arguments):
 def train_and_signal_oneself(folder, settings, number=None):
     """Train; the signal `number` comes in the third step of the second epoch."""
     torch.set_num_threads(1)
+    trainer_module.SAVE_SECONDS = 0.0
     signal.signal(signal.SIGINT, signal.default_int_handler)    # a shell's background jobs ignore it
     trainer = make_trainer(folder, settings)
     if number is not None:
