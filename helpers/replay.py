@@ -80,6 +80,8 @@ class ReplayedStep:
         image_size, batches, _, distil = kind
         work = functools.partial(self._work, image_size, batches, distil)
         if kind not in self._graphs:
+            if any(other[0] != image_size for other in self._graphs):       # sizes only grow: free their memory
+                self._graphs.clear()
             if self._ordinary[kind] < WARM_UP:
                 self._ordinary[kind] += 1
                 return self._capture.warm_up(work)

@@ -1,7 +1,9 @@
 """replay: steps recorded once and repeated, by a stand-in for a CUDA graph, against ordinary steps."""
 
 import copy
+import gc
 import logging
+import weakref
 from collections import Counter
 from contextlib import nullcontext
 
@@ -41,7 +43,7 @@ class Recording(TorchDispatchMode):
         self.captures += 1
         calls = self.calls = []
         with self:
-            outputs = work()
+            outputs = self.outputs = work()
         is_first = True
 
         @torch.no_grad()
@@ -126,6 +128,18 @@ def test_outputs_of_a_step_outlive_the_next_replay(tmp_path):
     found = [trainer.replayed_step(0, range(0, 1), 32) for _ in range(WARM_UP + 4)]
     losses = [loss.item() for loss, _ in found]
     assert len(set(losses)) == len(losses)
+
+
+def test_graphs_of_smaller_images_are_freed_before_larger_ones_need_memory(tmp_path):
+    recording, alive = Recording(), []
+    trainer = replayed_trainer(tmp_path, MUON_RUN | REPLAYED, recording)
+    for size in (24, 28):
+        for _ in range(WARM_UP + 1):
+            trainer.replayed_step(0, range(0, 1), size)
+        alive.append(weakref.ref(recording.outputs[0]))
+        recording.outputs = recording.calls = None
+    gc.collect()
+    assert [graph() is not None for graph in alive] == [False, True]
 
 
 def test_fit_frees_the_graphs_at_its_end(tmp_path):
