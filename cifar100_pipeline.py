@@ -280,8 +280,9 @@ class CIFAR100Pipeline:
     def evaluate(self) -> dict:
         """Test the trained network, once per run; print and return the results as plain values.
 
-        They come from one plain forward pass, except `flip_tta`: the mean over an image and its mirror image. Writes
-        metrics.json, unless the weights were loaded: then that file belongs to another pipeline.
+        They come from one plain forward pass, except `flip_tta`: the mean over an image and its mirror image. Logits are
+        divided by `temperature`, but for `uncalibrated_error`. Writes metrics.json, unless the weights were loaded:
+        then that file belongs to another pipeline.
         """
         network, data = self._need_network(), self.prepare_data()
         if self.evaluation is None:
@@ -292,7 +293,9 @@ class CIFAR100Pipeline:
             self.evaluation = network.evaluation(logits, data)
             bar = "test images and their mirror images" if progress_style(self.config.progress) == "bar" else ""
             flipped = network.evaluation(network.logits(loader, flip=True, bar=bar), data)
-            network.results = {"note": self.note, **self.evaluation.summary(),
+            as_trained = Evaluation.from_logits(logits, data.test_labels, data.class_names)
+            network.results = {"note": self.note, **self.evaluation.summary(), "temperature": network.temperature,
+                               "uncalibrated_error": as_trained.expected_calibration_error,
                                "flip_tta": {"top1": flipped.top1, "top5": flipped.top5}}
             self._write_metrics()
         if self.history.stopped == "interrupted":

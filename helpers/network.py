@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from .checkpoint import CheckpointError
 from .config import TrainingConfig
 from .data import DataError, ImageData
 from .loader import BatchLoader
-from .metrics import RELIABLE, Evaluation
+from .metrics import RELIABLE, Evaluation, fit_temperature
 from .models import build_model, evaluating, model_stats
 from .retired import NETWORK, RETIRED, refusals, without_retired
 from .system import DTYPES, autocast, memory_format
@@ -33,17 +34,18 @@ class TrainedNetwork:
         class_names, mean, std: of its training data; () and None if the weights lack them, until `adopt` adds them.
         note: a warning to display when it was not trained on the real CIFAR-100, else "".
         results: known test results, as `CIFAR100Pipeline.evaluate` returns them.
-        reliable: see `reliable_confidence`.
-        validation: a loader and its labels, to measure `reliable_confidence` on first use.
+        temperature, reliable: see `temperature` and `reliable_confidence`.
+        validation: a loader and its labels, to measure these two on first use.
     """
 
     def __init__(self, model: nn.Module, config: TrainingConfig, device: torch.device, precision: str = "fp32", *,
                  class_names=(), mean=None, std=None, note: str = "", results: dict | None = None,
-                 reliable: float | None = None, validation: tuple[BatchLoader, Tensor] | None = None):
+                 temperature: float | None = None, reliable: float | None = None,
+                 validation: tuple[BatchLoader, Tensor] | None = None):
         self.model, self.config, self.device, self.precision = model.eval(), config, device, precision
         self.class_names, self.mean, self.std, self.note = tuple(class_names), mean, std, note
         self.results = results or {}
-        self._reliable, self._validation = reliable, validation
+        self._temperature, self._reliable, self._validation = temperature, reliable, validation
 
     @classmethod
     def load(cls, path, config: TrainingConfig, device: torch.device, precision: str = "fp32") -> TrainedNetwork:
@@ -69,7 +71,8 @@ class TrainedNetwork:
         known = {"class_names": state["classes"], "mean": state["mean"], "std": state["std"],
                  "note": state["note"]} if "classes" in state else {}
         return cls(model.to(device, memory_format=memory_format(device)), config, device, precision, **known,
-                   results=state.get("test_results"), reliable=state.get("reliable_confidence"))
+                   results=state.get("test_results"), temperature=state.get("temperature"),
+                   reliable=state.get("reliable_confidence"))
 
     def save(self, path, **more) -> Path:
         """Write weights, configuration, results and `more` as a checkpoint. `test_results` also has `test_acc` and
@@ -80,7 +83,7 @@ class TrainedNetwork:
         state = {"model_state_dict": self.model.state_dict(), "config": self.config.to_dict(), "test_results": results,
                  "model_stats": model_stats(self.model), "mean": list(self.mean), "std": list(self.std),
                  "classes": list(self.class_names), "note": self.note, "name": self.config.name,
-                 "reliable_confidence": self.reliable_confidence}
+                 "temperature": self.temperature, "reliable_confidence": self.reliable_confidence}
         return checkpoint.save_atomically(state | more, path)
 
     def adopt(self, data: ImageData) -> None:
@@ -110,8 +113,12 @@ class TrainedNetwork:
 
     def most_probable(self, logits: Tensor, top: int = 5) -> list[tuple[str, float]]:
         """The `top` most probable classes of one image's logits, float [num_classes], as (name, probability)."""
-        values, classes = logits.softmax(0).topk(min(top, len(logits)))
+        values, classes = self.probabilities(logits[None])[0].topk(min(top, len(logits)))
         return [(self.class_names[index], value) for index, value in zip(classes.tolist(), values.tolist())]
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Of the classes, float [N, num_classes], from logits: what a person should see."""
+        return (logits / self.temperature).softmax(1)
 
     def class_index(self, name: str) -> int:
         """The index of the class `name`. Raises ValueError with the nearest name if there is none."""
@@ -122,9 +129,17 @@ class TrainedNetwork:
         return self.class_names.index(name)
 
     def evaluation(self, logits: Tensor, data: ImageData) -> Evaluation:
-        """Evaluate the logits of the test images."""
-        return Evaluation.from_logits(logits, data.test_labels, data.class_names, data.superclass_of,
+        """Evaluate the logits of the test images, divided by the temperature."""
+        return Evaluation.from_logits(logits / self.temperature, data.test_labels, data.class_names, data.superclass_of,
                                       data.superclass_names)
+
+    @property
+    def temperature(self) -> float:
+        """Divides the logits, so that confidences are as high as the share of right predictions: fitted to the
+        validation images; of loaded weights, the value in their file. 1 if unknown."""
+        if self._temperature is None and self._validation is not None:
+            self._temperature = fit_temperature(*self._validated)
+        return self._temperature or 1.0
 
     @property
     def reliable_confidence(self) -> float | None:
@@ -132,10 +147,17 @@ class TrainedNetwork:
         weights, the value in their file. NaN if no confidence suffices; None if unknown, since the test split never
         replaces the validation split."""
         if self._reliable is None and self._validation is not None:
-            loader, labels = self._validation
-            found = Evaluation.from_logits(self.logits(loader), labels, self.class_names).reliable_confidence(RELIABLE)
+            logits, labels = self._validated
+            evaluation = Evaluation.from_logits(logits / self.temperature, labels, self.class_names)
+            found = evaluation.reliable_confidence(RELIABLE)
             self._reliable = float("nan") if found is None else found
         return self._reliable
+
+    @cached_property
+    def _validated(self) -> tuple[Tensor, Tensor]:
+        """Logits and labels of the validation images."""
+        loader, labels = self._validation
+        return self.logits(loader), labels
 
 
 def portable_settings(state: dict) -> dict:

@@ -111,10 +111,10 @@ class ReplayedStep:
 
 
 class CudaGraphs:
-    """Captures work on the current CUDA device as graphs that share their memory: only one of them runs at a time."""
+    """Captures work on the current CUDA device as graphs, each with memory of its own."""
 
     def __init__(self):
-        self._stream, self._pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream()
 
     def warm_up(self, work: Work) -> tuple[Tensor, ...]:
         """Do the work on another stream than the default one, as its capture will."""
@@ -129,7 +129,7 @@ class CudaGraphs:
         """A function that repeats the work, and the tensors that it writes. After a RuntimeError nothing is done."""
         graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+            with torch.cuda.graph(graph, stream=self._stream):
                 outputs = work()
         finally:
             torch.cuda.set_stream(current)      # a capture that fails leaves its own

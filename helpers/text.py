@@ -73,4 +73,6 @@ def results_text(results: dict) -> str:
     if results["superclass_top1"] is not None:
         lines.append(f"superclasses: {results['superclass_top1']:.2f} % of the predictions fall in the right one")
     lines.append(f"expected calibration error {results['expected_calibration_error']:.4f}")
+    if "temperature" in results:
+        lines[-1] += f", {results['uncalibrated_error']:.4f} without the temperature {results['temperature']:.3f}"
     return "\n".join(lines)

@@ -30,7 +30,7 @@ def attention(network: TrainedNetwork, pixels: Tensor, class_name: str | None = 
     """Grad-CAM of images, uint8 [N, 32, 32, 3], for their predicted class or for `class_name`: float32 [N, 32, 32] in
     [0, 1], and the class with its probability in words. Raises ValueError for an unknown class."""
     loader = network.loader(pixels)
-    probabilities = network.logits(loader).softmax(1)
+    probabilities = network.probabilities(network.logits(loader))
     classes = probabilities.argmax(1)
     if class_name is not None:
         classes = torch.full_like(classes, network.class_index(class_name))
