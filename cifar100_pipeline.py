@@ -280,8 +280,8 @@ class CIFAR100Pipeline:
     def evaluate(self) -> dict:
         """Test the trained network, once per run; print and return the results as plain values.
 
-        They come from one plain forward pass, except `flip_tta`: the mean over an image and its mirror image. Logits are
-        divided by `temperature`, but for `uncalibrated_error`. Writes metrics.json, unless the weights were loaded:
+        They come from one plain forward pass, except `flip_tta`: the mean over an image and its mirror image. All but
+        `uncalibrated_error` divide the logits by `temperature`. Writes metrics.json, unless the weights were loaded:
         then that file belongs to another pipeline.
         """
         network, data = self._need_network(), self.prepare_data()
@@ -293,9 +293,9 @@ class CIFAR100Pipeline:
             self.evaluation = network.evaluation(logits, data)
             bar = "test images and their mirror images" if progress_style(self.config.progress) == "bar" else ""
             flipped = network.evaluation(network.logits(loader, flip=True, bar=bar), data)
-            as_trained = Evaluation.from_logits(logits, data.test_labels, data.class_names)
+            self._as_trained = Evaluation.from_logits(logits, data.test_labels, data.class_names)
             network.results = {"note": self.note, **self.evaluation.summary(), "temperature": network.temperature,
-                               "uncalibrated_error": as_trained.expected_calibration_error,
+                               "uncalibrated_error": self._as_trained.expected_calibration_error,
                                "flip_tta": {"top1": flipped.top1, "top5": flipped.top5}}
             self._write_metrics()
         if self.history.stopped == "interrupted":
@@ -312,8 +312,8 @@ class CIFAR100Pipeline:
         return self._keep("confusion", plots.confusion_matrix(self._evaluated(), note=self.note))
 
     def plot_calibration(self) -> Figure:
-        """How often the network is right at each confidence."""
-        return self._keep("calibration", plots.reliability_diagram(self._evaluated(), note=self.note))
+        """How often the network is right at each confidence, with and without the temperature."""
+        return self._keep("calibration", plots.reliability_diagram(self._evaluated(), self._as_trained, self.note))
 
     def explain_errors(self, pairs: int = 6) -> Figure:
         """Print the most confused pairs of classes; return their figure, with pictures."""
@@ -526,6 +526,7 @@ class CIFAR100Pipeline:
         self.evaluation: Evaluation | None = None
         self._training_features: Tensor | None = None
         self._test_features: Tensor | None = None
+        self._as_trained: Evaluation | None = None      # without the temperature
 
     def _need_network(self) -> TrainedNetwork:
         if self.network is None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.metrics import CALIBRATION_BINS, HISTORY_KEYS, Evaluation, History, topk_accuracy
+from helpers.metrics import CALIBRATION_BINS, HISTORY_KEYS, Evaluation, History, fit_temperature, topk_accuracy
 
 NAMES = ["ant", "bee", "cat", "cow", "dog", "owl"]
 SUPERCLASS_OF = torch.tensor([0, 0, 1, 1, 1, 2])
@@ -198,6 +198,26 @@ def test_certain_and_right_is_perfectly_calibrated():
     logits = torch.tensor([[200.0, 0.0], [0.0, 200.0]])
     assert Evaluation.from_logits(logits, torch.tensor([0, 1]), NAMES[:2]).expected_calibration_error == 0
     assert Evaluation.from_logits(logits, torch.tensor([1, 0]), NAMES[:2]).expected_calibration_error == 1
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 4.0])
+def test_temperature_is_that_of_which_the_labels_were_drawn(temperature):
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(20_000, 10, generator=generator)
+    labels = (logits / temperature).softmax(1).multinomial(1, generator=generator)[:, 0]
+    found = fit_temperature(logits, labels)
+    assert found == pytest.approx(temperature, rel=0.05)
+    losses = [torch.nn.functional.cross_entropy(logits.double() / value, labels)
+              for value in (found, found * 0.99, found * 1.01)]
+    assert losses[0] < min(losses[1:])
+    evaluation = Evaluation.from_logits(logits / found, labels, [str(name) for name in range(10)])
+    assert evaluation.expected_calibration_error < 0.015
+
+
+def test_temperature_has_limits_where_no_image_or_every_image_is_right():
+    logits = 5 * torch.eye(4)
+    assert fit_temperature(logits, torch.arange(4)) == pytest.approx(0.05)
+    assert fit_temperature(logits, (torch.arange(4) + 1) % 4) == pytest.approx(20)
 
 
 def test_reliable_confidence_by_hand():

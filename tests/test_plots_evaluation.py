@@ -52,6 +52,15 @@ def test_pictures_of_mistakes_need_the_evaluated_images_and_some_mistakes(draw):
     assert any("every prediction is right" in text for text in texts(draw(evaluated(perfect=True), images(90))))
 
 
+def test_reliability_diagram_shows_the_points_before_a_temperature():
+    evaluation, before = evaluated(), evaluated(perfect=True)
+    figure = plots.reliability_diagram(evaluation, before)
+    points = next(line for line in figure.axes[0].lines if line.get_marker() == "D")
+    np.testing.assert_array_equal(points.get_xdata(), before.calibration.confidence)
+    np.testing.assert_array_equal(points.get_ydata(), before.calibration.accuracy)
+    assert any("without the temperature" in text for text in texts(figure))
+
+
 def test_reliability_diagram_states_the_calibration_error():
     evaluation = evaluated()
     error = 100 * evaluation.expected_calibration_error

@@ -396,11 +396,12 @@ def test_loaded_weights_bring_their_reliable_confidence_or_have_none(pipeline, t
     path = pipeline.save()
     loaded = CIFAR100Pipeline.from_checkpoint(path, runs_dir=str(tmp_path))
     assert loaded.network.reliable_confidence == pytest.approx(pipeline.network.reliable_confidence, nan_ok=True)
+    assert loaded.network.temperature == pipeline.network.temperature != 1
     state = torch.load(path, weights_only=True)
-    del state["reliable_confidence"]
+    del state["reliable_confidence"], state["temperature"]
     torch.save(state, tmp_path / "older.pt")
     loaded.load_weights(tmp_path / "older.pt")
-    assert loaded.network.reliable_confidence is None
+    assert loaded.network.reliable_confidence is None and loaded.network.temperature == 1
     loaded.data = pipeline.data
     loaded.build_trainer()          # whose validation split these weights may have been trained on
     assert loaded.network.reliable_confidence is None

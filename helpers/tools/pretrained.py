@@ -20,6 +20,7 @@ from .. import checkpoint, network
 from ..checkpoint import CheckpointError
 from ..config import ConfigError, TrainingConfig
 from ..data import DataError, ImageData, load_cifar100, stratified_split
+from ..metrics import Evaluation
 from ..network import TrainedNetwork, portable_settings, pretrained_path
 from ..system import pick_device
 
@@ -66,7 +67,8 @@ def calibrate(content: dict, data: ImageData) -> dict:
     loader = weights.loader(data.train_images[val])
     measured = TrainedNetwork(weights.model, config, weights.device, class_names=data.class_names, mean=weights.mean,
                               std=weights.std, validation=(loader, data.train_labels[val]))
-    return {**content, "temperature": measured.temperature, "reliable_confidence": measured.reliable_confidence}
+    content = {**content, "temperature": measured.temperature, "reliable_confidence": measured.reliable_confidence}
+    return {**content, "file_results": evaluate(content, data)}
 
 
 def _config_of(content: dict) -> TrainingConfig:
@@ -74,12 +76,17 @@ def _config_of(content: dict) -> TrainingConfig:
 
 
 def evaluate(content: dict, data: ImageData) -> dict:
-    """Test top-1 and top-5 (%) of the weights in `content`, from one plain forward pass in fp32."""
+    """Test top-1 and top-5 (%) and calibration errors of the weights in `content`, from one plain forward pass in
+    fp32."""
     weights = TrainedNetwork.from_state(content, _config_of(content), pick_device())
     weights.check_classes(data)
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):        # true fp32, on recent GPUs too
-        evaluation = weights.evaluation(weights.logits(data.test_images), data)
-    return {"top1": evaluation.top1, "top5": evaluation.top5, "images": len(data.test_labels)}
+        logits = weights.logits(data.test_images)
+    evaluation = weights.evaluation(logits, data)
+    as_trained = Evaluation.from_logits(logits, data.test_labels, data.class_names)
+    return {"top1": evaluation.top1, "top5": evaluation.top5, "images": len(data.test_labels),
+            "expected_calibration_error": evaluation.expected_calibration_error,
+            "uncalibrated_error": as_trained.expected_calibration_error}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -114,6 +121,8 @@ def main(arguments: list[str] | None = None) -> int:
     for key in ("top1", "top5"):
         print(f"{key}: {found[key]:.2f} % measured, {stated[key]:.2f} % stated, "
               f"{content['test_results'][key]:.2f} % in the run itself")
+    print(f"expected calibration error: {found['expected_calibration_error']:.4f}, without the temperature "
+          f"{found['uncalibrated_error']:.4f}")
     return int(any(abs(found[key] - stated[key]) > TOLERANCE for key in ("top1", "top5")))
 
 

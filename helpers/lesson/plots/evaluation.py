@@ -160,8 +160,9 @@ def _evaluated(images, evaluation: Evaluation) -> np.ndarray:
 
 
 @themed
-def reliability_diagram(evaluation: Evaluation, note: str = "") -> Figure:
-    """Accuracy by bins of confidence, and the share of images in each (Guo et al. 2017, arXiv 1706.04599)."""
+def reliability_diagram(evaluation: Evaluation, before: Evaluation | None = None, note: str = "") -> Figure:
+    """Accuracy by bins of confidence, and the share of images in each (Guo et al. 2017, arXiv 1706.04599); as points,
+    also `before` a temperature divided the logits."""
     bins = evaluation.calibration
     edges, confidence, accuracy = as_array(bins.edges), as_array(bins.confidence), as_array(bins.accuracy)
     filled, width = as_array(bins.count) > 0, edges[1] - edges[0]
@@ -174,6 +175,10 @@ def reliability_diagram(evaluation: Evaluation, note: str = "") -> Figure:
               edgecolor=ORANGE, hatch="///", label="gap to the mean confidence")
     outline = [withStroke(linewidth=4, foreground="white")]
     upper.plot([0, 1], [0, 1], "--", color="0.1", linewidth=1.8, label="perfect calibration", path_effects=outline)
+    if before is not None:
+        error = 100 * before.expected_calibration_error
+        upper.plot(as_array(before.calibration.confidence), as_array(before.calibration.accuracy), "D", color="0.2",
+                   markeredgecolor="white", label=f"without the temperature: error {error:.1f} %")
     upper.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="accuracy (fraction of the bin)")
     upper.legend(loc="upper left")
     lower.bar(edges[:-1], 100 * as_array(bins.count) / len(evaluation), width, align="edge", color="0.7",
