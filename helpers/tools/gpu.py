@@ -20,6 +20,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from importlib import util
 from pathlib import Path
 from unittest import mock
 
@@ -40,7 +41,7 @@ from ..lesson.speed import format_rows, images_of_step, inference_throughput, re
 from ..models import build_model, training_flops
 from ..schedule import Schedule
 from ..step import TrainStep
-from ..system import SystemInfo, pick_device, pick_precision, synchronize
+from ..system import SystemInfo, cpu_cores, pick_device, pick_precision, synchronize
 from ..trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -108,8 +109,10 @@ def machine(args) -> dict:
 
 
 def tests(args) -> dict:
-    """The tests that need a GPU."""
+    """The tests that need a GPU, several at once where pytest-xdist is installed."""
     command = [sys.executable, "-m", "pytest", "-q", "--no-header", "tests/gpu", "tests/test_fused.py"]
+    if util.find_spec("xdist"):
+        command += ["-n", str(min(6, cpu_cores()))]
     return {"exit_status": subprocess.run(command, cwd=ROOT).returncode}
 
 
@@ -225,7 +228,8 @@ def _kernels(step, device: torch.device, count: int = 5) -> list[tuple[str, floa
             step()
         synchronize(device)
     found = [(event.key, event.self_device_time_total / 1000 / count, event.count / count)
-             for event in profiler.key_averages() if event.device_type != torch.autograd.DeviceType.CPU]
+             for event in profiler.key_averages() if event.device_type != torch.autograd.DeviceType.CPU
+             and not event.key.startswith("Optimizer.")]        # a range that torch marks, not a kernel
     return sorted(found, key=lambda row: -row[1])
 
 
