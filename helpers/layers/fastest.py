@@ -14,7 +14,8 @@ log = logging.getLogger("cifar100")
 REPEATS = 5
 TOLERANCE = 0.05        # norm of a result's deviation from the first way's, relative; 16-bit rounding makes some 0.01
 
-_fastest: dict[tuple, str] = {}
+# Milliseconds of the ways of each kind so far: (ways, channels, dtype, device, shapes of the parameters).
+measured: dict[tuple, dict[str, float]] = {}
 
 
 def fastest(ways: Mapping[str, Callable[[Tensor], Tensor]], images: Tensor, parameters: Sequence[Tensor],
@@ -27,8 +28,9 @@ def fastest(ways: Mapping[str, Callable[[Tensor], Tensor]], images: Tensor, para
     captured. The first of `ways` must always work; one that fails, or that has other results than the first, is left
     out with one line in the log. `milliseconds(run)` times a function, by default on the GPU.
     """
-    kind = (*ways, images.shape[1], images.dtype, images.device, *[parameter.shape for parameter in parameters])
-    if kind not in _fastest and not (images.is_cuda and torch.cuda.is_current_stream_capturing()):
+    kind = (tuple(ways), images.shape[1], images.dtype, images.device,
+            tuple(tuple(parameter.shape) for parameter in parameters))
+    if kind not in measured and not (images.is_cuda and torch.cuda.is_current_stream_capturing()):
         first, times = None, {}
         for name, way in ways.items():
             try:
@@ -40,11 +42,12 @@ def fastest(ways: Mapping[str, Callable[[Tensor], Tensor]], images: Tensor, para
             except Exception as error:      # a compiler's, a driver's, too little memory: other ways remain
                 if first is None:
                     raise
-                fault = (str(error) or type(error).__name__).splitlines()[0]
+                fault, times[name] = (str(error) or type(error).__name__).splitlines()[0], math.inf
             if fault:
                 log.info("on this GPU, layers are not computed by %s: %s", name, fault)
-        _fastest[kind] = min(times, key=times.get)
-    return ways[_fastest.get(kind, next(iter(ways)))]
+        measured[kind] = times
+    times = measured.get(kind)
+    return ways[min(times, key=times.get) if times else next(iter(ways))]
 
 
 def _results(way, images: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
@@ -66,7 +69,7 @@ def _fault(results: list[Tensor], expected: list[Tensor]) -> str:
 
 
 def _gpu_milliseconds(run: Callable) -> float:
-    """GPU time of REPEATS calls, without the host's time to launch them."""
+    """GPU time of a call, the mean of REPEATS, without the host's time to launch it."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda._sleep(20_000_000)       # some 10 ms, in which the host launches ahead
     start.record()
@@ -74,4 +77,4 @@ def _gpu_milliseconds(run: Callable) -> float:
         run()
     end.record()
     end.synchronize()
-    return start.elapsed_time(end)
+    return start.elapsed_time(end) / REPEATS

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import math
 import os
 import signal
 import subprocess
@@ -37,6 +38,7 @@ from ..config import ConfigError, TrainingConfig
 from ..data import DataError, load_cifar100
 from ..files import write_json, write_text
 from ..layers.equivariant import FlipConv3x3
+from ..layers.fastest import measured
 from ..lesson.speed import format_rows, images_of_step, inference_throughput, repeated_step, seconds_of
 from ..models import build_model, training_flops
 from ..schedule import Schedule
@@ -159,7 +161,13 @@ def kernels(args) -> dict:
     rows = [{"ms": milliseconds, "calls": calls, "kernel": name[:100]}
             for name, milliseconds, calls in _kernels(step, trainer.device)]
     print(format_rows(rows[:40]))
-    return {"rows": rows[:40], "kernels": sum(row["calls"] for row in rows), "gpu_ms": sum(row["ms"] for row in rows)}
+    ways = [{"channels": channels, "parameters": str(shapes), "ways": {way: time for way, time in times.items()
+                                                                       if math.isfinite(time)}}
+            for (_, channels, _, _, shapes), times in measured.items()]
+    print("\nMilliseconds by way, forward and backward, of which the fastest is taken:",
+          *[f"{row['channels']} channels, {row['parameters']}: {row['ways']}" for row in ways], sep="\n")
+    return {"rows": rows[:40], "ways": ways, "kernels": sum(row["calls"] for row in rows),
+            "gpu_ms": sum(row["ms"] for row in rows)}
 
 
 def quick(args) -> dict:
