@@ -7,6 +7,7 @@ with the addresses of their tensors, and one call launches it (https://docs.pyto
 from __future__ import annotations
 
 import functools
+import gc
 import logging
 from collections import Counter
 from collections.abc import Callable
@@ -80,15 +81,17 @@ class ReplayedStep:
         image_size, batches, _, distil = kind
         work = functools.partial(self._work, image_size, batches, distil)
         if kind not in self._graphs:
-            if any(other[0] != image_size for other in self._graphs):       # sizes only grow: free their memory
+            # Sizes only grow, and distillation does not end: free the memory of what is over.
+            if any((other[0], other[3]) != (image_size, distil) for other in self._graphs):
                 self._graphs.clear()
             if self._ordinary[kind] < WARM_UP:
                 self._ordinary[kind] += 1
                 return self._capture.warm_up(work)
             try:
                 self._graphs[kind] = self._capture(work)
-            except RuntimeError as error:
+            except Exception as error:      # a driver's, a compiler's, too little memory
                 self._give_up(error)
+            if self._capture is None:       # not before: the error holds the memory of the capture
                 return work()
         replay, outputs = self._graphs[kind]
         replay()
@@ -100,9 +103,10 @@ class ReplayedStep:
         made = [self.loader.batch_at(first + index * self.loader.batch_size, image_size) for index in range(batches)]
         return self.train_step.on_device([batch[:2] for batch in made], [rows for *_, rows in made], distil)
 
-    def _give_up(self, error: RuntimeError) -> None:
+    def _give_up(self, error: Exception) -> None:
         """Go on with ordinary steps."""
-        self.why_eager = "too little memory" if is_out_of_memory(error) else f"{error}".splitlines()[0]
+        words = (str(error) or type(error).__name__).splitlines()[0]
+        self.why_eager = "too little memory" if is_out_of_memory(error) else words
         log.warning("a step could not be captured as a CUDA graph (%s); steps are launched operation by operation, "
                     "which is slower and gives the same result", self.why_eager)
         self._capture = None
@@ -114,7 +118,7 @@ class CudaGraphs:
     """Captures work on the current CUDA device as graphs, each with memory of its own."""
 
     def __init__(self):
-        self._stream = torch.cuda.Stream()
+        self._stream = _capture_stream(torch.cuda.current_device())
 
     def warm_up(self, work: Work) -> tuple[Tensor, ...]:
         """Do the work on another stream than the default one, as its capture will."""
@@ -126,14 +130,28 @@ class CudaGraphs:
         return outputs
 
     def __call__(self, work: Work) -> tuple[Callable[[], None], tuple[Tensor, ...]]:
-        """A function that repeats the work, and the tensors that it writes. After a RuntimeError nothing is done."""
+        """A function that repeats the work, and the tensors that it writes. After an error nothing is done."""
         graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        generator = torch.cuda.default_generators[torch.cuda.current_device()]
+        random_state, collects = generator.clone_state(), gc.isenabled()
+        gc.disable()        # an old graph freed in the middle of a capture would invalidate it
         try:
             with torch.cuda.graph(graph, stream=self._stream):
                 outputs = work()
+        except BaseException:
+            generator.graphsafe_set_state(random_state)     # torch may leave it waiting for a graph's replay
+            raise
         finally:
             torch.cuda.set_stream(current)      # a capture that fails leaves its own
+            if collects:
+                gc.enable()
         return graph.replay, outputs
+
+
+@functools.cache
+def _capture_stream(device: int) -> torch.cuda.Stream:
+    """One for each device and process, as each new stream costs cuBLAS a workspace for good."""
+    return torch.cuda.Stream(device)
 
 
 def _why_eager(train_step: TrainStep, loader: BatchLoader) -> str:

@@ -74,6 +74,8 @@ def pick_device(name: str = "auto") -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
+        if device.type == "cuda" and device.index is not None:      # kernels and graphs take the current device
+            torch.cuda.set_device(device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device={name!r} is unavailable ({str(error).splitlines()[0]}); "
                          "use 'auto' or 'cpu', or on Colab choose Runtime > Change runtime type > GPU") from error

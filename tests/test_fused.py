@@ -185,6 +185,7 @@ def test_a_graph_repeats_the_same_bits():
         return torch.autograd.grad(fused.pairs(even, odd).sum(), images)[0]
 
     stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         expected = step()
     torch.cuda.synchronize()
