@@ -7,10 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers.models import CIFAR100CNN, FastCNN
 from helpers.optim import Muon, build_optimizer, orthogonalize, set_learning_rate, split_parameters
+from helpers.tools.gpu import Operations
 
 
 @pytest.fixture
@@ -262,17 +262,6 @@ def same(one, other):
     if isinstance(one, (list, tuple)):
         return len(one) == len(other) and all(map(same, one, other))
     return one == other
-
-
-class Operations(TorchDispatchMode):
-    """Counts the tensor operations within it, views aside."""
-
-    count = 0
-
-    def __torch_dispatch__(self, operation, types, arguments=(), keywords=None):
-        is_view = any(result.alias_info and not result.alias_info.is_write for result in operation._schema.returns)
-        self.count += not is_view
-        return operation(*arguments, **(keywords or {}))
 
 
 def test_a_step_of_muon_is_few_operations_however_many_filters_there_are():

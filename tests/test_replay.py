@@ -290,7 +290,7 @@ def test_a_tensor_made_from_python_numbers_is_found():
 @pytest.mark.parametrize("preset, by_filters, limit", [
     ("fast", True, 500), ("fast", False, 650), ("quick", False, 400)])
 def test_a_step_is_few_operations(monkeypatch, preset, by_filters, limit):
-    """Without making its batch, views not counted; 1,354 for `fast` at v1."""
+    """Without making its batch, views not counted."""
     if by_filters:      # as a GPU may
         monkeypatch.setattr(FlipConv3x3, "forward", FlipConv3x3.by_filters)
     config = TrainingConfig.from_preset(preset, widths=(80, 96, 112))

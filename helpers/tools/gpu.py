@@ -171,8 +171,16 @@ def kernels(args) -> dict:
 
 
 def quick(args) -> dict:
-    """`quick` on SEEDS: seconds of training and accuracies on the test split, which selects nothing."""
-    return _trainings(args, "quick", SEEDS)
+    """`quick` on SEEDS: seconds of the training loop, and accuracies on the test split, which selects nothing."""
+    rows, data = [], None
+    for seed in SEEDS:
+        with tempfile.TemporaryDirectory() as folder:
+            pipeline = CIFAR100Pipeline(_config(args, "quick", seed=seed, runs_dir=folder, progress="none"))
+            data = pipeline.data = data or pipeline.prepare_data()
+            history = pipeline.train()
+            rows.append(_row("quick", seed, history.rows[-1], pipeline.evaluate()))
+        print(format_rows(rows[-1:]), flush=True)
+    return {"rows": rows}
 
 
 def fast(args) -> dict:
@@ -244,19 +252,6 @@ def _kernels(step, device: torch.device, count: int = 5) -> list[tuple[str, floa
 def _gpu_milliseconds(step, device: torch.device) -> float | None:
     """Milliseconds a step in which the GPU works; None on a CPU."""
     return sum(milliseconds for _, milliseconds, _ in _kernels(step, device)) or None
-
-
-def _trainings(args, preset: str, seeds) -> dict:
-    """Train with each seed; `seconds` are those of the training loop."""
-    rows, data = [], None
-    for seed in seeds:
-        with tempfile.TemporaryDirectory() as folder:
-            pipeline = CIFAR100Pipeline(_config(args, preset, seed=seed, runs_dir=folder, progress="none"))
-            data = pipeline.data = data or pipeline.prepare_data()
-            history = pipeline.train()
-            rows.append(_row(preset, seed, history.rows[-1], pipeline.evaluate()))
-        print(format_rows(rows[-1:]), flush=True)
-    return {"rows": rows}
 
 
 def _row(preset: str, seed: int, last_epoch: dict, results: dict) -> dict:
