@@ -1,12 +1,12 @@
-"""record: means over seeds, the estimate for a T4, and the files the command writes."""
+"""record: means over seeds, and the files the command writes."""
 
 import json
 import statistics
 
+import numpy as np
 import pytest
 
 from helpers.files import write_json
-from helpers.lesson.runs import REFERENCE
 from helpers.tools import results
 
 EPOCH = {"epoch": 1, "train_loss": 3.0, "train_accuracy": 30.0, "val_loss": None, "val_top1": None, "val_top5": None,
@@ -56,12 +56,6 @@ def test_a_run_older_than_a_setting_had_its_default(runs, younger, recipes, imag
     assert [row["training_images"] for row in found if 3 in row["seeds"]] == [images]
 
 
-def test_t4_estimate_is_the_compute_at_the_rate_of_the_reference(runs):
-    fast = results.recipes(runs)[1]
-    petaflops_a_minute = 9.68e9 * 50_000 * 150 / 1e15 / 150.2
-    assert fast["t4_minutes"] == pytest.approx(1.8 / petaflops_a_minute, rel=1e-3)
-
-
 def test_command_writes_table_and_figure(runs, tmp_path, capsys):
     assert results.main(["--runs", str(runs), "--out", str(tmp_path / "record.json")]) == 0
     assert "78.00" in capsys.readouterr().out
@@ -70,17 +64,24 @@ def test_command_writes_table_and_figure(runs, tmp_path, capsys):
     assert len(list(runs.glob("*/training.png"))) == 4
 
 
-def test_ablations_beside_the_table_go_into_the_figure(runs, tmp_path, monkeypatch):
-    rows = [{"petaflops": 0.07, "val_top1": 61.0}]
-    write_json({"rows": rows}, tmp_path / "ablation.json")
+def test_others_are_drawn_with_their_compute_or_as_lines(runs):
+    others = [{"name": "one", "top1": 75.2, "top1_std": 0.25, "runs": 40, "petaflops": 0.3},
+              {"name": "two", "top1": 79.0, "petaflops": (3, 7)}]
+    axes = results.plots.record(results.recipes(runs), others, [("three", 72.0, 90.0)]).axes[0]
+    words = [text.get_text() for text in axes.texts]
+    assert words[:3] == ["three: 72.00 %", "one\n75.20 ± 0.25 % (n = 40)\n0.3 PFLOP", "two\n79.00 %\n3 to 7 PFLOP"]
+    ranges = [segment for container in axes.containers for lines in container[2] for segment in lines.get_segments()]
+    assert any(np.allclose(segment, [[3, 79], [7, 79]]) for segment in ranges)
+    assert any(np.allclose(segment[:, 1], [74.95, 75.45]) for segment in ranges)
+
+
+def test_the_command_draws_the_published_runs(runs, tmp_path, monkeypatch):
     drawn = []
     draw = results.plots.record
     monkeypatch.setattr(results.plots, "record", lambda *given: drawn.append(draw(*given)) or drawn[0])
     assert results.main(["--runs", str(runs), "--out", str(tmp_path / "record.json")]) == 0
-    axes = drawn[0].axes[0]
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["ablations (validation accuracy)"]
-    words = " ".join(text.get_text() for text in axes.texts)
-    assert "ResNet-18: 75.61 % (published)" in words and words.count("reference CNN") == 1
+    words = " ".join(text.get_text() for text in drawn[0].axes[0].texts)
+    assert "ResNet-18: 75.61 %" in words and words.count("reference CNN") == 1 and "NAVIER-STOKED" in words
 
 
 def test_a_variant_of_a_preset_is_named_by_its_folder_and_drawn_hollow(runs):
@@ -90,8 +91,8 @@ def test_a_variant_of_a_preset_is_named_by_its_folder_and_drawn_hollow(runs):
     path.write_text(json.dumps(content | {"config": content["config"] | {"input_skip": True}}))
     rows = results.recipes(runs)
     assert [row["name"] for row in rows] == ["quick", "fast", "fast-9"]
-    axes = results.plots.record(rows, REFERENCE).axes[0]
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["fast-9: 77.50 %"]
+    axes = results.plots.record(rows).axes[0]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["fast-9: 77.50 % (n = 1)"]
     assert "77.50" not in " ".join(text.get_text() for text in axes.texts)
 
 

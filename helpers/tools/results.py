@@ -1,7 +1,7 @@
 """Table and figures of the runs in figures/record: `python -m helpers.tools.results`.
 
 Reads figures/record/<run>/metrics.json, and no images. Writes figures/record.json (the table, with means over seeds),
-record.png (accuracy against compute, with the runs of ablation.json) and training curves beside each run's metrics.
+record.png (accuracy against compute, beside published results) and training curves beside each run's metrics.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from statistics import mean, stdev
 from ..config import TrainingConfig, has_soft_targets
 from ..files import write_json
 from ..lesson import plots
-from ..lesson.runs import PUBLISHED, REFERENCE
+from ..lesson.runs import OTHERS, PUBLISHED, REFERENCE
 from ..metrics import History
 from ..text import table
 from . import FIGURES
@@ -26,8 +26,7 @@ def recipes(folder) -> list[dict]:
 
     A row: `name` (the folder of the first run), `preset`, `runs`, `seeds`, `training_images`, `epochs`, `parameters`,
     `top1`, `top1_std`, `top1_by_run`, `top5`, `tta_top1`, `tta_top5` (%, means; the last two if all runs have them),
-    `petaflops`, `minutes` (means), `machine` (of the first run) and `t4_minutes`, an estimate: the compute divided by
-    the reference's rate on a T4, by its own figures.
+    `petaflops`, `minutes` (means) and `machine` (of the first run).
     """
     by_recipe = {}
     for path in sorted(Path(folder).glob("*/metrics.json")):
@@ -44,7 +43,6 @@ def recipes(folder) -> list[dict]:
 def _row(runs: list[dict]) -> dict:
     first, top1 = runs[0], [run["results"]["top1"] for run in runs]
     settings = TrainingConfig.training_settings_of(first["config"])
-    petaflops = mean(run["training"]["petaflops"] for run in runs)
     return {"name": first["folder"], "preset": first["config"]["preset"], "runs": len(runs),
             "seeds": [run["config"]["seed"] for run in runs],
             "training_images": settings["train_size"] or 50_000 - settings["val_size"],
@@ -53,8 +51,9 @@ def _row(runs: list[dict]) -> dict:
             "top5": mean(run["results"]["top5"] for run in runs),
             **{f"tta_{key}": mean(run["results"]["flip_tta"][key] for run in runs) for key in ("top1", "top5")
                if all("flip_tta" in run["results"] for run in runs)},
-            "petaflops": petaflops, "minutes": mean(run["training"]["seconds"] for run in runs) / 60,
-            "machine": first["system"], "t4_minutes": REFERENCE["minutes"] * petaflops / REFERENCE["petaflops"]}
+            "petaflops": mean(run["training"]["petaflops"] for run in runs),
+            "minutes": mean(run["training"]["seconds"] for run in runs) / 60,
+            "machine": first["system"]}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -70,9 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     write_json({"recipes": rows, "reference": REFERENCE}, args.out)
     published = [result for result in PUBLISHED if result[0] != REFERENCE["name"]]
-    path = args.out.with_name("ablation.json")
-    ablations = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
-    plots.record(rows, REFERENCE, published, ablations).savefig(args.out.with_suffix(".png"))
+    plots.record(rows, OTHERS, published).savefig(args.out.with_suffix(".png"))
     for path in args.runs.glob("*/metrics.json"):
         run = json.loads(path.read_text(encoding="utf-8"))
         history = History.from_list(run["history"], run["training"]["stopped"])
@@ -80,8 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
         plots.training_curves(history, run["note"], soft_targets).savefig(path.with_name("training.png"))
     print(table([{"recipe": row["name"], "runs": row["runs"], "top-1 %": f"{row['top1']:.2f}",
                   "top-5 %": f"{row['top5']:.2f}", "PFLOP": f"{row['petaflops']:.3f}",
-                  "minutes": f"{row['minutes']:.1f}", "T4 minutes (estimate)": f"{row['t4_minutes']:.1f}"}
-                 for row in rows]))
+                  "minutes": f"{row['minutes']:.1f}"} for row in rows]))
     return 0
 
 

@@ -7,6 +7,7 @@ import math
 import textwrap
 from collections.abc import Sequence
 
+import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -71,53 +72,61 @@ def small_multiples(runs: Sequence[dict], note: str = "") -> Figure:
 
 
 @themed
-def record(recipes: Sequence[dict], reference: dict, published: Sequence[tuple] = (), ablations: Sequence[dict] = (),
+def record(recipes: Sequence[dict], others: Sequence[dict] = (), published: Sequence[tuple] = (),
            note: str = "") -> Figure:
-    """Test accuracy against training compute of this project's recipes and of the reference.
+    """Test accuracy against training compute of this project's recipes and of others' results.
 
-    recipes: dicts with name, preset, top1 (mean, %), top1_by_run (%), petaflops, minutes, runs and machine (a
-    SystemInfo as a dict); a recipe not named after its preset is a variant, drawn hollow. reference: a dict with name,
-    top1, petaflops and minutes. published: (name, top1, top5) with unknown compute, drawn as lines. ablations: dicts
-    with petaflops and val_top1 (%, on a validation split), drawn as small points.
+    recipes: dicts with name, preset, top1 (mean, %), top1_std (over the runs; None for one run), petaflops, minutes,
+    runs and machine (a SystemInfo as a dict); a line joins those named after their preset, the others are variants,
+    drawn hollow. others: dicts with name, top1, petaflops (a number, or the least and the most), and where known
+    top1_std and runs. published: (name, top1, top5) with unknown compute, drawn as lines.
     """
-    figure = new_figure(5.2, "Accuracy against what it costs", note)
+    figure = new_figure(6, "Accuracy against what it costs", note)
     axes = figure.subplots()
-    over_lines = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+    over_lines = {"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.8}
     for (name, top1, _), dashes in zip(published, itertools.cycle(DASHES)):
-        axes.axhline(top1, color="0.6", linestyle=(0, dashes), linewidth=1, zorder=0)
-        axes.annotate(f"{name}: {top1:.2f} % (published)", (0.005, top1), xycoords=("axes fraction", "data"),
+        axes.axhline(top1, color="0.75", linestyle=(0, dashes), linewidth=1, zorder=0)
+        axes.annotate(f"{name}: {top1:.2f} %", (0.995, top1), xycoords=("axes fraction", "data"), ha="right",
                       textcoords="offset points", xytext=(0, 2), fontsize=9, color="0.35")
-    if ablations:
-        axes.plot([row["petaflops"] for row in ablations], [row["val_top1"] for row in ablations], "o", color="0.6",
-                  markersize=4, label="ablations (validation accuracy)")
-    variant_markers = itertools.cycle("osv^Pd")
-    for recipe, colour in zip(recipes, itertools.cycle(PALETTE)):
-        if recipe["name"] != recipe["preset"]:
-            axes.plot(recipe["petaflops"], recipe["top1"], next(variant_markers), color="none", markersize=7,
-                      markeredgecolor="0.15", zorder=4, label=f"{recipe['name']}: {recipe['top1']:.2f} %")
-            continue
-        axes.plot([recipe["petaflops"]] * len(recipe["top1_by_run"]), recipe["top1_by_run"], "_", color=colour,
-                  markersize=16)
-        axes.plot(recipe["petaflops"], recipe["top1"], "*", color=colour, markersize=17, markeredgecolor="0.15")
-        runs = f"mean of {recipe['runs']} runs, " if recipe["runs"] > 1 else ""
+    for other in others:
+        low, high = np.broadcast_to(other["petaflops"], 2)
+        middle = (low * high) ** 0.5        # of a logarithmic axis
+        axes.errorbar(middle, other["top1"], yerr=other.get("top1_std"), xerr=[[middle - low], [high - middle]],
+                      fmt="D", color="0.45", markersize=7, capsize=4, zorder=3)
+        cost = f"{low:.3g}" if low == high else f"{low:g} to {high:g}"
+        beside = {"xytext": (-9, 0), "ha": "right", "va": "center"}
+        above = {"xytext": (0, 9), "ha": "center", "va": "bottom"}
+        axes.annotate(f"{other['name']}\n{_accuracy(other)}\n{cost} PFLOP", (middle, other["top1"]),
+                      textcoords="offset points", fontsize=9, color="0.3", bbox=over_lines,
+                      **(beside if low == high else above))
+    presets = [recipe for recipe in recipes if recipe["name"] == recipe["preset"]]
+    axes.plot([row["petaflops"] for row in presets], [row["top1"] for row in presets], color="0.6", linewidth=1)
+    markers = itertools.cycle("osv^Pd")
+    for recipe in recipes:
+        if recipe not in presets:
+            axes.plot(recipe["petaflops"], recipe["top1"], next(markers), color="none", markersize=7, zorder=4,
+                      markeredgecolor="0.15", label=f"{recipe['name']}: {_accuracy(recipe)}")
+    for recipe, colour in zip(presets, itertools.cycle(PALETTE)):
+        axes.errorbar(recipe["petaflops"], recipe["top1"], yerr=recipe["top1_std"], fmt="*", color=colour, zorder=5,
+                      markersize=17, markeredgecolor="0.15", ecolor="0.15", capsize=4)
         system = recipe["machine"]
         machine = f"{system['cpu_cores']} CPU cores" if system["device"] == "cpu" else f"one {system['device_name']}"
-        axes.annotate(f"{recipe['name']}: {recipe['top1']:.2f} %\n{runs}{recipe['petaflops']:.3g} PFLOP, "
+        axes.annotate(f"{recipe['name']}: {_accuracy(recipe)}\n{recipe['petaflops']:.3g} PFLOP, "
                       f"{recipe['minutes']:.0f} min on {machine}", (recipe["petaflops"], recipe["top1"]),
-                      textcoords="offset points", xytext=(12, -8), va="top", bbox=over_lines)
-    axes.plot(reference["petaflops"], reference["top1"], "D", color="0.35", markersize=9)
-    axes.annotate(f"{reference['name']}: {reference['top1']:.2f} %\n{reference['petaflops']:g} PFLOP, "
-                  f"{reference['minutes']:.0f} min on a T4 (its own figures)",
-                  (reference["petaflops"], reference["top1"]), textcoords="offset points", xytext=(0, 12),
-                  va="bottom", ha="right", bbox=over_lines)
-    axes.axhline(reference["top1"], color="0.35", linestyle=":", linewidth=1.3)
+                      textcoords="offset points", xytext=(26, -4), va="top", bbox=over_lines)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.margins(x=0.2, y=0.35)
+    axes.margins(x=0.25, y=0.2)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="lower right")
+        axes.legend(loc="lower center", bbox_to_anchor=(0.6, 0), fontsize=9, title="variants")
     axes.set(xlabel="training compute (PFLOP, forward and backward, logarithmic)", ylabel="test top-1 accuracy (%)")
     return figure
+
+
+def _accuracy(row: dict) -> str:
+    """Top-1, with the standard deviation where there are several runs, and their number where it is known."""
+    spread = f" ± {row['top1_std']:.2f}" if row.get("top1_std") else ""
+    return f"{row['top1']:.2f}{spread} %" + (f" (n = {row['runs']})" if row.get("runs") else "")
 
 
 @themed
