@@ -119,7 +119,7 @@ def _first_line(error: Exception) -> str:
     """Without torch's advice to load with weights_only=False, which would run code from the file."""
     if "TorchScript" in str(error):
         return "it is a TorchScript archive; save only its state_dict() where it was made"
-    reason = re.search(r"WeightsUnpickler error: (.+)", str(error))
+    reason = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))
     lines = (reason[1] if reason else str(error)).strip().splitlines() or [type(error).__name__]
     return "it holds more than tensors and plain values" if "weights_only" in lines[0] else lines[0]
 

@@ -74,7 +74,8 @@ def spoil(path, how):
     content = bytearray(path.read_bytes())
     if how == "changed":
         content[-40] ^= 1
-    path.write_bytes({"cut off": content[:len(content) // 2], "web page": b"<html>sign in</html>", "empty": b""}.get(how, content))
+    path.write_bytes({"cut off": content[:len(content) // 2], "web page": b"<html>sign in</html>",
+                      "empty": b""}.get(how, content))
 
 
 @pytest.mark.parametrize("name", ["train", "test", "meta"])
