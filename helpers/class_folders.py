@@ -81,9 +81,9 @@ def _pictures(folder: Path, left_out: Counter) -> list[Path]:
     """The picture files in a class folder; counts the others."""
     if not folder.name.isprintable():
         raise DataError(f"{str(folder)!r}: is no name for a class; rename the folder, in UTF-8")
-    found = []
+    found, suffixes = [], picture_suffixes()
     for entry in _entries(folder):
-        if Path(entry.name).suffix.lower() not in picture_suffixes():
+        if Path(entry.name).suffix.lower() not in suffixes:
             left_out[_kind(entry)] += 1
             continue
         if not entry.is_file():

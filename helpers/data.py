@@ -145,21 +145,27 @@ def _source_in(folder: Path, wanted: str) -> str | None:
 
 def _refuse_other_data(folder: Path) -> None:
     """Raise DataError if a folder without a known data set holds pictures, arrays or archives all the same."""
-    for place, names, files in os.walk(folder):
-        names[:] = [name for name in names if is_class(name) and not name.startswith("cifar-10")]
-        if len(Path(place).relative_to(folder).parts) >= 5:
-            names.clear()
-        for name in sorted(files):
-            if (Path(name).suffix.lower() in picture_suffixes() | DATA_SUFFIXES and is_class(name)
-                    and not name.startswith(("cifar-10", "cifar100-"))):      # torchvision's archives and our caches
-                there = [path.name for path in subfolders(folder)]
-                missing = missing_splits(folder)
-                raise DataError(
-                    f"data_dir='{folder}': holds data, such as {Path(place) / name}, but not in a form known here"
-                    f"{', with the folders ' + ', '.join(there[:8]) if there else ''}{' …' * (len(there) > 8)}"
-                    f"{'; class folders need ' + ' and '.join(missing) + ' as well' if missing else ''}. CIFAR-100 is "
-                    f"not downloaded in place of them.\n{_ways(folder)}\n"
+    example = _some_data(folder)
+    if example is None:
+        return
+    there, missing = [path.name for path in subfolders(folder)], missing_splits(folder)
+    among = f", with the folders {', '.join(there[:8])}{' …' * (len(there) > 8)}" if there else ""
+    lacking = f"; class folders need {' and '.join(missing)} as well" if missing else ""
+    raise DataError(f"data_dir='{folder}': holds data, such as {example}, but not in a form known here{among}{lacking}"
+                    f". CIFAR-100 is not downloaded in place of them.\n{_ways(folder)}\n"
                     "  - set data_source='torchvision' to download CIFAR-100 into this folder all the same")
+
+
+def _some_data(folder: Path) -> Path | None:
+    """A file that may be somebody's data, at most five levels down; none of torchvision's archives and our caches."""
+    suffixes, known = picture_suffixes() | DATA_SUFFIXES, ("cifar-10", "cifar100-")
+    for place, names, files in os.walk(folder):
+        deep = len(Path(place).relative_to(folder).parts) >= 5
+        names[:] = [] if deep else [name for name in names if is_class(name) and not name.startswith(known)]
+        for name in sorted(files):
+            if Path(name).suffix.lower() in suffixes and is_class(name) and not name.startswith(known):
+                return Path(place) / name
+    return None
 
 
 def _from_drawing() -> ImageData:

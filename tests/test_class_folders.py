@@ -76,7 +76,10 @@ def test_a_validation_folder_beside_test_is_told(folders, listed):
 @pytest.mark.parametrize("make, says", [(lambda path: path.symlink_to("nothing"), "a link to nothing"),
                                         (lambda path: path.mkdir(), "a folder")])
 def test_what_is_named_like_a_picture_and_is_none_is_named(make, says, folders, config_for):
-    make(folders / "train" / "ant" / "x.png")
+    try:
+        make(folders / "train" / "ant" / "x.png")
+    except OSError:
+        pytest.skip("this system makes none")
     with pytest.raises(DataError, match=f"x.png.*{says}"):
         load_cifar100(config_for(folders))
 
