@@ -42,8 +42,8 @@ def open_picture(source, name: str = "", side: int | None = None) -> Image.Image
                                 "resize=true to take the central square of every picture at that size")
             picture.draft("RGB", (1024, 1024))      # decode a large JPEG at reduced size
             if picture.width * picture.height > MOST_PIXELS:
-                raise DataError(f"{name}: has {_size(picture)} pixels, more than the {MOST_PIXELS / 1e6:.0f} million that "
-                                "are read; make it smaller")
+                raise DataError(f"{name}: has {_size(picture)} pixels, more than the {MOST_PIXELS / 1e6:.0f} million "
+                                "that are read; make it smaller")
             return _upright_rgb(picture)
     except DataError:
         raise
