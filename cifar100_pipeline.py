@@ -338,12 +338,14 @@ class CIFAR100Pipeline:
         return widgets.ErrorExplorer(self.evaluation, self.data.test_images, self.explain_image, self.note).box
 
     def explain_image(self, index: int, neighbours: int = 8) -> Figure:
-        """Test image `index`: its five most probable classes, its Grad-CAM, and the nearest training images. Nearest
-        means the largest cosine similarity of the features before the classifier."""
+        """Test image `index`, or the last one if there are fewer: its five most probable classes, its Grad-CAM, and the
+        nearest training images. Nearest means the largest cosine similarity of the features before the classifier."""
         evaluation, data, network = self._evaluated(), self.data, self.network
+        index = min(index, len(data.test_images) - 1)       # the notebook's next cells still run
         pixels = data.test_images[index]
         query = explain.features_of(network.model, network.loader(pixels[None]), network.precision)
-        found, similarities = explain.nearest(self._features_of_training_images(), query, neighbours)
+        found, similarities = explain.nearest(self._features_of_training_images(), query,
+                                              min(neighbours, len(data.train_images)))
         nearest = [(data.train_images[place], data.class_names[data.train_labels[place]], similarity)
                    for place, similarity in zip(found[0].tolist(), similarities[0].tolist())]
         true = data.class_names[evaluation.labels[index]]
@@ -371,14 +373,18 @@ class CIFAR100Pipeline:
 
     def predict(self, image, top: int = 5) -> list[tuple[str, float]]:
         """The `top` most probable classes as (name, probability). `image`: a path, a PIL image, uint8 [H, W, 3], or the
-        index of a test image; cropped to a square and resized to 32×32. Raises DataError if a file is no picture."""
+        index of a test image; cropped to a square and resized to 32×32. Raises DataError if it is no picture."""
         pixels, network = self.as_input(image), self._ready_network()
         return network.most_probable(network.logits(pixels[None])[0], top)
 
     def as_input(self, image) -> Tensor:
         """What `predict` takes, as the uint8 [32, 32, 3] that the network sees."""
         if isinstance(image, (int, np.integer)) or isinstance(image, Tensor) and image.ndim == 0:
-            return self.prepare_data().test_images[int(image)]
+            images = self.prepare_data().test_images
+            if not 0 <= image < len(images):
+                raise DataError(f"no picture: there is no test image {int(image)}; they are numbered from 0 to "
+                                f"{len(images) - 1:,}")
+            return images[int(image)]
         return network_input(image)
 
     # What it learned -------------------------------------------------------------------------------------------

@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .files import replacing
+from .files import foreign_content, replacing
 
 log = logging.getLogger("cifar100")
 
 KEEP_NEWEST = 2
+WEIGHTS = ("state_dict", "net", "model")        # where others keep what is "model_state_dict" here
 
 # What torch.load raises for truncated, overwritten and foreign content.
 UNREADABLE = (RuntimeError, OSError, EOFError, pickle.UnpicklingError, ValueError, LookupError, TypeError,
@@ -50,8 +51,9 @@ def save_atomically(state: dict, path) -> Path:
 
 
 def load(path, map_location="cpu") -> dict:
-    """Read the dict in a checkpoint with `weights_only=True`; a bare state dict becomes {"model_state_dict": …}.
-    Raises CheckpointError naming the file, or its subclass ReadError when the file may be good."""
+    """Read the dict in a checkpoint with `weights_only=True`. Weights from elsewhere, bare, under one of WEIGHTS (then
+    named in "under") or as safetensors, become {"model_state_dict": …}. Raises CheckpointError naming the file, or its
+    subclass ReadError when the file may be good."""
     try:
         content = io.BytesIO(Path(path).read_bytes())
     except FileNotFoundError:
@@ -59,16 +61,50 @@ def load(path, map_location="cpu") -> dict:
     except OSError as error:
         raise ReadError(f"{path}: cannot be read now ({error}); try again later. Google Drive also refuses for some "
                         "hours after heavy reading") from error
+    if content.getvalue()[8:9] == b"{" and int.from_bytes(content.getvalue()[:8], "little") < 1e8:
+        return {"model_state_dict": _read_safetensors(content.getvalue(), path)}
     try:
+        _check_kind(content.getvalue())
         with torch.serialization.safe_globals(_NUMPY_DATA):
             state = torch.load(content, map_location=map_location, weights_only=True)
     except UNREADABLE as error:
         raise CheckpointError(f"{path}: {_why_unreadable(error)}") from error
-    if isinstance(state, dict) and state and all(isinstance(value, torch.Tensor) for value in state.values()):
-        return {"model_state_dict": state}
     if not isinstance(state, dict) or "model_state_dict" not in state:
-        raise CheckpointError(f"{path}: has no 'model_state_dict'; it is not a checkpoint of this project")
+        state = _weights_from_elsewhere(state)
+    if state is None:
+        raise CheckpointError(f"{path}: has no 'model_state_dict'; it is not a checkpoint of this project, nor bare "
+                              f"weights or weights under {', '.join(WEIGHTS)}")
     return state
+
+
+def _check_kind(content: bytes) -> None:
+    """Raise ValueError for what comes in place of a checkpoint: a pointer, a page, the first part of a download."""
+    if why := foreign_content(content[:512]):
+        raise ValueError(why)
+    if content.startswith(b"PK\x03\x04") and b"PK\x05\x06" not in content[-66_000:]:     # the archive's directory
+        raise ValueError("its end is missing, as of a download that broke off")
+
+
+def _weights_from_elsewhere(state) -> dict | None:
+    def are_weights(found) -> bool:
+        return isinstance(found, dict) and bool(found) and all(isinstance(tensor, torch.Tensor)
+                                                               for tensor in found.values())
+
+    if are_weights(state):
+        return {"model_state_dict": state}
+    names = [name for name in WEIGHTS if isinstance(state, dict) and are_weights(state.get(name))]
+    return {"model_state_dict": state[names[0]], "under": names[0]} if names else None
+
+
+def _read_safetensors(content: bytes, path) -> dict:
+    try:
+        from safetensors import SafetensorError, torch as safetensors
+    except ImportError:
+        raise CheckpointError(f"{path}: seems to hold safetensors; pip install safetensors to read them") from None
+    try:
+        return safetensors.load(content)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: is truncated or no safetensors ({error}); download it again") from error
 
 
 def _why_unreadable(error: Exception) -> str:
@@ -76,7 +112,16 @@ def _why_unreadable(error: Exception) -> str:
     if refused:
         return (f"holds a {refused[1]}, and reading anything but tensors and plain values could run code; save only "
                 "{'model_state_dict': model.state_dict()} where it was made")
-    return f"is truncated or not a checkpoint ({(str(error) or type(error).__name__).splitlines()[0]}); delete it"
+    return f"is truncated or not a checkpoint ({_first_line(error)}); delete it"
+
+
+def _first_line(error: Exception) -> str:
+    """Without torch's advice to load with weights_only=False, which would run code from the file."""
+    if "TorchScript" in str(error):
+        return "it is a TorchScript archive; save only its state_dict() where it was made"
+    reason = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))
+    lines = (reason[1] if reason else str(error)).strip().splitlines() or [type(error).__name__]
+    return "it holds more than tensors and plain values" if "weights_only" in lines[0] else lines[0]
 
 
 def save_step(state: dict, folder) -> Path:

@@ -64,8 +64,9 @@ class TrainingConfig:
     # Data
     data_dir: str = setting("data", "folder with CIFAR-100; downloads go there", shapes_training=False, everyday=True)
     data_source: str = setting("auto", "auto uses what data_dir holds, else downloads; 'drawn' is the drawn demo set",
-                               choices=("auto", "npz", "folder", "torchvision", "drawn"))
+                               choices=("auto", "npz", "folder", "parquet", "torchvision", "drawn"))
     download: bool = setting(True, "download CIFAR-100 when data_dir does not hold it", shapes_training=False)
+    resize: bool = setting(False, "take the central square of pictures of another size and resize it to 32×32 pixels")
     num_classes: int = setting(100, "number of classes; must match the data", low=2)
     val_size: int = setting(5000, "training images, the same share of each class, held out to validate each epoch and, "
                             "with patience, to choose the best one; 0 for none", low=0)

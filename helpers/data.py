@@ -1,7 +1,8 @@
-"""CIFAR-100 from torchvision, a prepared .npz, class folders, or drawn demo data; and its split."""
+"""CIFAR-100 or another set: class folders, the published files, a prepared .npz, or drawn demo data; and its split."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import http.client
 import logging
@@ -9,29 +10,30 @@ import os
 import tokenize
 import zipfile
 import zlib
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision import datasets
-from torchvision.datasets.utils import check_integrity
-from tqdm.auto import tqdm
+from torchvision.datasets.utils import download_url
 
 from . import demo_data
+from .class_folders import find_splits, is_class, list_images, missing_splits, subfolders
 from .config import TrainingConfig
 from .files import replacing
-from .system import cpu_cores, progress_style
+from .image_files import IMAGE_SIZE, DataError, decode, picture_suffixes
+from .original_files import find_original, find_parquet, read_original, read_parquet
 
 log = logging.getLogger("cifar100")
 
-IMAGE_SIZE = 32
 NPZ_NAME = "cifar100.npz"
 ARRAYS = ("x_train", "y_train", "x_test", "y_test", "classes")      # in an .npz
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg"}
+DECODER = 2             # raise it when the same pictures give other pixels
+# What else than pictures may be somebody's data.
+DATA_SUFFIXES = {".npz", ".npy", ".parquet", ".arrow", ".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar",
+                 ".h5", ".hdf5", ".mat", ".pkl", ".pickle", ".tfrecord", ".heic"}
 
 # The 20 superclasses of CIFAR-100 (Krizhevsky 2009, https://www.cs.toronto.edu/~kriz/cifar.html).
 SUPERCLASSES = {
@@ -57,10 +59,6 @@ SUPERCLASSES = {
     "vehicles 2": "lawn_mower rocket streetcar tank tractor"}
 
 
-class DataError(RuntimeError):
-    """The data set is unavailable or one of its files is wrong. The message names the file and the remedy."""
-
-
 @dataclass(frozen=True)
 class ImageData:
     """An image classification set in memory. `note` says so when it is not the real CIFAR-100."""
@@ -80,14 +78,16 @@ class ImageData:
         return len(self.class_names)
 
     def channel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation of each colour channel of the training images, in [0, 1]."""
+        """Mean and standard deviation of each colour channel of the training images, in [0, 1]. A deviation below one
+        grey level becomes 1: one can divide by it, and such a channel says nothing."""
         values = torch.arange(256, dtype=torch.float64) / 255
         means, deviations = [], []
         for channel in self.train_images.unbind(-1):
             share = torch.bincount(channel.flatten().int(), minlength=256).double() / channel.numel()
             mean = (share * values).sum()
             means.append(round(mean.item(), 6))
-            deviations.append(round((share * (values - mean) ** 2).sum().sqrt().item(), 6))
+            deviation = (share * (values - mean) ** 2).sum().sqrt().item()
+            deviations.append(1.0 if deviation < 1 / 255 else round(deviation, 6))
         return tuple(means), tuple(deviations)
 
     def fingerprint(self) -> str:
@@ -104,27 +104,68 @@ class ImageData:
 
 def load_cifar100(config: TrainingConfig) -> ImageData:
     """Load and check the data set that `data_source`, `data_dir` and `download` select. Raises DataError."""
-    folder = Path(config.data_dir).expanduser()
-    if not _find_local(folder) and _find_local(folder / "cifar100"):    # archives of class folders unpack to there
-        folder /= "cifar100"
-    source = (_find_local(folder) or "torchvision") if config.data_source == "auto" else config.data_source
+    source, folder = _find(config)
     data = {"drawn": _from_drawing, "npz": lambda: _from_npz(folder / NPZ_NAME),
-            "folder": lambda: _from_folders(folder, config.progress),
-            "torchvision": lambda: _from_torchvision(folder, config.download)}[source]()
+            "folder": lambda: _from_folders(folder, config), "parquet": lambda: _from_parquet(folder, config),
+            "torchvision": lambda: _from_original(folder, config.download)}[source]()
     if data.num_classes != config.num_classes:
         raise DataError(f"num_classes={config.num_classes}, but {data.source} holds {data.num_classes} classes; "
                         f"set num_classes={data.num_classes}, or data_dir to another set")
     return data
 
 
-def _find_local(folder: Path) -> str | None:
-    """The `data_source` found in a folder, or None."""
-    if (folder / "train").is_dir() and (folder / "test").is_dir():
-        return "folder"
-    if (folder / NPZ_NAME).is_file():
-        return "npz"
-    names = ("cifar-100-python", "cifar-100-python.tar.gz")
-    return "torchvision" if any((folder / name).exists() for name in names) else None
+def _find(config: TrainingConfig) -> tuple[str, Path]:
+    """The `data_source`, and the folder that holds it: `data_dir` or one in it. Raises DataError for several sets, and
+    for data of an unknown kind, which CIFAR-100 must not replace unasked."""
+    folder, wanted = Path(config.data_dir).expanduser(), config.data_source
+    if wanted != "drawn":
+        if folder.is_file():
+            raise DataError(f"data_dir='{folder}': is a file; set data_dir to the folder that holds it")
+        for place in (folder, folder / "cifar100"):     # archives of class folders unpack to there
+            if source := _source_in(place, wanted):
+                return source, place
+        inside = [(source, place) for place in subfolders(folder) if (source := _source_in(place, wanted))]
+        if len(inside) > 1:
+            names = ", ".join(place.name for _, place in inside)
+            raise DataError(f"data_dir='{folder}': holds several data sets, {names}; set data_dir to one of them")
+        if inside:
+            return inside[0]
+    if wanted == "auto":
+        _refuse_other_data(folder)
+        wanted = "torchvision"
+    return wanted, folder
+
+
+def _source_in(folder: Path, wanted: str) -> str | None:
+    """The `data_source` that a folder holds, `wanted` or with "auto" the first; None if there is none."""
+    is_here = {"folder": find_splits, "parquet": find_parquet, "npz": lambda folder: (folder / NPZ_NAME).is_file(),
+               "torchvision": find_original}
+    return next((source for source, look in is_here.items() if wanted in ("auto", source) and look(folder)), None)
+
+
+def _refuse_other_data(folder: Path) -> None:
+    """Raise DataError if a folder without a known data set holds pictures, arrays or archives all the same."""
+    example = _some_data(folder)
+    if example is None:
+        return
+    there, missing = [path.name for path in subfolders(folder)], missing_splits(folder)
+    among = f", with the folders {', '.join(there[:8])}{' …' * (len(there) > 8)}" if there else ""
+    lacking = f"; class folders need {' and '.join(missing)} as well" if missing else ""
+    raise DataError(f"data_dir='{folder}': holds data, such as {example}, but not in a form known here{among}{lacking}"
+                    f". CIFAR-100 is not downloaded in place of them.\n{_ways(folder)}\n"
+                    "  - set data_source='torchvision' to download CIFAR-100 into this folder all the same")
+
+
+def _some_data(folder: Path) -> Path | None:
+    """A file that may be somebody's data, at most five levels down; none of torchvision's archives and our caches."""
+    suffixes, known = picture_suffixes() | DATA_SUFFIXES, ("cifar-10", "cifar100-")
+    for place, names, files in os.walk(folder):
+        deep = len(Path(place).relative_to(folder).parts) >= 5
+        names[:] = [] if deep else [name for name in names if is_class(name) and not name.startswith(known)]
+        for name in sorted(files):
+            if Path(name).suffix.lower() in suffixes and is_class(name) and not name.startswith(known):
+                return Path(place) / name
+    return None
 
 
 def _from_drawing() -> ImageData:
@@ -133,33 +174,36 @@ def _from_drawing() -> ImageData:
                      torch.from_numpy(drawn["superclass_of"]), "this project's own drawing", demo_data.DEMO_NOTE)
 
 
-def _from_torchvision(folder: Path, download: bool) -> ImageData:
-    """The original archive, checked by its md5."""
-    archive = folder / datasets.CIFAR100.filename
-    is_here = check_integrity(archive, datasets.CIFAR100.tgz_md5)      # if so, `download` only unpacks it
-    try:
-        train, test = (datasets.CIFAR100(str(folder), train=train, download=download or is_here)
-                       for train in (True, False))
-    except (RuntimeError, OSError, http.client.HTTPException) as error:
-        if is_here:
-            raise DataError(f"{archive} is intact but could not be unpacked: {error}; unpack it yourself, or set "
-                            "data_dir to a writable folder with 350 MB of free space") from error
-        raise DataError(_how_to_get_cifar100(folder, download, error)) from error
-    return _checked(f"the torchvision files in {folder}", train.data, np.array(train.targets), test.data,
-                    np.array(test.targets), train.classes)
+def _from_original(folder: Path, download: bool) -> ImageData:
+    """CIFAR-100 as published, each file checked by its md5."""
+    arrays = read_original(folder)
+    if arrays is None:
+        failure = "download=False"
+        if download:
+            try:
+                download_url(datasets.CIFAR100.url, str(folder), datasets.CIFAR100.filename, datasets.CIFAR100.tgz_md5)
+                arrays = read_original(folder)
+                failure = "what was downloaded is not it"
+            except (RuntimeError, OSError, http.client.HTTPException) as error:
+                failure = f"the download failed: {error}"
+    if arrays is None:
+        archive = folder / datasets.CIFAR100.filename
+        damaged = f"\n{archive} is damaged: its md5 is not the original's" if archive.exists() else ""
+        raise DataError(f"CIFAR-100 is not in data_dir='{folder}' and {failure}{damaged}\n{_ways(folder)}\n"
+                        "  - connect to the network and keep download=True\n"
+                        "  - set preset='demo' to try everything on a small drawn data set instead of CIFAR-100")
+    return _checked(f"the original files in {folder}", *arrays)
 
 
-def _how_to_get_cifar100(folder: Path, download: bool, error: Exception) -> str:
-    reason = f"the download failed: {error}" if download else "download=False"
-    archive = folder / datasets.CIFAR100.filename
-    damaged = f"\n{archive} is damaged: its md5 is not the original's" if archive.exists() else ""
-    return (f"CIFAR-100 is not in data_dir='{folder}' and {reason}{damaged}\nDo one of these:\n"
-            "  - connect to the network and keep download=True\n"
-            f"  - put cifar-100-python.tar.gz (from https://www.cs.toronto.edu/~kriz/cifar.html) into {folder}\n"
+def _ways(folder: Path) -> str:
+    """What `data_dir` may hold."""
+    return ("Do one of these:\n"
             f"  - put class folders there: {folder}/train/<class>/*.png and {folder}/test/<class>/*.png\n"
             f"  - put {NPZ_NAME} there: x_train uint8 [N,32,32,3], y_train, x_test, y_test, classes\n"
-            "  - set data_dir to a folder that holds one of these (on Kaggle: under /kaggle/input)\n"
-            "  - set preset='demo' to try everything on a small drawn data set instead of CIFAR-100")
+            f"  - put cifar-100-python.tar.gz (from https://www.cs.toronto.edu/~kriz/cifar.html) into {folder}, or its "
+            "files train, test and meta\n"
+            "  - put the files train*.parquet and test*.parquet of Hugging Face's cifar100 there\n"
+            "  - set data_dir to a folder that holds one of these (on Kaggle: under /kaggle/input)")
 
 
 def _from_npz(path: Path) -> ImageData:
@@ -190,50 +234,55 @@ def _read_npz(path: Path, names) -> dict[str, np.ndarray]:
         return {name: arrays[name] for name in names if name in arrays.files}
 
 
-def _from_folders(folder: Path, progress: str) -> ImageData:
-    """Decode class folders; later calls read the .npz kept beside them until a file changes."""
-    files = {split: _list_images(folder / split) for split in ("train", "test")}
-    for here, there in (("train", "test"), ("test", "train")):
-        missing = sorted(set(files[there]) - set(files[here]))
-        if missing:
-            raise DataError(f"{folder / here}: lacks the class folder{'s' * (len(missing) > 1)} "
-                            f"{', '.join(missing[:5])}{', …' * (len(missing) > 5)} that {folder / there} has; add or "
-                            "remove them")
-    fingerprint = _fingerprint(files)
+def _from_folders(folder: Path, config: TrainingConfig) -> ImageData:
+    """Class folders, decoded."""
+    if not find_splits(folder):
+        raise DataError(f"{folder / missing_splits(folder)[0]}: no such folder; class folders belong in "
+                        "train/<class>/ and test/<class>/")
+    splits = dict(zip(("train", "test"), find_splits(folder)))
+    files = list_images(splits)
+    classes = sorted(files["train"])
+
+    def arrays() -> dict[str, np.ndarray]:
+        made = {"classes": np.array(classes)}
+        for split, by_class in files.items():
+            made[f"x_{split}"] = decode([(path, str(path)) for name in classes for path in by_class[name]],
+                                        config.resize, f"decoding {split} images", config.progress)
+            made[f"y_{split}"] = np.repeat(np.arange(len(classes)), [len(by_class[name]) for name in classes])
+        return made
+
+    usual = [path.name for path in splits.values()] == ["train", "test"]
+    return _decoded_once(folder, str(folder) if usual else " and ".join(map(str, splits.values())), config, arrays, [
+        (f"{split}/{name}/{path.name}", path) for split, by_class in sorted(files.items())
+        for name, paths in sorted(by_class.items()) for path in paths])
+
+
+def _from_parquet(folder: Path, config: TrainingConfig) -> ImageData:
+    """Hugging Face's files, decoded."""
+    files = find_parquet(folder)
+    if not files:
+        raise DataError(f"{folder}: holds no train*.parquet and test*.parquet; data_source='auto' tries other sources")
+    classes = sorted(member for members in SUPERCLASSES.values() for member in members.split())
+    return _decoded_once(folder, f"the Parquet files in {folder}", config,
+                         lambda: read_parquet(files, config.resize, config.progress) | {"classes": np.array(classes)},
+                         [(path.name, path) for paths in files.values() for path in paths])
+
+
+def _decoded_once(folder: Path, source: str, config: TrainingConfig, read, files: list[tuple[str, Path]]) -> ImageData:
+    """The set that `read()` decodes; later calls take the .npz kept beside it until one of `files`, (name, path),
+    changes."""
+    digest = hashlib.sha256(f"decoder {DECODER}, resize {config.resize}\n".encode())
+    for name, path in files:
+        stat = path.stat()
+        digest.update(os.fsencode(f"{name} {stat.st_size} {stat.st_mtime_ns}\n"))
+    fingerprint = digest.hexdigest()[:16]
     cache = _cache_path(folder, fingerprint)
     if _cached_fingerprint(cache) == fingerprint:
-        return _from_npz(cache)
-    classes = sorted(files["train"])
-    arrays = {"classes": np.array(classes), "fingerprint": np.array(fingerprint)}
-    for split, by_class in files.items():
-        arrays[f"x_{split}"] = _decode([path for name in classes for path in by_class[name]], split, progress)
-        arrays[f"y_{split}"] = np.repeat(np.arange(len(classes)), [len(by_class[name]) for name in classes])
-    data = _checked(str(folder), *(arrays[name] for name in ARRAYS))
+        return dataclasses.replace(_from_npz(cache), source=source)
+    arrays = read() | {"fingerprint": np.array(fingerprint)}
+    data = _checked(source, *(arrays[name] for name in ARRAYS))
     _write_cache(cache, arrays)
     return data
-
-
-def _list_images(folder: Path) -> dict[str, list[Path]]:
-    """Class name → sorted image files."""
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; class folders belong in train/<class>/ and test/<class>/")
-    found = {entry.name: sorted(path for path in entry.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES
-                                and not path.name.startswith("."))
-             for entry in sorted(folder.iterdir()) if entry.is_dir() and not entry.name.startswith(".")}
-    empty = [name for name, paths in found.items() if not paths]
-    if empty or not found:
-        raise DataError(f"{folder / empty[0] if empty else folder}: holds no .png or .jpg image; add some or delete it")
-    return found
-
-
-def _fingerprint(files: dict) -> str:
-    digest = hashlib.sha256()
-    for split, by_class in sorted(files.items()):
-        for name, paths in sorted(by_class.items()):
-            for path in paths:
-                stat = path.stat()
-                digest.update(f"{split}/{name}/{path.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-    return digest.hexdigest()[:16]
 
 
 def _cache_path(folder: Path, fingerprint: str) -> Path:
@@ -260,24 +309,6 @@ def _write_cache(path: Path, arrays: dict) -> None:
         log.info("kept the decoded images in %s", path)
     except OSError as error:
         log.warning("could not keep the decoded images in %s (%s); the next run decodes them again", path, error)
-
-
-def _decode(paths: list[Path], split: str, progress: str) -> np.ndarray:
-    """uint8 [N, 32, 32, 3] of image files, in order."""
-    with ThreadPoolExecutor(cpu_cores()) as pool:       # Pillow decodes outside the interpreter's lock
-        return np.stack(list(tqdm(pool.map(_decode_image, paths), f"decoding {split} images", len(paths),
-                                  disable=progress_style(progress) != "bar", leave=False)))
-
-
-def _decode_image(path: Path) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            pixels = np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: cannot be decoded ({error}); replace or delete the file") from error
-    if pixels.shape != (IMAGE_SIZE, IMAGE_SIZE, 3):
-        raise DataError(f"{path}: {pixels.shape[1]}×{pixels.shape[0]} pixels; resize it to {IMAGE_SIZE}×{IMAGE_SIZE}")
-    return pixels
 
 
 def _checked(name: str, x_train, y_train, x_test, y_test, classes) -> ImageData:

@@ -34,3 +34,12 @@ def write_text(text: str, path) -> Path:
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return Path(path)
+
+
+def foreign_content(start: bytes) -> str:
+    """What a file with these first bytes is when it came in place of another: a Git LFS pointer, a web page; or ""."""
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer, not the file itself; `git lfs pull` fetches that"
+    if re.match(rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?<(!doctype )?html", start, re.IGNORECASE):
+        return "it is a web page; download the file itself, perhaps after signing in"
+    return ""

@@ -1,40 +1,98 @@
-"""Read the user's own pictures, any file that Pillow opens, as upright RGB images."""
+"""Read picture files, any that Pillow opens, as upright RGB images: for training and for prediction alike."""
 
 from __future__ import annotations
 
-import struct
-import zlib
+import os
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
+from tqdm.auto import tqdm
 
-from .data import IMAGE_SIZE, DataError
+from .files import foreign_content
+from .system import cpu_cores, progress_style
 
-# Pillow raises these for damaged, truncated, unknown and oversized files (decompression bombs).
-_NO_PICTURE = (OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, KeyError, OverflowError,
-               struct.error, zlib.error, MemoryError, NotImplementedError, Image.DecompressionBombError)
+IMAGE_SIZE = 32                 # pixels on each side of the network's input
+MOST_PIXELS = 50_000_000        # decoding takes up to 16 bytes for each
+NOT_DECODED = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}       # formats that Pillow only recognises
 
 
-def open_picture(source, name: str = "") -> Image.Image:
-    """Open a path, file or PIL image as an upright RGB image: its first frame, on white where transparent. Raises
-    DataError, naming `name` or the source, if it cannot be read."""
+class DataError(RuntimeError):
+    """The data set is unavailable or one of its files is wrong. The message names the file and the remedy."""
+
+
+def open_picture(source, name: str = "", side: int | None = None) -> Image.Image:
+    """Open a path, file or PIL image as an upright RGB image: its first frame, on white where transparent, 16 bits
+    scaled to 8. Raises DataError, naming `name` or the source, if it cannot be read, is too large, or has not `side` by
+    `side` pixels; looks at the size before decoding."""
+    name = name or source
+    if not isinstance(source, (str, os.PathLike, Image.Image)) and not hasattr(source, "read"):
+        raise DataError(f"no picture: {type(source).__name__} given; give a path, a file, a PIL image, an array uint8 "
+                        "[H, W, 3] or the index of a test image")
     try:
-        picture = source
-        if not isinstance(source, Image.Image):
-            picture = Image.open(source)
+        if isinstance(source, Image.Image):
+            return _upright_rgb(source)
+        if fault := _no_regular_file(source):
+            raise ValueError(fault)
+        with Image.open(source) as picture:
+            if side and picture.size != (side, side):
+                raise DataError(f"{name}: has {_size(picture)} pixels, not {side}×{side}; resize it, or set "
+                                "resize=true to take the central square of every picture at that size")
             picture.draft("RGB", (1024, 1024))      # decode a large JPEG at reduced size
-        picture = ImageOps.exif_transpose(picture)
-        if picture.mode.startswith("I"):        # 16 bits, which Pillow would clip at 255
-            picture = Image.fromarray((np.asarray(picture) / 257).clip(0, 255).astype(np.uint8))
-        picture = picture.convert("RGBA")
-    except _NO_PICTURE as error:
-        reason = ("it is empty or its format is unknown" if isinstance(error, UnidentifiedImageError)
-                  else getattr(error, "strerror", None) or error)
-        raise DataError(f"{name or source}: cannot be read as a picture ({reason}); use a PNG, a JPEG or another file "
-                        "that Pillow reads") from error
+            if picture.width * picture.height > MOST_PIXELS:
+                raise DataError(f"{name}: has {_size(picture)} pixels, more than the {MOST_PIXELS / 1e6:.0f} million "
+                                "that are read; make it smaller")
+            return _upright_rgb(picture)
+    except DataError:
+        raise
+    except Exception as error:      # whatever a damaged file makes a decoder of Pillow's run into
+        raise DataError(f"{name}: cannot be read as a picture ({_reason(error, source)}); use a PNG, a JPEG or another "
+                        "file that Pillow reads") from error
+
+
+def _upright_rgb(picture: Image.Image) -> Image.Image:
+    if 0 in picture.size:
+        raise ValueError("it has no pixels")
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode == "F" or picture.mode == "I" and picture.getextrema()[1] > 65535:
+        raise ValueError("its 32 bits a pixel have no agreed range; save it with 8 or 16")
+    if picture.mode.startswith("I"):        # 16 bits, which Pillow would clip at 255
+        picture = Image.fromarray((np.asarray(picture) / 257).clip(0, 255).astype(np.uint8))
+    picture = picture.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+
+
+def _size(picture: Image.Image) -> str:
+    return f"{picture.width}×{picture.height}"
+
+
+def _no_regular_file(source) -> str:
+    """What a path is if no file: reading a pipe would wait for ever. "" for a file."""
+    if not isinstance(source, (str, os.PathLike)) or os.path.isfile(source):
+        return ""
+    if os.path.isdir(source):
+        return "it is a folder"
+    if os.path.exists(source):
+        return "it is a pipe or a device"
+    return "it is a link to nothing" if os.path.islink(source) else "no such file"
+
+
+def _reason(error: Exception, source) -> str:
+    """The error in one line; for an unknown format, what the file is instead."""
+    if isinstance(error, UnidentifiedImageError):
+        return foreign_content(_start(source)) or "it is empty or its format is unknown"
+    reason = getattr(error, "strerror", None) or str(error)
+    return reason.splitlines()[0] if reason.strip() else type(error).__name__
+
+
+def _start(source) -> bytes:
+    if isinstance(source, (str, os.PathLike)):
+        with open(source, "rb") as file:
+            return file.read(512)
+    source.seek(0)
+    return source.read(512)
 
 
 def square_pixels(picture: Image.Image, side: int) -> Tensor:
@@ -42,8 +100,32 @@ def square_pixels(picture: Image.Image, side: int) -> Tensor:
     return torch.from_numpy(np.array(ImageOps.fit(picture, (side, side), Image.Resampling.BICUBIC)))
 
 
-def network_input(picture) -> Tensor:
-    """Turn a path, file, PIL image or uint8 array [H, W, 3] into the network's input: uint8 [32, 32, 3]."""
+def network_input(picture, resize: bool = True, name: str = "") -> Tensor:
+    """Turn a path, file, PIL image or array, uint8 [H, W, 3], into the network's input: uint8 [32, 32, 3]. Raises
+    DataError, without `resize` also for a file of another size."""
     if isinstance(picture, (np.ndarray, Tensor)):
-        picture = Image.fromarray(np.asarray(picture))
-    return square_pixels(open_picture(picture), IMAGE_SIZE)
+        picture = _from_array(picture)
+    return square_pixels(open_picture(picture, name, None if resize else IMAGE_SIZE), IMAGE_SIZE)
+
+
+def decode(sources: list[tuple], resize: bool, title: str, progress: str) -> np.ndarray:
+    """`network_input` of many (path or file, name), in order and in parallel: uint8 [N, 32, 32, 3]. `title` names the
+    progress bar. Raises DataError."""
+    with ThreadPoolExecutor(cpu_cores()) as pool:       # Pillow decodes outside the interpreter's lock
+        pixels = pool.map(lambda given: network_input(given[0], resize, given[1]).numpy(), sources)
+        return np.stack(list(tqdm(pixels, title, len(sources), disable=progress_style(progress) != "bar", leave=False)))
+
+
+def _from_array(values) -> Image.Image:
+    kind = f"{str(values.dtype).removeprefix('torch.')} {list(values.shape)}"
+    if not kind.startswith("uint8") or 0 in values.shape or values.ndim != 2 and (
+            values.ndim != 3 or values.shape[2] not in (3, 4)):
+        raise DataError(f"no picture: an array {kind} given; it must be uint8 [H, W, 3] with values from 0 to 255")
+    return Image.fromarray(values.cpu().numpy() if isinstance(values, Tensor) else values)
+
+
+def picture_suffixes() -> set[str]:
+    """Of the files that Pillow decodes, such as ".png"."""
+    Image.init()
+    return {suffix for suffix, kind in Image.registered_extensions().items()
+            if kind in Image.OPEN and kind not in NOT_DECODED}

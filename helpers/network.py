@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from functools import cached_property
 from pathlib import Path
 
@@ -20,6 +21,9 @@ from .models import build_model, evaluating, model_stats
 from .retired import NETWORK, RETIRED, refusals, without_retired
 from .system import DTYPES, autocast, memory_format
 
+log = logging.getLogger("cifar100")
+
+PREFIXES = ("module.", "_orig_mod.", "model.")      # of DataParallel, torch.compile and Lightning
 EVALUATION_BATCH = 500      # images in a forward pass
 PRETRAINED = Path(__file__).resolve().parent.parent / "pretrained"
 
@@ -62,12 +66,16 @@ class TrainedNetwork:
         if faults := refusals({name: value for name, value in gone.items() if name in NETWORK}):
             raise CheckpointError(f"{path}: " + "; ".join(faults))
         model = build_model(**config.model_arguments())
+        weights = state.get("best_weights") or state.get("ema") or state["model_state_dict"]
         try:
-            model.load_state_dict(state.get("best_weights") or state.get("ema") or state["model_state_dict"])
-        except RuntimeError as error:
+            prefixes = load_fitting(model, weights)
+        except (ValueError, RuntimeError) as error:
             raise CheckpointError(f"{path}: does not fit {config.model} with widths={config.widths} and num_classes="
-                                  f"{config.num_classes}; set model, widths and num_classes to the checkpoint's "
-                                  f"({str(error).splitlines()[1].strip()})") from error
+                                  f"{config.num_classes}; set model, widths and num_classes to the checkpoint's\n"
+                                  f"{error}") from error
+        if prefixes or "under" in state:
+            log.warning("%s: took the weights%s%s", path, f" under {state['under']!r}" if "under" in state else "",
+                        f", without {' and '.join(prefixes)} before their names" if prefixes else "")
         known = {"class_names": state["classes"], "mean": state["mean"], "std": state["std"],
                  "note": state["note"]} if "classes" in state else {}
         return cls(model.to(device, memory_format=memory_format(device)), config, device, precision, **known,
@@ -158,6 +166,31 @@ class TrainedNetwork:
         """Logits and labels of the validation images."""
         loader, labels = self._validation
         return self.logits(loader), labels
+
+
+def load_fitting(model: nn.Module, weights: dict) -> list[str]:
+    """Load weights whose names, without PREFIXES, and shapes are the network's; return the prefixes taken off. Raises
+    ValueError listing what is missing, over and of another shape."""
+    wanted, found, over, taken = model.state_dict(), {}, [], []
+    for name, tensor in weights.items():
+        bare = name
+        while prefix := next((prefix for prefix in PREFIXES if bare.startswith(prefix)), ""):
+            bare = bare.removeprefix(prefix)
+            taken += [prefix] if prefix not in taken else []
+        if bare in wanted and bare not in found:
+            found[bare] = tensor
+        else:
+            over.append(name)
+    faults = [("missing", [name for name in wanted if name not in found and not name.endswith("num_batches_tracked")]),
+              ("over", over),
+              ("of another shape", [f"{name} {list(tensor.shape)} instead of {list(wanted[name].shape)}"
+                                    for name, tensor in found.items() if tensor.shape != wanted[name].shape])]
+    lines = [f"  {kind}: {', '.join(names[:10])}" + f" and {len(names) - 10} more" * (len(names) > 10)
+             for kind, names in faults if names]
+    if lines:
+        raise ValueError("\n".join(lines))
+    model.load_state_dict(found, strict=False)      # the norms' counters of batches may be missing
+    return taken
 
 
 def portable_settings(state: dict) -> dict:

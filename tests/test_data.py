@@ -1,7 +1,9 @@
 """data: every source against the arrays it was made of, every broken file, and the split."""
 
+import dataclasses
 import logging
 import os
+import shutil
 import urllib.error
 
 import numpy as np
@@ -11,6 +13,7 @@ from PIL import Image
 
 from helpers import data as data_module
 from helpers.data import DataError, ImageData, load_cifar100, stratified_split
+from helpers.image_files import network_input
 
 # The official table, typed from https://www.cs.toronto.edu/~kriz/cifar.html in its own spelling and order.
 OFFICIAL_SUPERCLASSES = """
@@ -200,9 +203,9 @@ def _resize(path):
     Image.new("RGB", (64, 48)).save(path)
 
 
-@pytest.mark.parametrize("spoil, says", [(_truncate, "cannot be decoded"), (_resize, "64×48"),
-                                         (lambda path: path.write_bytes(b""), "cannot be decoded"),
-                                         (lambda path: path.write_bytes(b"GIF?"), "cannot be decoded")])
+@pytest.mark.parametrize("spoil, says", [(_truncate, "cannot be read"), (_resize, "64×48"),
+                                         (lambda path: path.write_bytes(b""), "cannot be read"),
+                                         (lambda path: path.write_bytes(b"GIF?"), "cannot be read")])
 def test_a_spoilt_image_is_named(spoil, says, folders, config_for):
     path = folders / "train" / "bee" / "007.png"
     spoil(path)
@@ -228,6 +231,84 @@ def test_an_absent_split_and_an_empty_one_are_named(folders, config_for):
     assert str(folders / "test") in error_of(config_for(folders, data_source="folder"))
     (folders / "test").mkdir()
     assert str(folders / "test") in error_of(config_for(folders))
+
+
+# Layouts, and data of another kind -------------------------------------------------------------------------
+
+@pytest.mark.parametrize("train, test", [("Train", "Test"), ("training", "val"), ("train", "valid"),
+                                         ("TRAIN", "Validation"), ("train", "testing")])
+def test_splits_under_other_names_are_found_and_said(train, test, folders, arrays, config_for):
+    for name, other in (("train", train), ("test", test)):
+        (folders / name).rename(folders / f"{other}.")
+        (folders / f"{other}.").rename(folders / other)
+    for _ in range(2):      # the second time from the cache
+        data = load_cifar100(config_for(folders))
+        assert_holds(data, arrays)
+        assert str(folders / train) in str(data) and str(folders / test) in str(data)
+
+
+def test_a_wrapping_folder_is_looked_into(folders, arrays, config_for):
+    (folders.parent / "kaggle").mkdir()
+    folders.rename(folders.parent / "kaggle" / "my pictures")
+    data = load_cifar100(config_for(folders.parent / "kaggle"))
+    assert_holds(data, arrays)
+    assert "my pictures" in str(data)
+
+
+def test_of_several_sets_none_is_chosen(folders, write_folders, arrays, config_for, no_network):
+    write_folders(folders.parent / "other", arrays)
+    message = error_of(config_for(folders.parent))
+    assert "several" in message and "other" in message and "set" in message and not no_network
+
+
+@pytest.mark.parametrize("layout", ["flat", "only train", "deep", "an archive", "an array", "HEIC"])
+def test_a_set_in_an_unknown_form_is_not_replaced_by_cifar100(layout, folders, config_for, no_network):
+    if layout == "flat":
+        for path in (folders / "train").iterdir():
+            path.rename(folders / path.name)
+        (folders / "train").rmdir()
+        shutil.rmtree(folders / "test")
+    elif layout == "only train":
+        shutil.rmtree(folders / "test")
+    elif layout == "deep":
+        (folders.parent / "deep" / "deeper").mkdir(parents=True)
+        folders.rename(folders.parent / "deep" / "deeper" / "set")
+        (folders.parent / "deep").rename(folders)
+    else:
+        shutil.rmtree(folders)
+        folders.mkdir()
+        (folders / {"an archive": "all.zip", "an array": "mine.npz", "HEIC": "IMG_1.HEIC"}[layout]).write_bytes(b"mine")
+    message = error_of(config_for(folders, num_classes=100))
+    assert not no_network and "not downloaded in place of them" in message and "data_source='torchvision'" in message
+    found = {"flat": "ant", "only train": "train", "deep": "deeper", "an archive": "all.zip", "an array": "mine.npz",
+             "HEIC": "IMG_1.HEIC"}[layout]
+    assert found in message
+    if layout in ("flat", "only train"):
+        assert "need train and test as well" in message if layout == "flat" else "need test as well" in message
+    error_of(config_for(folders, num_classes=100, data_source="torchvision"))
+    assert no_network       # that was asked for
+
+
+def test_what_downloads_leave_behind_is_no_data_of_ones_own(tmp_path, config_for, no_network):
+    for name in ("cifar-10-python.tar.gz", "cifar100-0123456789abcdef.npz", ".x.zip", "notes.txt",
+                 "cifar-10-batches-py/data.pkl", "__MACOSX/a.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    error_of(config_for(tmp_path))
+    assert no_network
+
+
+def test_a_data_dir_that_is_a_file_is_named(npz, config_for):
+    assert "is a file" in error_of(config_for(npz))
+
+
+def test_pictures_of_another_size_are_resized_on_request(folders, config_for):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8))
+    picture.save(folders / "train" / "ant" / "000.png")
+    assert "resize=true" in error_of(config_for(folders))
+    data = load_cifar100(config_for(folders, resize=True))
+    assert torch.equal(data.train_images[0], network_input(picture))
+    assert "70×50" in error_of(config_for(folders))         # the cache is of resized ones
 
 
 # A prepared .npz -------------------------------------------------------------------------------------------
@@ -309,7 +390,7 @@ def no_network(monkeypatch):
     def fail(*_, **__):
         attempts.append(1)
         raise urllib.error.URLError("Name or service not known")
-    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", fail)
+    monkeypatch.setattr(data_module, "download_url", fail)
     return attempts
 
 
@@ -335,28 +416,6 @@ def test_a_truncated_archive_is_named(download, tmp_path, config_for, no_network
     message = error_of(config_for(tmp_path, download=download))
     assert f"{tmp_path / 'cifar-100-python.tar.gz'} is damaged" in message
     assert bool(no_network) == download
-
-
-class FakeCIFAR100:
-    """torchvision's dataset, with its pixels laid out in memory as that one leaves them: channels first."""
-
-    filename, tgz_md5 = "cifar-100-python.tar.gz", "0"
-    classes = ["ant", "bee", "cat"]
-    arrays: dict = {}
-
-    def __init__(self, root, train, download):
-        split = "train" if train else "test"
-        channels_first = np.ascontiguousarray(self.arrays[f"x_{split}"].transpose(0, 3, 1, 2))
-        self.data = channels_first.transpose(0, 2, 3, 1)
-        self.targets = self.arrays[f"y_{split}"].tolist()
-
-
-def test_torchvisions_files_give_the_same_tensors(tmp_path, arrays, config_for, monkeypatch):
-    monkeypatch.setattr(FakeCIFAR100, "arrays", arrays)
-    monkeypatch.setattr(data_module.datasets, "CIFAR100", FakeCIFAR100)
-    data = load_cifar100(config_for(tmp_path))
-    assert_holds(data, arrays)
-    assert data.train_images.is_contiguous() and data.test_images.is_contiguous()
 
 
 def test_drawn_data_say_so_and_are_deterministic(config_for, tmp_path):
@@ -388,6 +447,17 @@ def test_channel_statistics_are_numpys(tiny_data, arrays):
     pixels = arrays["x_train"].astype(np.float64) / 255
     assert mean == pytest.approx(pixels.mean((0, 1, 2)), abs=1e-6)
     assert std == pytest.approx(pixels.std((0, 1, 2)), abs=1e-6)
+
+
+@pytest.mark.parametrize("spread", [(), (0,), (0, 2)])
+def test_a_channel_without_spread_can_be_divided_by(tiny_data, spread):
+    images = tiny_data.train_images.clone()
+    for channel in {0, 1, 2} - set(spread):
+        images[..., channel] = 7
+    images[0, 0, 0, 1] += 1        # a single grey level in a single pixel is no spread either
+    mean, std = dataclasses.replace(tiny_data, train_images=images).channel_statistics()
+    assert [deviation == 1 for deviation in std] == [channel not in spread for channel in range(3)]
+    assert all(mean[channel] == pytest.approx(7 / 255, abs=1e-5) for channel in {0, 1, 2} - set(spread))
 
 
 # Split -----------------------------------------------------------------------------------------------------

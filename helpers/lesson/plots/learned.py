@@ -70,7 +70,8 @@ def class_map(points, class_names: Sequence[str], superclass_of=None, superclass
     """Classes as named points in a plane; colour and marker together show the superclass.
 
     points: float [C, 2], NaN for a class to leave out; superclass_of: int64 [C] or None; kept: share of neighbours that
-    the plane preserves, in [0, 1], from `explain.class_map`. The axes have no scale: only nearness has a meaning.
+    the plane preserves, in [0, 1], from `explain.class_map`. The axes have no scale: only nearness has a meaning. At
+    most 200 names are written.
     """
     points = as_array(points)
     members = None if superclass_of is None else as_array(superclass_of)
@@ -89,8 +90,9 @@ def class_map(points, class_names: Sequence[str], superclass_of=None, superclass
     if members is not None:
         figure.legend(loc="outside lower center", ncols=4, fontsize=9)
     figure.draw_without_rendering()         # places the points on the page
-    there = np.isfinite(points).all(axis=1)
-    _name_points(axes, points[there], [readable(name) for name, drawn in zip(class_names, there) if drawn])
+    there = np.flatnonzero(np.isfinite(points).all(axis=1))
+    there = there[::max(1, math.ceil(len(there) / 200))]        # no more names fit
+    _name_points(axes, points[there], [readable(class_names[place]) for place in there])
     return figure
 
 
