@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import textwrap
 import unicodedata
 import zlib
 
@@ -34,6 +35,11 @@ def fitted(text: str, columns: int) -> str:
             break
         start, end = grown
     return f"{start}…{end}"
+
+
+def wrapped(text: str, columns: int) -> list[str]:
+    """`text` in lines of about so many columns."""
+    return textwrap.wrap(text, max(1, columns * len(text) // max(columns_of(text), 1)))
 
 
 def shown(value) -> str:
@@ -112,8 +118,8 @@ def results_text(results: dict) -> str:
     if "flip_tta" in results:
         lines.append(f"with flip TTA {results['flip_tta']['top1']:.2f} % and {results['flip_tta']['top5']:.2f} %")
     lines.append(f"classes: mean {results['class_mean']:.2f} %, standard deviation {results['class_std']:.2f}, from "
-                 f"{results['class_min']:.0f} % ({results['worst_class']}) to {results['class_max']:.0f} % "
-                 f"({results['best_class']})")
+                 f"{results['class_min']:.0f} % ({readable(results['worst_class'])}) to {results['class_max']:.0f} % "
+                 f"({readable(results['best_class'])})")
     if results["superclass_top1"] is not None:
         lines.append(f"superclasses: {results['superclass_top1']:.2f} % of the predictions fall in the right one")
     lines.append(f"expected calibration error {results['expected_calibration_error']:.4f}")
