@@ -321,7 +321,8 @@ class CIFAR100Pipeline:
         """Print the most confused pairs of classes; return their figure, with pictures."""
         evaluation = self._evaluated()
         for true, predicted, count, share in evaluation.most_confused(pairs):
-            print(f"{count:3d} images ({share:4.1f} %) of {readable(true)} were taken for {readable(predicted)}")
+            print(f"{count:3d} images ({share:4.1f} %) of {readable(true, 40)} were taken for "
+                  f"{readable(predicted, 40)}")
         return self._keep("confused_pairs", plots.confused_pairs, evaluation, self.data.test_images, pairs, self.note)
 
     def show_confident_errors(self, n: int = 12) -> Figure | None:

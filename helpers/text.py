@@ -117,9 +117,9 @@ def results_text(results: dict) -> str:
         lines[0] = f"{results['note']}: {lines[0]}"
     if "flip_tta" in results:
         lines.append(f"with flip TTA {results['flip_tta']['top1']:.2f} % and {results['flip_tta']['top5']:.2f} %")
+    worst, best = (readable(results[name], 40) for name in ("worst_class", "best_class"))
     lines.append(f"classes: mean {results['class_mean']:.2f} %, standard deviation {results['class_std']:.2f}, from "
-                 f"{results['class_min']:.0f} % ({readable(results['worst_class'])}) to {results['class_max']:.0f} % "
-                 f"({readable(results['best_class'])})")
+                 f"{results['class_min']:.0f} % ({worst}) to {results['class_max']:.0f} % ({best})")
     if results["superclass_top1"] is not None:
         lines.append(f"superclasses: {results['superclass_top1']:.2f} % of the predictions fall in the right one")
     lines.append(f"expected calibration error {results['expected_calibration_error']:.4f}")

@@ -8,6 +8,8 @@ import unicodedata
 
 from matplotlib import font_manager
 
+from ...text import UNPRINTABLE
+
 log = logging.getLogger("cifar100")
 
 # Taken first where several fonts have a Chinese character: these write it as in Taiwan, the last two nearly so.
@@ -23,7 +25,8 @@ _tried, _told = set(), set()
 def fonts_for(text: str) -> tuple[list[str], dict[int, str]]:
     """For the characters of `text` that the current sans-serif font lacks: the installed families that have them, and
     for `str.translate` a box in place of each that none has. Says once which those are, and what to install."""
-    lacking = {character for character in set(text) if not character.isspace()} - _characters("sans-serif")
+    lacking = {character for character in set(text) if not character.isspace()
+               and unicodedata.category(character) not in UNPRINTABLE} - _characters("sans-serif")
     if not lacking:
         return [], {}
     families, missing = _families_with(lacking)
@@ -87,7 +90,7 @@ def _find_new_fonts() -> bool:
 
 def _is_invisible(character: str) -> bool:
     """Does it only join or vary its neighbours, as in an emoji of several parts?"""
-    return unicodedata.category(character) in ("Cf", "Cc") or "VARIATION SELECTOR" in unicodedata.name(character, "")
+    return unicodedata.category(character) == "Cf" or "VARIATION SELECTOR" in unicodedata.name(character, "")
 
 
 def _package(character: str) -> str:
