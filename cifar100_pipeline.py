@@ -455,7 +455,8 @@ class CIFAR100Pipeline:
                                "written its metrics.json")
         published = published_beside(runs)
         print(runs_text(runs, published))
-        note = "; ".join(sorted({f"{run['name']}: {run['note']}" for run in runs if run["note"]}))
+        notes = sorted({f"{run['name']}: {run['note']}" for run in runs if run["note"]})
+        note = runs[0]["note"] if len({run["note"] for run in runs}) == 1 else "; ".join(notes)
         return self._keep("comparison", plots.compare_runs, runs, published, note=note)
 
     def save(self) -> Path:

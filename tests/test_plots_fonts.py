@@ -83,6 +83,11 @@ def test_what_only_joins_the_parts_of_an_emoji_needs_no_glyph(install, caplog):
     assert not caplog.records
 
 
+def test_controls_and_lone_surrogates_are_marked(install, caplog):
+    figure = plots.compare_runs([{"name": "a\x1b\udce9b", "history": None, "top1": 5.0, "epoch": 1}])
+    assert any("a\ufffd\ufffdb" in text for text in texts(figure)) and not caplog.records
+
+
 def test_names_within_an_evaluation_and_a_dict_count_too(install, caplog):
     install("Gothic of the test", "𐌰")
     history = plots.compare_runs([{"name": "𐌰", "history": None, "top1": 5.0, "epoch": 1}])

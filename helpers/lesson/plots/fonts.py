@@ -25,10 +25,12 @@ _tried, _told = set(), set()
 def fonts_for(text: str) -> tuple[list[str], dict[int, str]]:
     """For the characters of `text` that the current sans-serif font lacks: the installed families that have them, and
     for `str.translate` a box in place of each that none has. Says once which those are, and what to install."""
-    lacking = {character for character in set(text) if not character.isspace()
-               and unicodedata.category(character) not in UNPRINTABLE} - _characters("sans-serif")
+    characters = {character for character in set(text) if not character.isspace()}
+    no_text = {character for character in characters if unicodedata.category(character) in UNPRINTABLE}
+    changes = dict.fromkeys(map(ord, no_text), "\ufffd")
+    lacking = characters - no_text - _characters("sans-serif")
     if not lacking:
-        return [], {}
+        return [], changes
     families, missing = _families_with(lacking)
     if missing and _find_new_fonts():
         families, missing = _families_with(lacking)
@@ -41,7 +43,7 @@ def fonts_for(text: str) -> tuple[list[str], dict[int, str]]:
                     "`apt-get install -y %s` (in a cell: with ! before it), elsewhere from fonts.google.com/noto, and "
                     "draw again", "".join(sorted(missing))[:20], BOX, packages)
     box = BOX if BOX in _characters("sans-serif") else "?"
-    return families, {ord(character): box for character in missing} | {ord(character): "" for character in unseen}
+    return families, changes | dict.fromkeys(map(ord, missing), box) | dict.fromkeys(map(ord, unseen), "")
 
 
 def _families_with(characters: set[str]) -> tuple[list[str], set[str]]:

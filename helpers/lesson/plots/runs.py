@@ -26,7 +26,9 @@ def compare_runs(runs: Sequence[dict], published: Sequence[tuple] = (), note: st
     top5 (% on the test split), seconds and petaflops (of the whole training); all but name may be None. published:
     (name, top1, top5); either score may be None.
     """
-    figure = new_figure(5.4 + 0.22 * (len(runs) + len(published)), "Accuracy against what it costs", note)
+    labels = _run_labels(runs, published)
+    lines = sum(label.count("\n") + 1 for label in labels)
+    figure = new_figure(5.4 + 0.22 * lines, "Accuracy against what it costs", note)
     panels = figure.subplots(1, 3, sharey=True)
     looks = [{"linestyle": style, "color": colour}      # after ten colours, dashed lines
              for style, colour in itertools.product(("-", "--", "-.", ":"), sns.color_palette("colorblind", 10))]
@@ -42,7 +44,14 @@ def compare_runs(runs: Sequence[dict], published: Sequence[tuple] = (), note: st
             axes.xaxis.set_major_locator(MaxNLocator(4, integer=key == "epoch"))
         axes.set_xlabel(label)
     panels[0].set_ylabel("top-1 accuracy (%)")
-    _runs_legend(figure, runs, published, itertools.cycle(looks))
+    lines = [Line2D([], [], marker="*", markersize=12, markeredgecolor="0.15", **look)
+             for _, look in zip(runs, itertools.cycle(looks))]
+    lines += [Line2D([], [], color="0.35", linestyle=(0, dashes), linewidth=1.3)
+              for _, dashes in zip(published, itertools.cycle(DASHES))]
+    legend = figure.legend(lines, ["run"] * len(lines), loc="outside lower center",
+                           title="line: validation split; star: test split")
+    for text, label in zip(legend.get_texts(), labels):     # a legend leaves out labels that begin with _
+        text.set_text(label)
     return figure
 
 
@@ -164,21 +173,15 @@ def _draw_run(axes: Axes, run: dict, key: str, look: dict) -> float | None:
     return end
 
 
-def _runs_legend(figure: Figure, runs: Sequence[dict], published: Sequence[tuple], looks) -> None:
-    lines, labels = [], []
-    for run, look in zip(runs, looks):
+def _run_labels(runs: Sequence[dict], published: Sequence[tuple]) -> list[str]:
+    """Names and scores of the runs, then of the published results, in lines that fit the figure."""
+    labels = []
+    for run in runs:
         scores = _listed(("top-1 {:.2f} %", run.get("top1")), ("top-5 {:.2f} %", run.get("top5")),
                          ("{:,.0f} s", run.get("seconds")), ("{:.3g} PFLOP", run.get("petaflops")))
-        lines.append(Line2D([], [], marker="*", markersize=12, markeredgecolor="0.15", **look))
         labels.append("\n".join(wrapped(f"{fitted(run['name'], 130)}: {scores}", 110)))
-    for (name, top1, top5), dashes in zip(published, itertools.cycle(DASHES)):
-        scores = _listed(("top-1 {:.2f} %", top1), ("top-5 {:.2f} %", top5))
-        lines.append(Line2D([], [], color="0.35", linestyle=(0, dashes), linewidth=1.3))
-        labels.append(f"{name}: {scores} (published)")
-    legend = figure.legend(lines, ["run"] * len(lines), loc="outside lower center",
-                           title="line: validation split; star: test split")
-    for text, label in zip(legend.get_texts(), labels):     # a legend leaves out labels that begin with _
-        text.set_text(label)
+    return labels + [f"{name}: {_listed(('top-1 {:.2f} %', top1), ('top-5 {:.2f} %', top5))} (published)"
+                     for name, top1, top5 in published]
 
 
 def _listed(*items: tuple) -> str:
