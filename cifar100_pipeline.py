@@ -23,6 +23,7 @@ from helpers.augment import augment
 from helpers.checkpoint import CheckpointError
 from helpers.config import ConfigError, TrainingConfig, preset_names
 from helpers.data import IMAGE_SIZE, DataError, ImageData, load_cifar100
+from helpers.files import replacing
 from helpers.image_files import network_input
 from helpers.lesson import explain, plots, speed, widgets
 from helpers.lesson.lr_range import lr_range_test
@@ -48,8 +49,9 @@ class CIFAR100Pipeline:
     """One training run, from the data to the figures.
 
     Call the steps one by one, as the notebook does; a step runs the earlier ones it needs, except training. Figures are
-    returned and also saved in `run_dir/figures`. Without a `config`, TrainingConfig's defaults apply: the 150-epoch
-    reference recipe. With `drive=True`, or a folder on Google Drive, this mounts Drive; raises ValueError if it cannot.
+    returned and also saved in `run_dir/figures`; one that fails is a warning and None. Without a `config`,
+    TrainingConfig's defaults apply: the 150-epoch reference recipe. With `drive=True`, or a folder on Google Drive,
+    this mounts Drive; raises ValueError if it cannot.
     """
 
     def __init__(self, config: TrainingConfig | None = None):
@@ -110,13 +112,13 @@ class CIFAR100Pipeline:
             self.network.adopt(self.data)
         return self.data
 
-    def show_samples(self) -> Figure:
+    def show_samples(self) -> Figure | None:
         """One training image of each class, by superclass."""
         data = self.prepare_data()
-        return self._keep("samples", plots.sample_grid(data.train_images, data.train_labels, data.class_names,
-                                                       data.superclass_of, data.superclass_names, note=data.note))
+        return self._keep("samples", plots.sample_grid, data.train_images, data.train_labels, data.class_names,
+                          data.superclass_of, data.superclass_names, note=data.note)
 
-    def show_augmentation(self, images: int = 5, draws: int = 8) -> Figure:
+    def show_augmentation(self, images: int = 5, draws: int = 8) -> Figure | None:
         """A few training images beside random draws of the training's augmentation."""
         data, loader = self.prepare_data(), self.build_trainer().loader
         chosen = torch.linspace(0, len(data.train_images) - 1, images + 2).long()[1:-1]
@@ -124,8 +126,8 @@ class CIFAR100Pipeline:
         generator = torch.Generator(self.device).manual_seed(self.config.seed)
         augmented = augment(originals.repeat_interleave(draws, 0), loader.augmentation, generator)
         names = [data.class_names[label] for label in data.train_labels[chosen]]
-        return self._keep("augmentation", plots.augmentation_preview(
-            originals.cpu(), augmented.unflatten(0, (images, draws)).cpu(), names, note=data.note))
+        return self._keep("augmentation", plots.augmentation_preview, originals.cpu(),
+                          augmented.unflatten(0, (images, draws)).cpu(), names, note=data.note)
 
     def build_model(self) -> nn.Module:
         """The network, on the device: loaded or trained, else new or resumed."""
@@ -152,13 +154,13 @@ class CIFAR100Pipeline:
             log.warning("resume='never': starts over beside %s, which the next checkpoints will replace; "
                         "resume='auto' continues it", steps[0])
 
-    def summarise_model(self) -> Figure:
+    def summarise_model(self) -> Figure | None:
         """Print parameters, memory and FLOPs, by layer and in total; return their figure."""
         model = self.build_model()
         rows = layer_table(model)
         print(layers_text(rows))
         print(describe_model(model))
-        return self._keep("model", plots.model_layers(rows, note=self.note))
+        return self._keep("model", plots.model_layers, rows, note=self.note)
 
     def benchmark_training(self, steps: int = 1, repeats: int = 3) -> dict:
         """Time training steps at full image size; print and return their speed and `minutes`, the estimated time left.
@@ -187,20 +189,20 @@ class CIFAR100Pipeline:
         print(speed.format_rows([profile]))
         return profile
 
-    def benchmark_inference(self, batch_sizes=(32, 64, 128, 256)) -> Figure:
+    def benchmark_inference(self, batch_sizes=(32, 64, 128, 256)) -> Figure | None:
         """Measure inference throughput and memory by batch size; print the table, return the figure."""
         rows = self.speeds["inference"] = speed.inference_throughput(
             self.build_model(), self.device, self.precision, batch_sizes, progress=self.config.progress)
         print(speed.format_rows(rows))
-        return self._keep("throughput", plots.throughput(rows, note=self.note))
+        return self._keep("throughput", plots.throughput, rows, note=self.note)
 
-    def preview_schedule(self) -> Figure:
+    def preview_schedule(self) -> Figure | None:
         """The planned learning rate of each step."""
         schedule = self.build_trainer().schedule
         rates = [schedule.learning_rate(step) for step in range(schedule.total_steps)]
-        return self._keep("schedule", plots.learning_rate_schedule(rates, schedule.steps_per_epoch, note=self.note))
+        return self._keep("schedule", plots.learning_rate_schedule, rates, schedule.steps_per_epoch, note=self.note)
 
-    def find_learning_rate(self, low: float | None = None, high: float | None = None, steps: int = 60) -> Figure:
+    def find_learning_rate(self, low: float | None = None, high: float | None = None, steps: int = 60) -> Figure | None:
         """Try training steps at rising learning rates on a copy of the untrained network; print a rule of thumb, return
         the figure. By default the rates go from `learning_rate` / 1000 to 30 times it. Later training is unaffected."""
         trainer, rate = self.build_trainer(), self.config.learning_rate
@@ -209,7 +211,7 @@ class CIFAR100Pipeline:
         print(f"{len(found['losses'])} steps, learning rate {found['rates'][0]:.2g} to {found['rates'][-1]:.2g}; "
               + ("the loss never fell" if best is None else f"the loss fell most steeply at {best:.2g}")
               + f" (a rule of thumb); learning_rate is {rate:g}")
-        return self._keep("learning_rate_range", plots.learning_rate_range(**found, configured=rate, note=self.note))
+        return self._keep("learning_rate_range", plots.learning_rate_range, **found, configured=rate, note=self.note)
 
     # Train -----------------------------------------------------------------------------------------------------
 
@@ -273,7 +275,7 @@ class CIFAR100Pipeline:
                 print("Training was stopped before its first epoch ended: there is nothing to plot yet.")
                 return None
             raise RuntimeError("there is no finished epoch to plot; call pipeline.train() first")
-        return self._keep("training", plots.training_curves(self.history, self.note, self.config.has_soft_targets))
+        return self._keep("training", plots.training_curves, self.history, self.note, self.config.has_soft_targets)
 
     # Evaluate --------------------------------------------------------------------------------------------------
 
@@ -303,29 +305,30 @@ class CIFAR100Pipeline:
         print(results_text(self.results))
         return self.results
 
-    def plot_class_accuracy(self) -> Figure:
+    def plot_class_accuracy(self) -> Figure | None:
         """Accuracy of every class."""
-        return self._keep("class_accuracy", plots.class_accuracy_bars(self._evaluated(), note=self.note))
+        return self._keep("class_accuracy", plots.class_accuracy_bars, self._evaluated(), note=self.note)
 
-    def plot_confusion(self) -> Figure:
+    def plot_confusion(self) -> Figure | None:
         """Confusion matrix, grouped by superclass."""
-        return self._keep("confusion", plots.confusion_matrix(self._evaluated(), note=self.note))
+        return self._keep("confusion", plots.confusion_matrix, self._evaluated(), note=self.note)
 
-    def plot_calibration(self) -> Figure:
+    def plot_calibration(self) -> Figure | None:
         """How often the network is right at each confidence, with and without the temperature."""
-        return self._keep("calibration", plots.reliability_diagram(self._evaluated(), self._as_trained, self.note))
+        return self._keep("calibration", plots.reliability_diagram, self._evaluated(), self._as_trained, self.note)
 
-    def explain_errors(self, pairs: int = 6) -> Figure:
+    def explain_errors(self, pairs: int = 6) -> Figure | None:
         """Print the most confused pairs of classes; return their figure, with pictures."""
         evaluation = self._evaluated()
         for true, predicted, count, share in evaluation.most_confused(pairs):
-            print(f"{count:3d} images ({share:4.1f} %) of {true} were taken for {predicted}")
-        return self._keep("confused_pairs", plots.confused_pairs(evaluation, self.data.test_images, pairs, self.note))
+            print(f"{count:3d} images ({share:4.1f} %) of {readable(true, 40)} were taken for "
+                  f"{readable(predicted, 40)}")
+        return self._keep("confused_pairs", plots.confused_pairs, evaluation, self.data.test_images, pairs, self.note)
 
-    def show_confident_errors(self, n: int = 12) -> Figure:
+    def show_confident_errors(self, n: int = 12) -> Figure | None:
         """The `n` wrong predictions that the network was surest of."""
         evaluation = self._evaluated()
-        return self._keep("confident_errors", plots.confident_errors(evaluation, self.data.test_images, n, self.note))
+        return self._keep("confident_errors", plots.confident_errors, evaluation, self.data.test_images, n, self.note)
 
     def explore_errors(self):
         """A widget to browse and explain test images; where nothing can be clicked, the most confident errors."""
@@ -337,7 +340,7 @@ class CIFAR100Pipeline:
         self._features_of_training_images()
         return widgets.ErrorExplorer(self.evaluation, self.data.test_images, self.explain_image, self.note).box
 
-    def explain_image(self, index: int, neighbours: int = 8) -> Figure:
+    def explain_image(self, index: int, neighbours: int = 8) -> Figure | None:
         """Test image `index`, or the last one if there are fewer: its five most probable classes, its Grad-CAM, and the
         nearest training images. Nearest means the largest cosine similarity of the features before the classifier."""
         evaluation, data, network = self._evaluated(), self.data, self.network
@@ -349,8 +352,8 @@ class CIFAR100Pipeline:
         nearest = [(data.train_images[place], data.class_names[data.train_labels[place]], similarity)
                    for place, similarity in zip(found[0].tolist(), similarities[0].tolist())]
         true = data.class_names[evaluation.labels[index]]
-        return self._keep("explained_image", plots.explained_prediction(
-            pixels, *look_at(network, pixels), true=true, neighbours=nearest, note=self.note))
+        return self._keep("explained_image", plots.explained_prediction, pixels, *look_at(network, pixels), true=true,
+                          neighbours=nearest, note=self.note)
 
     def try_your_own_image(self, path=None):
         """What the network makes of your picture: a Figure of the file `path`; without `path`, a widget to upload one.
@@ -361,7 +364,7 @@ class CIFAR100Pipeline:
         network = self._ready_network()
         if path is not None:
             try:
-                return self._keep("own_image", answer(network, path)[0])
+                return self._keep("own_image", lambda: answer(network, path)[0])
             except DataError as error:
                 print(error)
                 return None
@@ -389,18 +392,18 @@ class CIFAR100Pipeline:
 
     # What it learned -------------------------------------------------------------------------------------------
 
-    def show_filters(self) -> Figure:
+    def show_filters(self) -> Figure | None:
         """The first layer's filters; FastCNN and FlipCNN compute theirs from the training images."""
         model = self._need_network().model
         first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
-        return self._keep("filters", plots.first_layer_filters(first.weight, note=self.note))
+        return self._keep("filters", plots.first_layer_filters, first.weight, note=self.note)
 
-    def show_class_map(self) -> Figure:
+    def show_class_map(self) -> Figure | None:
         """A map of the classes; neighbours are classes whose test images look alike to the network."""
         evaluation, data = self._evaluated(), self.data
         points, kept = explain.class_map(self._test_features, evaluation.labels, data.num_classes)
-        return self._keep("class_map", plots.class_map(points, data.class_names, data.superclass_of,
-                                                       data.superclass_names, kept, note=self.note))
+        return self._keep("class_map", plots.class_map, points, data.class_names, data.superclass_of,
+                          data.superclass_names, kept, note=self.note)
 
     def show_superclass_affinity(self, pairs: int = 3) -> Figure | None:
         """Which superclasses help each other: cosine similarities between the gradients of their losses.
@@ -423,9 +426,9 @@ class CIFAR100Pipeline:
         for similarity, pair in [*ranked[:pairs], *ranked[-pairs:]]:
             print(f"{similarity:+.2f}  {pair}")
         print(f"Two halves of the images agree with a correlation of {agreement:.2f}; 0 would be chance.")
-        return self._keep("superclass_affinity", plots.superclass_affinity(matrix, names, note=self.note))
+        return self._keep("superclass_affinity", plots.superclass_affinity, matrix, names, note=self.note)
 
-    def show_attention(self, images=None, class_name: str | None = None) -> Figure:
+    def show_attention(self, images=None, class_name: str | None = None) -> Figure | None:
         """Grad-CAM heat maps of `images`, one or more of what `predict` takes, by default nine test images: where the
         network looks for the class it predicts, or for `class_name`. Raises ValueError for an unknown class."""
         network = self._ready_network()
@@ -441,7 +444,7 @@ class CIFAR100Pipeline:
         heat, answers = attention(network, pixels, class_name)
         titles = [f"true: {readable(self.class_names[self.data.test_labels[int(image)]])}\n{text}"
                   if isinstance(image, (int, np.integer)) else text for image, text in zip(images, answers)]
-        return self._keep("attention", plots.grad_cam_overlay(pixels, heat, titles, note=self.note))
+        return self._keep("attention", plots.grad_cam_overlay, pixels, heat, titles, note=self.note)
 
     # Compare and save ------------------------------------------------------------------------------------------
 
@@ -458,8 +461,9 @@ class CIFAR100Pipeline:
                                "written its metrics.json")
         published = published_beside(runs)
         print(runs_text(runs, published))
-        note = "; ".join(sorted({f"{run['name']}: {run['note']}" for run in runs if run["note"]}))
-        return self._keep("comparison", plots.compare_runs(runs, published, note=note))
+        notes = sorted({f"{run['name']}: {run['note']}" for run in runs if run["note"]})
+        note = runs[0]["note"] if len({run["note"] for run in runs}) == 1 else "; ".join(notes)
+        return self._keep("comparison", plots.compare_runs, runs, published, note=note)
 
     def save(self) -> Path:
         """Write the checkpoint final.pt: `model_state_dict`, `config`, `test_results`, `model_stats` and more."""
@@ -475,18 +479,18 @@ class CIFAR100Pipeline:
         return network.model
 
     def run(self) -> tuple[nn.Module, dict, dict]:
-        """Train, evaluate, draw the main figures and save; return `model`, `metrics` and `results`. Raises
+        """Train, evaluate, save, and then draw the main figures; return `model`, `metrics` and `results`. Raises
         KeyboardInterrupt if training is interrupted, before the test split is read."""
         self.train()
         if self.history.stopped == "interrupted":
             raise KeyboardInterrupt(f"training was interrupted after {len(self.history)} epochs; the checkpoint is "
                                     f"in {self.checkpoint_dir}")
         self.evaluate()
+        self.save()
         for draw in (self.show_samples, self.show_augmentation, self.preview_schedule, self.plot_training,
                      self.plot_class_accuracy, self.plot_confusion, self.plot_calibration, self.explain_errors,
                      self.show_confident_errors):
             draw()
-        self.save()
         return self.model, self.metrics, self.results
 
     @property
@@ -559,10 +563,19 @@ class CIFAR100Pipeline:
                                                           self.config.progress)
         return self._training_features
 
-    def _keep(self, name: str, figure: Figure) -> Figure:
-        path = self.run_dir / "figures" / f"{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)
+    def _keep(self, name: str, draw, *args, **kwargs) -> Figure | None:
+        """The figure that `draw(*args, **kwargs)` makes, also saved. No picture is worth a run: what fails is said in a
+        line; None if there is no figure."""
+        figure = None
+        try:
+            figure = draw(*args, **kwargs)
+            with replacing(self.run_dir / "figures" / f"{name}.png") as path:
+                figure.savefig(path, format="png")
+        except DataError:
+            raise
+        except Exception as error:      # of matplotlib, seaborn, fonts and disks
+            log.warning("the figure %s could not be %s (%s: %s); the run goes on", name, "saved" if figure else "drawn",
+                        type(error).__name__, " ".join(str(error).split())[:300])
         return figure
 
     def _write_metrics(self) -> None:

@@ -13,6 +13,7 @@ import sys
 from cifar100_pipeline import (CheckpointError, CIFAR100Pipeline, ConfigError, DataError, TrainingConfig,
                                TrainingDiverged)
 from helpers.config import ALIASES, EVERYDAY, HINTS, SETTINGS, by_group, layered_settings, read_settings, value_faults
+from helpers.logs import write_any_text
 from helpers.retired import COMMIT, RETIRED, TAG, without_fp32
 
 
@@ -37,10 +38,10 @@ def build_parser(everything: bool = False) -> argparse.ArgumentParser:
             text = text if everything else text.split("; ")[0].split(" (")[0]
             text = text.replace("%", "%%") + ("" if value is None else f" [{value}]")
             text = text if everything or name in EVERYDAY else argparse.SUPPRESS
+            form = {"nargs": "+", "metavar": "N"} if "tuple" in str(HINTS[name]) else {"metavar": "…"}
             if HINTS[name] is bool:
-                form = {"action": argparse.BooleanOptionalAction}
-            else:
-                form = {"nargs": "+", "metavar": "N"} if "tuple" in str(HINTS[name]) else {"metavar": "…"}
+                form = {"nargs": "?", "const": True, "metavar": "false"}
+                group.add_argument(_option(f"no_{name}"), dest=name, action="store_false", help=argparse.SUPPRESS)
             group.add_argument(*options, dest=name, help=text, **form)
     return parser
 
@@ -87,6 +88,7 @@ def _unknown_arguments(unknown: list[str]) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0 done, 1 failed, 2 wrong settings, 130 interrupted."""
+    write_any_text()
     try:
         pipeline = CIFAR100Pipeline(read_arguments(sys.argv[1:] if arguments is None else arguments))
         pipeline.check_system()

@@ -154,6 +154,19 @@ def load_newest(folder) -> tuple[Path, dict] | None:
     return None
 
 
+def load_at(path) -> tuple[Path, dict]:
+    """(path, state) of a checkpoint, or of the newest readable one in a folder, perhaps a run's. Raises
+    CheckpointError."""
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        return path, load(path)
+    found = load_newest(path) or load_newest(path / "checkpoints")
+    if found is None:
+        raise CheckpointError(f"resume={str(path)!r}: the folder holds no readable step_*.pt; give one that does, a "
+                              "file, or resume='auto' for this run's own")
+    return found
+
+
 def check_same_run(saved: dict, current: dict, path, name: str) -> None:
     """Raise CheckpointError naming every training setting in which `saved`, of the run `name`, and `current` differ."""
     lines = "\n".join(f"  - {name}: {saved.get(name)!r} in the checkpoint, {current.get(name)!r} now"

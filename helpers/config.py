@@ -12,11 +12,10 @@ import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-
-from .checks import coerce, cross_faults, range_fault
+from .checks import coerce, cross_faults, plain, range_fault, unmet_needs
 from .retired import RETIRED, refusals, without_fp32, without_retired
-from .text import short_text, shortened
+from .text import short_text, shortened, shown
+from .yaml_files import YamlError, read_yaml
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
 PRESET_DIR = CONFIG_DIR / "experiments"
@@ -34,15 +33,17 @@ class ConfigError(ValueError):
                          + "\n".join(f"  - {fault}" for fault in faults))
 
 
-def setting(default, help, *, choices=None, low=None, above=None, high=None, below=None, shapes_training=True,
-            everyday=False):
-    """A dataclass field with help text and allowed values: `low`, `high` inclusive, `above`, `below` exclusive bounds.
+def setting(default, help, *, choices=None, low=None, above=None, high=None, below=None, least=None,
+            shapes_training=True, everyday=False):
+    """A dataclass field with help text and allowed values: `low`, `high` inclusive, `above`, `below` exclusive bounds;
+    `least` that of values other than 0.
 
     `shapes_training=False` marks settings that do not change the trained weights, so a run may be resumed with another
     value. `everyday=True` marks commonly changed ones: `train.py --help` and the notebook's parameters cell show them.
     """
     return field(default=default, metadata={"help": help, "choices": choices, "low": low, "above": above, "high": high,
-                                            "below": below, "shapes_training": shapes_training, "everyday": everyday})
+                                            "below": below, "least": least,
+                                            "shapes_training": shapes_training, "everyday": everyday})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +68,7 @@ class TrainingConfig:
                                choices=("auto", "npz", "folder", "parquet", "torchvision", "drawn"))
     download: bool = setting(True, "download CIFAR-100 when data_dir does not hold it", shapes_training=False)
     resize: bool = setting(False, "take the central square of pictures of another size and resize it to 32×32 pixels")
-    num_classes: int = setting(100, "number of classes; must match the data", low=2)
+    num_classes: int = setting(100, "number of classes; must match the data", low=2, high=100_000)
     val_size: int = setting(5000, "training images, the same share of each class, held out to validate each epoch and, "
                             "with patience, to choose the best one; 0 for none", low=0)
     train_size: int | None = setting(None, "images used, of those val_size leaves, stratified; None for all", low=1)
@@ -75,24 +76,28 @@ class TrainingConfig:
     # Model
     model: str = setting("CIFAR100CNN", "CIFAR100CNN; FastCNN, for short trainings; FlipCNN, its variant of mirrored "
                          "channel pairs", choices=("CIFAR100CNN", "FastCNN", "FlipCNN"))
-    widths: tuple[int, ...] | None = setting(None, "channels of each stage; None: its default", low=1, everyday=True)
+    widths: tuple[int, ...] | None = setting(None, "channels of each stage; None: its default", low=1, high=4096,
+                                                 everyday=True)
     dropout_rate: float = setting(0.3, "dropout of CIFAR100CNN: of channels in each block, of features before "
                                   "the classifier", low=0, below=1)
 
     # Optimiser
     optimizer: str = setting("sgd", "sgd: SGD with Nesterov momentum; muon: Muon for convolution filters, SGD "
                              "for the rest", choices=("sgd", "muon"))
-    learning_rate: float = setting(0.1, "peak learning rate; under muon, of the filters", above=0, everyday=True)
+    learning_rate: float = setting(0.1, "peak learning rate; under muon, of the filters", low=1e-8, high=1000,
+                                   everyday=True)
     momentum: float = setting(0.9, "momentum of the optimiser that learning_rate belongs to", low=0, below=1)
-    weight_decay: float = setting(5e-4, "L2 weight decay of SGD", low=0)
-    gradient_clip: float = setting(1.0, "largest norm of the whole gradient; 0 for no clipping", low=0)
+    weight_decay: float = setting(5e-4, "L2 weight decay of SGD", low=0, high=10)
+    gradient_clip: float = setting(1.0, "largest norm of the whole gradient; 0 for no clipping", low=0,
+                                   least=1e-6)
 
     # Schedule
-    epochs: int = setting(150, "passes over the training images", low=1, everyday=True)
-    batch_size: int = setting(256, "images in a forward pass", low=1, everyday=True)
-    gradient_accumulation_steps: int = setting(1, "batches per step; effective batch: this times batch_size", low=1)
+    epochs: int = setting(150, "passes over the training images", low=1, high=100_000, everyday=True)
+    batch_size: int = setting(256, "images in a forward pass", low=1, high=1_000_000, everyday=True)
+    gradient_accumulation_steps: int = setting(1, "batches per step; effective batch: this times batch_size", low=1,
+                                               high=100_000)
     lr_scheduler: str = setting("cosine", "decay after the warm-up", choices=("cosine", "linear", "step"))
-    warmup_epochs: float = setting(5.0, "epochs of linear warm-up, at most half of all epochs", low=0)
+    warmup_epochs: float = setting(5.0, "epochs of linear warm-up, at most half of all epochs", low=0, high=100_000)
     lr_milestones: tuple[int, ...] = setting((60, 100, 130), "for step: epochs after which the rate falls", low=1)
     lr_gamma: float = setting(0.2, "for step: factor at each milestone", above=0, high=1)
     patience: int = setting(15, "epochs without a better validation accuracy before training stops; 0 never stops "
@@ -117,9 +122,10 @@ class TrainingConfig:
                         choices=("random", "alternating"))
     cutout_size: int | None = setting(None, "side of the cutout square in pixels of a 32-pixel image, 0 for none; "
                                       "None: as augmentation_strength says", low=0, high=32)
-    mixup_alpha: float = setting(0.0, "mixup (Zhang et al. 2018): Beta parameter, 0 for none", low=0)
+    mixup_alpha: float = setting(0.0, "mixup (Zhang et al. 2018): Beta parameter, 0 for none", low=0, least=0.01,
+                                 high=1000)
     cutmix_alpha: float = setting(0.0, "CutMix (Yun et al. 2019): Beta parameter, 0 for none; with mixup as well, "
-                                  "each batch takes one of the two", low=0)
+                                  "each batch takes one of the two", low=0, least=0.01, high=1000)
     mix_probability: float = setting(1.0, "share of the batches that mixup or CutMix changes", low=0, high=1)
     start_image_size: int = setting(32, "image side at the start; grows to 32 during the first "
                                     "image_growth_fraction of training (progressive resizing)", low=12, high=32)
@@ -142,7 +148,7 @@ class TrainingConfig:
     checkpoint_minutes: float = setting(10.0, "also save when the last checkpoint is this old, even within an epoch; 0 "
                                         "for never", low=0, shapes_training=False)
     resume: str = setting("auto", "auto continues the run's newest checkpoint, never starts over, a path continues "
-                          "that file", shapes_training=False, everyday=True)
+                          "that file, or the newest in that folder", shapes_training=False, everyday=True)
     drive: bool = setting(False, "on Colab: mount Google Drive and keep the checkpoints there", shapes_training=False,
                           everyday=True)
     progress: str = setting("auto", "bar, one line per epoch, or none; auto: a bar where somebody watches, else lines",
@@ -167,11 +173,11 @@ class TrainingConfig:
     def from_settings(cls, settings: dict, where: str = "the settings") -> TrainingConfig:
         """Build from a mapping that may hold aliases, `preset`, `None` for the preset's value, and retired settings
         (see `helpers.retired`). Raises one ConfigError for all faults."""
-        settings, gone = without_retired(settings)
+        settings, gone = without_retired({name: plain(value) for name, value in settings.items()})
         faults = refusals(gone) + name_faults(settings)
         known = _given({name: value for name, value in settings.items() if name in KNOWN_NAMES})
         try:
-            if settings.get(EXTENDS):       # a preset's file, perhaps with another preset
+            if settings.get(EXTENDS) is not None:       # a preset's file, perhaps with another preset
                 known = _on_top(known, preset_settings(settings[EXTENDS]))
             base = preset_settings(known["preset"]) if "preset" in known else {}
         except ConfigError as error:    # without a preset, values can only be checked one by one
@@ -229,9 +235,10 @@ class TrainingConfig:
         return {name: value for name, value in self.training_settings().items() if value != before[name]}
 
     def idle_settings(self) -> dict[str, str]:
-        """The `changed_settings` that have no effect, each with what it needs."""
-        changed = self.changed_settings()
-        return {name: need for names, need, is_met in _NEEDS if not is_met(self) for name in names if name in changed}
+        """The settings that differ from the preset's but have no effect, each with what it needs."""
+        data = {name: value for name in ("data_dir", "download")
+                if (value := getattr(self, name)) != SETTINGS[name].default}
+        return unmet_needs(self, self.changed_settings() | data)
 
     def model_arguments(self) -> dict:
         """Arguments of `models.build_model`."""
@@ -245,6 +252,11 @@ class TrainingConfig:
     @property
     def has_soft_targets(self) -> bool:
         return has_soft_targets(self.to_dict())
+
+    @property
+    def mixes(self) -> bool:
+        """Are images mixed, two to one?"""
+        return self.mixup_alpha > 0 or self.cutmix_alpha > 0
 
     @property
     def effective_batch_size(self) -> int:
@@ -285,17 +297,6 @@ def by_group() -> dict[str, list[str]]:
     return groups
 
 
-# (settings, what they need to have an effect, whether that holds)
-_NEEDS = [
-    (("dropout_rate",), "model='CIFAR100CNN'", lambda config: config.model == "CIFAR100CNN"),
-    (("flip",), "another model than 'FlipCNN'", lambda config: config.model != "FlipCNN"),
-    (("lr_milestones", "lr_gamma"), "lr_scheduler='step'", lambda config: config.lr_scheduler == "step"),
-    (("min_delta",), "patience above 0", lambda config: config.patience > 0),
-    (("mix_probability",), "mixup_alpha or cutmix_alpha above 0",
-     lambda config: config.mixup_alpha > 0 or config.cutmix_alpha > 0),
-    (("image_growth_fraction",), "start_image_size below 32", lambda config: config.start_image_size < 32)]
-
-
 def has_soft_targets(settings: dict) -> bool:
     """Do runs with these `training_settings` train on targets other than the label alone?"""
     return any(settings[name] for name in ("label_smoothing", "self_distillation", "mixup_alpha", "cutmix_alpha"))
@@ -311,8 +312,8 @@ def name_faults(settings, full_names_only: bool = False) -> list[str]:
                 faults.append(f"{name}: belongs in files and mappings; TrainingConfig.from_settings reads it")
         elif name not in names:
             near = [ALIASES[name]] if name in ALIASES else difflib.get_close_matches(
-                str(name).lower(), sorted(names), n=1, cutoff=0.6)
-            faults.append(f"unknown setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else
+                shown(name).lower().strip("'"), sorted(names), n=1, cutoff=0.6)
+            faults.append(f"unknown setting {shown(name)}" + (f"; did you mean {near[0]!r}?" if near else
                           "; `python train.py --help-all` lists all settings"))
         elif name in ALIASES and settings[name] is not None and settings.get(ALIASES[name]) is not None:
             faults.append(f"{name!r} and {ALIASES[name]!r} are the same setting; give one of them")
@@ -327,8 +328,8 @@ def value_faults(settings: dict) -> dict[str, str]:
             coerced, fault = coerce(value, HINTS[name])
             fault = fault or range_fault(coerced, SETTINGS[name].metadata)
             if fault:
-                hint = "; fp32 is mixed_precision=False" if (name, value) == ("precision", "fp32") else ""
-                faults[name] = f"{name}={value!r}: {fault}{hint}"
+                hint = "; fp32 is mixed_precision=False" if (name, coerced) == ("precision", "fp32") else ""
+                faults[name] = f"{name}={shown(value)}: {fault}{hint}"
     return faults
 
 
@@ -339,13 +340,14 @@ def preset_names() -> list[str]:
 
 def preset_settings(name: str, extended_by: tuple[str, ...] = ()) -> dict:
     """The settings of a preset on top of those it extends. Raises ConfigError."""
-    path = PRESET_DIR / f"{name}.yaml"
-    if name not in preset_names():
-        near = difflib.get_close_matches(str(name), preset_names(), n=1, cutoff=0.5)
-        asked = f"{extended_by[-1]}.yaml extends {name!r}" if extended_by else f"preset={name!r}"
+    name, fault = coerce(name, str)
+    if fault or name not in preset_names():
+        near = difflib.get_close_matches(shown(name).strip("'"), preset_names(), n=1, cutoff=0.5)
+        asked = f"{extended_by[-1]}.yaml extends {shown(name)}" if extended_by else f"preset={shown(name)}"
         raise ConfigError([f"{asked}: no such file in configs/experiments"
                            + (f"; did you mean {near[0]!r}?" if near else "")
                            + f"; there are {', '.join(preset_names())}"])
+    path = PRESET_DIR / f"{name}.yaml"
     try:
         own = read_settings(path)
     except ConfigError as error:
@@ -380,11 +382,13 @@ def read_settings(path) -> dict:
     """The settings in a YAML file, with full names and without `None`s. Raises ConfigError with all faults."""
     path = Path(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml(path)
     except FileNotFoundError:
         raise ConfigError([f"no such file; presets are {', '.join(preset_names())}"], str(path)) from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError([f"cannot be read as YAML: {error}"], str(path)) from None
+    except OSError as error:
+        raise ConfigError([f"cannot be read: {error}"], str(path)) from None
+    except YamlError as error:
+        raise ConfigError([str(error)], str(path)) from None
     if not isinstance(content or {}, dict):
         raise ConfigError(["must hold lines of the form 'setting: value'"], str(path))
     content, gone = without_retired(content or {})
@@ -405,7 +409,7 @@ def layered_settings(*layers: dict) -> dict:
         layers = (default_settings(), *layers)
     merged = {}
     for layer in layers:
-        given = {name: value for name, value in layer.items() if value is not None}
+        given = {name: value for name, value in layer.items() if not _is_left_out(name, value)}
         replaced = _full_names(given)
         merged = {name: value for name, value in merged.items() if ALIASES.get(name, name) not in replaced} | given
     return merged
@@ -417,4 +421,10 @@ def _full_names(settings: dict) -> dict:
 
 def _given(settings: dict) -> dict:
     """Full names, without `None`s: these go first, or `lr=None` would undo a `learning_rate`."""
-    return _full_names({name: value for name, value in settings.items() if value is not None})
+    return _full_names({name: value for name, value in settings.items() if not _is_left_out(name, value)})
+
+
+def _is_left_out(name: str, value) -> bool:
+    """Is the value None, or text that says so for a setting that is no text itself, as papermill's -p brings it?"""
+    return value is None or (isinstance(value, str) and value.strip().lower() in ("null", "none", "~")
+                             and str not in (hint := HINTS.get(ALIASES.get(name, name), str), *typing.get_args(hint)))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import sys
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -14,6 +16,14 @@ epoch_log = logging.getLogger("cifar100.epoch")      # one line per epoch; not o
 class _ConsoleHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record))
+
+
+def write_any_text() -> None:
+    """Let a character that the terminal or a file behind `>` cannot hold, as Chinese ones on some Windows consoles, be
+    written as an escape, not end the program."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def log_to(path, style: str) -> None:

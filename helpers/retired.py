@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .text import shown
+
 TAG, COMMIT = "v1", "cfbe0af"      # the last version that had them
 ANY = object()          # for a setting that never shaped the weights
 NETWORK = ("pool_first", "skip", "input_skip", "mean_features")     # with these, the same weights compute otherwise
@@ -37,8 +39,8 @@ def without_fp32(settings: dict) -> dict:
 
 def refusals(gone: dict) -> list[str]:
     """A sentence for each setting that `without_retired` could not express."""
-    return [f"{name}={value!r}: is replaced by networks; set model='FlipCNN' for layers that commute with mirroring, "
-            "or 'FastCNN' for ordinary ones" if name == "flip_equivariant" else
-            f"{name}={value!r}: is no longer a setting, and in effect {RETIRED[name]!r}; tag {TAG} (commit {COMMIT}) "
-            "has it"
-            for name, value in gone.items()]
+    return [f"{name}={shown(value)}: " + (
+        "is replaced by networks; set model='FlipCNN' for layers that commute with mirroring, or 'FastCNN' for "
+        "ordinary ones" if name == "flip_equivariant" else
+        f"is no longer a setting, and in effect {RETIRED[name]!r}; tag {TAG} (commit {COMMIT}) has it")
+        for name, value in gone.items()]

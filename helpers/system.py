@@ -73,7 +73,7 @@ def pick_device(name: str = "auto") -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.empty(1, device=device).item()        # "meta" makes tensors, but computes nothing
         if device.type == "cuda" and device.index is not None:      # kernels and graphs take the current device
             torch.cuda.set_device(device)
     except (RuntimeError, AssertionError) as error:

@@ -2,17 +2,62 @@
 
 from __future__ import annotations
 
+import itertools
+import textwrap
+import unicodedata
 import zlib
 
+UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")      # Unicode categories: controls, lone surrogates, separators of lines
 
-def readable(name: str) -> str:
-    """The name of a class or superclass without underscores."""
-    return str(name).replace("_", " ")
+
+def readable(name: str, columns: int | None = None) -> str:
+    """The name of a class or superclass in one line without underscores; cut to `columns`, see `fitted`."""
+    text = "".join("\ufffd" if unicodedata.category(character) in UNPRINTABLE else character
+                   for character in str(name).replace("_", " "))
+    return text if columns is None else fitted(text, columns)
+
+
+def columns_of(text: str) -> int:
+    """Width of a text in columns of a terminal: a Chinese character takes two, a mark above or below another none."""
+    return sum(0 if unicodedata.category(character) in ("Mn", "Me", "Cf") else
+               2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
+
+
+def fitted(text: str, columns: int) -> str:
+    """`text` in at most so many columns: what is too much is cut from its middle, since long names often differ at
+    their ends only."""
+    if columns_of(text) <= columns and len(text) <= 3 * columns:
+        return text
+    start, end = "", ""
+    for number, character in enumerate(itertools.chain.from_iterable(zip(text, reversed(text)))):
+        grown = (start, character + end) if number % 2 else (start + character, end)
+        if columns_of("".join(grown)) > columns - 1 or len("".join(grown)) > 3 * columns:
+            break
+        start, end = grown
+    return f"{start}…{end}"
+
+
+def wrapped(text: str, columns: int) -> list[str]:
+    """`text` in lines of about so many columns."""
+    return textwrap.wrap(text, max(1, columns * len(text) // max(columns_of(text), 1)))
+
+
+def shown(value) -> str:
+    """repr(value) in at most 80 characters of one line, for messages about values of any kind and size."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):        # more digits than Python writes; a list in a list in a list …
+        text = f"<a {type(value).__name__} too large to write>"
+    text = " ".join(text.split())
+    return text if len(text) <= 80 else f"{text[:60]} … {text[-12:]}"
 
 
 def shortened(name: str, length: int) -> str:
-    """Cut a name to `length` characters, ending in a checksum so that different names stay different."""
-    return name if len(name) <= length else f"{name[:length - 9]}-{zlib.crc32(name.encode()):08x}"
+    """Cut a name to `length` bytes of UTF-8, ending in a checksum so that different names stay different."""
+    content = name.encode(errors="surrogatepass")
+    if len(content) <= length:
+        return name
+    return f"{content[:length - 9].decode(errors='ignore')}-{zlib.crc32(content):08x}"
 
 
 def short_text(value) -> str:
@@ -42,10 +87,15 @@ def table(rows: list[dict]) -> str:
     """Dicts as a text table; numbers right-aligned, missing values empty."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     cells = [columns, *[["" if row.get(name) is None else str(row[name]) for name in columns] for row in rows]]
-    widths = [max(len(line[index]) for line in cells) for index in range(len(columns))]
+    widths = [max(columns_of(line[index]) for line in cells) for index in range(len(columns))]
     left = [not any(_is_number(line[index]) for line in cells[1:]) for index in range(len(columns))]
-    return "\n".join("  ".join(cell.ljust(width) if to_left else cell.rjust(width)
-                               for cell, width, to_left in zip(line, widths, left)).rstrip() for line in cells)
+    lines = ([_padded(*cell) for cell in zip(line, widths, left)] for line in cells)
+    return "\n".join("  ".join(line).rstrip() for line in lines)
+
+
+def _padded(text: str, columns: int, to_left: bool) -> str:
+    gap = " " * (columns - columns_of(text))
+    return text + gap if to_left else gap + text
 
 
 def _is_number(text: str) -> bool:
@@ -67,9 +117,9 @@ def results_text(results: dict) -> str:
         lines[0] = f"{results['note']}: {lines[0]}"
     if "flip_tta" in results:
         lines.append(f"with flip TTA {results['flip_tta']['top1']:.2f} % and {results['flip_tta']['top5']:.2f} %")
+    worst, best = (readable(results[name], 40) for name in ("worst_class", "best_class"))
     lines.append(f"classes: mean {results['class_mean']:.2f} %, standard deviation {results['class_std']:.2f}, from "
-                 f"{results['class_min']:.0f} % ({results['worst_class']}) to {results['class_max']:.0f} % "
-                 f"({results['best_class']})")
+                 f"{results['class_min']:.0f} % ({worst}) to {results['class_max']:.0f} % ({best})")
     if results["superclass_top1"] is not None:
         lines.append(f"superclasses: {results['superclass_top1']:.2f} % of the predictions fall in the right one")
     lines.append(f"expected calibration error {results['expected_calibration_error']:.4f}")

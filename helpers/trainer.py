@@ -314,7 +314,7 @@ class Trainer:
             if state is None:
                 return None
         else:
-            path, state = self.config.resume, checkpoint.load(self.config.resume)
+            path, state = checkpoint.load_at(self.config.resume)
         if "training_settings" not in state:
             raise CheckpointError(f"{path}: holds weights only and cannot be continued; use a step_*.pt file")
         ours, saved = self._training_settings(), state["training_settings"]

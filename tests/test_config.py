@@ -3,7 +3,9 @@
 import copy
 import pickle
 
+import numpy
 import pytest
+import torch
 import yaml
 from papermill.iorw import read_yaml_file
 from papermill.translators import PythonTranslator
@@ -11,7 +13,10 @@ from papermill.translators import PythonTranslator
 from helpers import config
 from helpers.config import (ALIASES, SETTINGS, ConfigError, TrainingConfig, default_settings, layered_settings,
                             preset_names, preset_settings, read_settings)
+from helpers.models import build_model
 from helpers.notebook_settings import notebook_settings
+from helpers.text import shown
+from helpers.tools.grid import split_values
 from train import read_arguments
 
 REQUIRED_DEFAULTS = {
@@ -281,9 +286,9 @@ def test_numbers_are_taken_as_yaml_and_the_command_line_write_them():
     ("epochs", True, "whole number"), ("epochs", 2.5, "whole number"), ("epochs", "ten", "whole number"),
     ("epochs", 0, "at least 1"), ("epochs", [3], "whole number"), ("epochs", float("inf"), "whole number"),
     ("seed", 10**400, "whole number"), ("seed", -1, "at least 0"), ("seed", 2**31, "at most"),
-    ("learning_rate", True, "number"), ("learning_rate", "fast", "number"), ("learning_rate", 0, "above 0"),
+    ("learning_rate", True, "number"), ("learning_rate", "fast", "number"), ("learning_rate", 0, "at least 1e-08"),
     ("learning_rate", float("nan"), "number"), ("momentum", 1, "below 1"), ("dropout_rate", -0.1, "at least 0"),
-    ("mixed_precision", 1, "true or false"), ("mixed_precision", "yes", "true or false"),
+    ("mixed_precision", 1, "true or false"), ("mixed_precision", "maybe", "true or false"),
     ("lr_scheduler", "cosin", "did you mean 'cosine'"), ("lr_scheduler", True, "text"), ("data_dir", None, "empty"),
     ("augmentation_strength", "modrate", "did you mean 'moderate'"), ("model", "ResNet", "one of"),
     ("widths", [8, "x", 8, 8], "whole number"), ("widths", [8, 0, 8, 8], "at least 1"),
@@ -291,7 +296,78 @@ def test_numbers_are_taken_as_yaml_and_the_command_line_write_them():
     ("lr_gamma", 1.5, "at most 1")])
 def test_a_wrong_value_is_named_with_what_is_allowed(name, value, says):
     fault, = faults_of(TrainingConfig, **{name: value})
-    assert fault.startswith(f"{name}={value!r}") and says in fault
+    assert fault.startswith(f"{name}={shown(value)}") and says in fault
+
+
+@pytest.mark.parametrize("name, value, says", [
+    ("learning_rate", 1e308, "at most 1000"), ("learning_rate", 5e-324, "at least 1e-08"),
+    ("weight_decay", 1e308, "at most"), ("gradient_clip", 5e-324, "0 or at least"), ("epochs", 10**12, "at most"),
+    ("warmup_epochs", 1.7e308, "at most"), ("mixup_alpha", 5e-324, "0 or at least 0.01"),
+    ("cutmix_alpha", 1e-6, "0 or at least 0.01"), ("batch_size", 10**15, "at most"), ("num_classes", 10**9, "at most"),
+    ("widths", [10**9] * 4, "at most 4096"), ("gradient_accumulation_steps", 2**63, "at most")])
+def test_a_value_that_no_training_survives_is_refused_before_it(name, value, says):
+    fault, = faults_of(TrainingConfig, **{name: value})
+    assert fault.startswith(name) and says in fault
+
+
+def test_batches_of_one_image_need_a_size_that_leaves_the_last_norm_more_than_a_pixel():
+    for settings in ({"batch_size": 1}, {"train_size": 1}):
+        fault, = faults_of(TrainingConfig, model="FastCNN", start_image_size=17, **settings)
+        assert "start_image_size=17" in fault and "at least 18" in fault
+        for right in ({"start_image_size": 18}, {"start_image_size": 12, "model": "FlipCNN"},
+                      {"start_image_size": 12, "image_growth_fraction": 0}):
+            config = TrainingConfig(**({"model": "FastCNN"} | right | settings))
+            size = 32 if config.image_growth_fraction == 0 else 2 * round(config.start_image_size / 2)
+            model = build_model(config.model, 4, (16, 16, 16)).train()
+            assert model(torch.randn(1, 3, size, size)).isfinite().all()
+
+
+ODD_VALUES = [numpy.array(["a", "b"]), numpy.array([1.5, 2]), numpy.zeros((3, 4)), torch.zeros(2), {"a": 1}, {1, 2},
+              b"text", dict, [[]], 10**5000, "9" * 5000]
+
+
+@pytest.mark.parametrize("value", ODD_VALUES, ids=shown)
+@pytest.mark.parametrize("name", ["run_name", "preset", "precision", "augmentation_strength", "extends", "epochs",
+                                  "widths", "mixed_precision", "skip", "flip_equivariant"])
+def test_a_value_of_any_type_is_one_short_fault(name, value):
+    with pytest.raises(ConfigError) as caught:
+        TrainingConfig.from_settings({"preset": "quick", name: value})
+    assert any(("preset" if name == "extends" else name) in fault for fault in caught.value.faults)
+    assert all(len(fault) < 400 and "\n" not in fault for fault in caught.value.faults)
+
+
+def test_numbers_from_numpy_count_as_pythons():
+    made = TrainingConfig.from_settings({"epochs": numpy.int64(3), "learning_rate": numpy.float64(0.25), "run_name":
+                                         numpy.str_("mine"), "download": numpy.bool_(False), "model": "FastCNN",
+                                         "widths": numpy.array([8, 16, 32])})
+    assert made == TrainingConfig.from_settings({"epochs": 3, "learning_rate": 0.25, "run_name": "mine",
+                                                 "download": False, "model": "FastCNN", "widths": [8, 16, 32]})
+    assert [type(value) for value in (made.epochs, made.run_name, made.widths[0])] == [int, str, int]
+
+
+@pytest.mark.parametrize("name, says", [
+    ("a\0b", "U+0000"), ("a\ud800", "U+D800"), ("a\nb", "U+000A"), ("a\x1b[31m", "U+001B"), ("a\u2028b", "U+2028"),
+    ("x" * 256, "255 bytes"), ("貓" * 86, "255 bytes"), ("CON", "plain folder name"), ("nul.txt", "plain folder name"),
+    ("run.", "plain folder name"), ("run ", "plain folder name")])
+def test_a_run_name_that_no_folder_can_have_is_refused(name, says):
+    for make in (TrainingConfig, lambda **given: TrainingConfig.from_settings(given)):
+        assert says in faults_of(make, run_name=name)[0]
+    assert says.startswith("plain") or all(
+        says in faults_of(TrainingConfig, **{folder: f"here/{name}/there"})[0]
+        for folder in ("data_dir", "runs_dir", "checkpoint_dir", "resume"))
+
+
+@pytest.mark.parametrize("name", ["貓", "แมว", "😀", "$^{$", "a b", "x" * 255, "{0}", "[1]", "-x", "~", "_"])
+def test_any_other_run_name_is_a_folder(name, tmp_path):
+    folder = TrainingConfig(run_name=name, runs_dir=str(tmp_path)).run_dir
+    folder.mkdir()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_the_name_of_a_run_is_no_longer_than_a_folders_may_be_in_any_script(presets):
+    presets(**{"貓" * 80: "epochs: 3\n"})
+    made = TrainingConfig.from_preset("貓" * 80, epochs=5, learning_rate=0.25)
+    assert len(made.name.encode()) <= 120 and made.name.startswith("貓" * 30)
 
 
 @pytest.mark.parametrize("text, name", [("7", "7"), ("2025-01-31", "2025-01-31"), ("'007'", "007")])
@@ -397,6 +473,15 @@ def test_a_file_that_is_no_mapping_is_named(text, says, yaml_file):
     assert says in str(caught.value)
 
 
+@pytest.mark.parametrize("text", ["run_name: 2025-02-30\n", "seed: 0x_\n", "a: &a [1, 1]\nb: [*a, *a]\n"])
+def test_odd_yaml_is_one_fault_that_names_the_file_and_the_line(text, yaml_file):
+    path = yaml_file("epochs: 3\n" + text)
+    for read in (read_settings, TrainingConfig.from_file, lambda path: read_arguments(["--config", str(path)])):
+        with pytest.raises(ConfigError, match=r"mine\.yaml") as caught:
+            read(path)
+        assert len(caught.value.faults) == 1 and "line" in caught.value.faults[0]
+
+
 def test_a_file_that_is_not_there_or_is_a_folder_is_named(tmp_path):
     for path in (tmp_path / "absent.yaml", tmp_path):
         with pytest.raises(ConfigError, match=path.name):
@@ -431,6 +516,40 @@ def test_papermill_options_and_command_line_options_mean_the_same():
                                                           "widths": [8, 16, 32]}))
     assert by_papermill == read_arguments("--epochs 30 --lr 0.2 --run-name 7 --no-mixed-precision --model FastCNN "
                                           "--widths 8 16 32".split())
+
+
+# Every setting that is no text, as papermill -p, the command line, the grid and a file bring it.
+@pytest.mark.parametrize("name, text, value", [
+    ("mixed_precision", "false", False), ("mixed_precision", "True", True), ("download", "no", False),
+    ("widths", "[8,16,32]", (8, 16, 32)), ("widths", "[8, 16, 32]", (8, 16, 32)),
+    ("lr_milestones", "[5]", (5,)), ("epochs", "30", 30), ("epochs", "3e1", 30), ("learning_rate", "1e-3", 1e-3),
+    ("weight_decay", ".001", 1e-3), ("cutout_size", "null", None), ("cutout_size", "8", 8)])
+def test_the_same_value_by_every_way_in(name, text, value, yaml_file):
+    base = {"preset": "quick", "model": "FastCNN", "epochs": 90}
+    given = {"false": "false", "True": True, "30": 30, "3e1": 30.0, "1e-3": 1e-3, ".001": 1e-3, "8": 8}.get(text, text)
+    option = f"--{name.replace('_', '-')}"
+    ways = {
+        "papermill -p": lambda: config_of_notebook(DECLARED, injected({**base, name: given})),
+        "command line": lambda: read_arguments(["--preset", "quick", "--model", "FastCNN", "--epochs", "90", option,
+                                                *(text.split() if "[" in text else [text])]),
+        "quoted": lambda: TrainingConfig.from_settings({**base, name: text}),
+        "grid": lambda: TrainingConfig.from_settings({**base, name: split_values(text)[0]}),
+        "file": lambda: TrainingConfig.from_file(yaml_file(f"{name}: {text}\n"), **{
+            other: base[other] for other in base if other != name})}
+    expected = TrainingConfig.from_settings(base | {name: value})
+    assert getattr(expected, name) == (TrainingConfig.from_settings(base).cutout_size if value is None else value)
+    for way, make in ways.items():
+        assert make() == expected, way
+
+
+@pytest.mark.parametrize("name, text, form", [
+    ("mixed_precision", "maybe", "true or false"), ("widths", "8;16;32", "[64, 192, 256]"),
+    ("widths", "[8, 16", "[64, 192, 256]"), ("widths", "64x192x256", "[64, 192, 256]"), ("epochs", "ten", "whole")])
+def test_text_that_means_no_value_is_answered_with_the_form_that_every_way_takes(name, text, form):
+    for make in (lambda: config_of_notebook(DECLARED, injected({name: text})),
+                 lambda: read_arguments([f"--{name.replace('_', '-')}", text]),
+                 lambda: TrainingConfig.from_settings({name: text})):
+        assert form in faults_of(make)[0]
 
 
 # The notebook ----------------------------------------------------------------------------------------------
@@ -499,6 +618,21 @@ def test_none_as_text_is_no_name(name):
 # What has no effect ----------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("preset, settings, idle", [
+    ("reference", {"patience": 3, "val_size": 0}, {"patience": "val_size above 0"}),
+    ("reference", {"min_delta": 0.1, "val_size": 0}, {"min_delta": "val_size above 0"}),
+    ("reference", {"patience": 0, "val_size": 0}, {}), ("reference", {"val_size": 0}, {}),
+    ("demo", {"data_dir": "mine"}, {"data_dir": "another data_source than 'drawn'"}),
+    ("quick", {"data_dir": "mine", "download": False}, {}),
+    ("reference", {"augmentation": "none", "crop_mode": "reflect", "flip": "alternating"},
+     {"crop_mode": "crop_padding above 0", "flip": "another augmentation_strength than 'none'"}),
+    ("reference", {"crop_padding": 0, "crop_mode": "reflect"}, {"crop_mode": "crop_padding above 0"}),
+    ("reference", {"self_distillation": 0.5, "epochs": 3}, {"self_distillation": "epochs of at least 4"}),
+    ("reference", {"self_distillation": 0.5, "mixup_alpha": 0.4},
+     {"self_distillation": "mix_probability below 1, as mixed images are not distilled"}),
+    ("reference", {"self_distillation": 0.5, "mixup_alpha": 0.4, "mix_probability": 0.5}, {}),
+    ("reference", {"cutmix_alpha": 0.4, "mix_probability": 0}, {"cutmix_alpha": "mix_probability above 0"}),
+    ("reference", {"start_image_size": 16, "image_growth_fraction": 0},
+     {"start_image_size": "image_growth_fraction above 0"}),
     ("fast", {"dropout_rate": 0.5, "flip": "random"}, {"dropout_rate": "model='CIFAR100CNN'",
                                                        "flip": "another model than 'FlipCNN'"}),
     ("quick", {"mix_probability": 0.5}, {"mix_probability": "mixup_alpha or cutmix_alpha above 0"}),

@@ -96,6 +96,15 @@ def test_figures_show_the_best_of_many_runs(tmp_path, monkeypatch):
     assert drawn == [["seed=2", "seed=0"]] and page.text.count("best 2 of 3 runs") == 2
 
 
+def test_a_figure_that_fails_leaves_the_tables(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise ValueError("no <picture>")
+    runs = finished_grid(tmp_path, 60.0, 50.0)
+    monkeypatch.setattr(grid_report.plots, "compare_runs", fail)
+    page = html_report("g", runs, "command", "notebook.ipynb")
+    assert "60.00" in page and "could not be drawn: no &lt;picture&gt;" in page and page.count("<figure>") == 1
+
+
 def test_small_multiples_show_every_run_to_the_same_scale():
     runs = [{"name": f"run {number}", "history": History([
         {"epoch": epoch, "train_accuracy": 10.0 * epoch, "val_top1": 8.0 * epoch * number or None}

@@ -1,6 +1,8 @@
 """logs: what goes to train.log and what to the screen."""
 
+import io
 import logging
+import os
 
 import pytest
 
@@ -19,6 +21,14 @@ def no_handlers_left():
     for handler in log.handlers:
         handler.close()
     log.handlers, log.level, log.propagate = before
+
+
+def test_a_character_that_the_terminal_lacks_does_not_end_the_program(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr("sys.stdout", stream)
+    logs.write_any_text()
+    print("貓 a\udce9", flush=True)
+    assert stream.buffer.getvalue().decode() == f"\\u8c93 a\\udce9{os.linesep}"
 
 
 def say_everything() -> None:

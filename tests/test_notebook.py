@@ -38,8 +38,10 @@ def committed():
 def executed(tmp_path_factory):
     """(executed notebook, folder of its run): the demo preset through papermill, with injected parameters."""
     folder = tmp_path_factory.mktemp("papermill")
-    papermill.execute_notebook(NOTEBOOK, folder / "out.ipynb", DEMO | {"runs_dir": str(folder / "runs")}, cwd=ROOT,
-                               progress_bar=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MPLBACKEND", "Agg")       # as on many clusters
+        papermill.execute_notebook(NOTEBOOK, folder / "out.ipynb", DEMO | {"runs_dir": str(folder / "runs")}, cwd=ROOT,
+                                   progress_bar=False)
     return nbformat.read(folder / "out.ipynb", as_version=4), folder / "runs" / "demo-epochs=2"
 
 
@@ -67,6 +69,13 @@ def test_demo_results_say_that_they_are_not_cifar100(executed):
     for cell in code_cells(notebook):
         if "top-1" in (text := "".join(output.get("text", "") for output in cell.outputs)):
             assert "drawn demo data" in text or "epoch " in text
+
+
+def test_every_figure_is_a_picture_in_the_notebook_whatever_the_backend(executed):
+    notebook, _ = executed
+    shown = [output.data for cell in code_cells(notebook) for output in cell.outputs if "data" in output]
+    figures = [data for data in shown if "Figure" in data.get("text/plain", "") or "Picture" in data["text/plain"]]
+    assert len(figures) >= 15 and all("image/png" in data for data in figures)
 
 
 def test_headless_training_is_one_line_an_epoch(executed):
@@ -116,23 +125,46 @@ def test_nbval_finds_the_stored_outputs(committed, tmp_path):
     assert (tmp_path / "runs" / "demo-epochs=1" / "metrics.json").is_file()     # and so the parameters were heard
 
 
-def test_the_setup_cell_fetches_the_project_where_it_is_not(committed, tmp_path):
+@pytest.fixture
+def setup(committed, tmp_path):
+    """(source of the setup cell, with a repository of this test; that repository, which knows where it lies)."""
     source = next(cell.source for cell in code_cells(committed) if "REPOSITORY" in cell.source)
     origin = tmp_path / "origin" / "cifar100-cnn-training"
     subprocess.run(["git", "init", "--quiet", str(origin)], check=True)
-    (origin / "cifar100_pipeline.py").write_text("found = True\n")
-    (origin / "helpers").mkdir()
-    for name in ("requirements.txt", "helpers/__init__.py", "helpers/requirements.py"):
-        (origin / name).write_bytes((ROOT / name).read_bytes())
+    (origin / "cifar100_pipeline.py").write_text("found = __file__\n")
     git = ["git", "-C", str(origin), "-c", "user.name=t", "-c", "user.email=t@example.org"]
     subprocess.run([*git, "add", "-A"], check=True)
     subprocess.run([*git, "commit", "--quiet", "-m", "one"], check=True)
-    source = re.sub(r'REPOSITORY = ".*"', f'REPOSITORY = "{origin.as_uri()}"', source)
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    for _ in range(2):      # a second run finds what the first has fetched
-        subprocess.run([sys.executable, "-c", source + "\nimport cifar100_pipeline\nassert cifar100_pipeline.found"],
-                       cwd=elsewhere, check=True, env=os.environ | {"PYTHONPATH": ""})
+    (tmp_path / "elsewhere").mkdir()
+    return re.sub(r'REPOSITORY = ".*"', f'REPOSITORY = "{origin.as_uri()}"', source), origin
+
+
+@pytest.mark.parametrize("host", ["COLAB_RELEASE_TAG", "KAGGLE_KERNEL_RUN_TYPE"])
+def test_on_colab_and_kaggle_the_setup_cell_fetches_the_project_and_says_so(host, setup, tmp_path):
+    source, origin = setup
+    command = [sys.executable, "-c", source + "\nimport cifar100_pipeline\nprint(cifar100_pipeline.found)"]
+    environment = os.environ | {"PYTHONPATH": "", host: "1"}
+    said = [subprocess.run(command, cwd=tmp_path / "elsewhere", check=True, env=environment, capture_output=True,
+                           text=True).stdout for _ in range(2)]
+    assert f"fetching {origin.as_uri()}" in said[0] and "fetching" not in said[1]     # the second finds it
+    assert str(tmp_path / "elsewhere" / origin.name) in said[1]
+
+
+def test_elsewhere_the_setup_cell_takes_the_project_beside_the_notebook_and_fetches_none(setup, tmp_path):
+    source, origin = setup
+    cells = [nbformat.v4.new_code_cell(text) for text in (source, "import cifar100_pipeline as p; print(p.found)")]
+    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata=metadata)
+    environment = {name: value for name, value in os.environ.items()
+                   if name not in ("COLAB_RELEASE_TAG", "KAGGLE_KERNEL_RUN_TYPE", "PYTHONPATH")}
+    for folder, finds in ((origin, str(origin)), (tmp_path, "--cwd")):
+        nbformat.write(notebook, folder / "mine.ipynb")
+        papermill = [sys.executable, "-m", "papermill", os.path.relpath(folder / "mine.ipynb", tmp_path / "elsewhere"),
+                     "out.ipynb", "--no-progress-bar"]
+        done = subprocess.run(papermill, cwd=tmp_path / "elsewhere", env=environment, capture_output=True, text=True)
+        assert finds in (tmp_path / "elsewhere" / "out.ipynb").read_text(encoding="utf-8"), done.stderr
+        assert (done.returncode == 0) == (folder == origin)
+        assert os.listdir(tmp_path / "elsewhere") == ["out.ipynb"]
 
 
 # As it lies in the repository -------------------------------------------------------------------------------

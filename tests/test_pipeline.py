@@ -1,6 +1,7 @@
 """CIFAR100Pipeline as a Python user meets it, on the drawn demo data and a narrow network."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 import cifar100_pipeline
 from cifar100_pipeline import CIFAR100CNN, CheckpointError, CIFAR100Pipeline, DataError, TrainingConfig, train_cifar100
 from helpers import checkpoint, system
+from helpers.data import ImageData
 
 # oneDNN may crash below 16 channels at a stride.
 TINY = {"epochs": 1, "train_size": 1000, "widths": [8, 16, 16, 16], "progress": "none"}
@@ -44,6 +46,55 @@ def test_results_are_those_of_a_plain_forward_pass(finished):
         predictions = model(images).argmax(1)
     plain = 100 * (predictions == pipeline.data.test_labels).float().mean().item()
     assert results["top1"] == pytest.approx(plain, abs=0.5)     # the pipeline may compute in bf16
+
+
+ODD_CLASSES = ("$\\foo$", "貓_狗", "a\nb\udce9", "long_" * 40)
+
+
+def four_classes(runs_dir, name, **settings):
+    """A pipeline on four classes of one colour each, with names as folders may have."""
+    labels = torch.arange(80) % 4
+    images = (60 * labels[:, None, None, None] + torch.randint(0, 50, (80, 32, 32, 3))).to(torch.uint8)
+    pipeline = CIFAR100Pipeline(TrainingConfig(
+        num_classes=4, epochs=1, widths=(8, 16, 16, 16), val_size=8, batch_size=16, progress="none", run_name=name,
+        mixed_precision=False,
+        runs_dir=str(runs_dir), **settings))
+    pipeline.data = ImageData(images, labels, images[:40], labels[:40], ODD_CLASSES)
+    return pipeline
+
+
+def test_class_names_and_a_run_name_of_any_kind_end_in_all_figures(tmp_path, recwarn, capsys):
+    pipeline = four_classes(tmp_path, "$^{$" if os.name == "posix" else "$^{")
+    pipeline.run()
+    Image.new("RGB", (40, 40)).save(tmp_path / "mine.png")
+    for draw in (pipeline.summarise_model, pipeline.show_class_map, pipeline.show_attention, pipeline.compare,
+                 lambda: pipeline.explain_image(3), lambda: pipeline.try_your_own_image(tmp_path / "mine.png")):
+        assert draw() is not None
+    assert not [warning for warning in recwarn if issubclass(warning.category, UserWarning)]
+    assert "could not be" not in capsys.readouterr().out
+    assert checkpoint.load(pipeline.checkpoint_dir / "final.pt")["classes"] == list(ODD_CLASSES)
+
+
+def test_weights_are_saved_before_a_figure_and_one_that_fails_is_a_line(tmp_path, monkeypatch, capsys):
+    pipeline, final = four_classes(tmp_path, "mine"), tmp_path / "mine" / "checkpoints" / "final.pt"
+
+    def fail(*_, **__):
+        raise ValueError(f"no picture,\nbut final.pt is there: {final.is_file()}")
+
+    for name in ("training_curves", "sample_grid"):
+        monkeypatch.setattr(cifar100_pipeline.plots, name, fail)
+    model, metrics, results = pipeline.run()
+    lines = [line for line in capsys.readouterr().out.splitlines() if "could not be drawn" in line]
+    assert len(lines) == 2 and all("final.pt is there: True" in line for line in lines)
+    assert "figure training" in lines[1] and pipeline.plot_training() is None
+    assert (tmp_path / "mine" / "figures" / "confusion.png").is_file()
+
+
+def test_a_figure_that_cannot_be_saved_is_shown_all_the_same(tmp_path, capsys):
+    pipeline = four_classes(tmp_path, "mine")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "figures").write_text("in the way")
+    assert pipeline.show_samples() is not None
 
 
 def test_metrics_file_has_what_a_reader_needs(finished, runs_dir):

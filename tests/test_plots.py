@@ -3,12 +3,14 @@
 import importlib
 import inspect
 import pkgutil
+import warnings
 
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from IPython.core.formatters import DisplayFormatter
 from matplotlib.figure import Figure
 
 from helpers.lesson import plots
@@ -52,6 +54,12 @@ FIGURES = {
     "throughput": lambda **keys: plots.throughput(ROWS, **keys),
     "model_layers": lambda **keys: plots.model_layers(LAYERS, **keys),
 }
+NAMED = {"augmentation_preview", "class_accuracy_bars", "class_map", "compare_runs", "confident_errors",
+         "confused_pairs", "explained_prediction", "grad_cam_overlay", "sample_grid"}
+# With names of a user's own classes, which have no superclasses.
+UNGROUPED = {name: FIGURES[name] for name in NAMED} | {
+    "confusion_matrix": lambda **keys: plots.confusion_matrix(evaluated(grouped=False), **keys),
+    "sample_grid": lambda **keys: plots.sample_grid(images(30), np.arange(30) % 10, NAMES, **keys)}
 PICTURES = {"sample_grid", "augmentation_preview", "confused_pairs", "confident_errors", "first_layer_filters",
             "grad_cam_overlay", "explained_prediction"}
 
@@ -61,7 +69,7 @@ def shown_axes(figure):
 
 
 def test_no_figure_is_left_out():
-    sections = {info.name for info in pkgutil.iter_modules(plots.__path__)} - {"theme"}
+    sections = {info.name for info in pkgutil.iter_modules(plots.__path__)} - {"fonts", "theme"}
     drawing = {name for section in sections
                for name, item in vars(importlib.import_module(f"{plots.__name__}.{section}")).items()
                if inspect.isfunction(item) and item.__module__.endswith(f".{section}") and not name.startswith("_")}
@@ -113,6 +121,58 @@ def test_nothing_is_written_beyond_the_edge(name):
     tight = figure.get_tightbbox()      # inches
     assert tight.x0 > -0.02 and tight.x1 < figure.get_figwidth() + 0.02
     assert tight.y0 > -0.02 and tight.y1 < figure.get_figheight() + 0.02
+
+
+@pytest.fixture
+def named(monkeypatch):
+    """A function that gives the classes and runs of FIGURES other names; superclasses are never a user's."""
+    before = list(NAMES)
+
+    def rename(*others: str) -> None:
+        NAMES[:] = [others[place % len(others)] + str(place) for place in range(len(NAMES))]
+        for run, name in zip(RUNS, others * 2):
+            monkeypatch.setitem(run, "name", name)
+    yield rename
+    NAMES[:] = before
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_text_is_text_and_never_mathematics(name, named):
+    assert not any("$" in text for text in texts(FIGURES[name]()))
+    named("$\\foo$", "$^{$", "_a\\b%")
+    with matplotlib.rc_context({"text.parse_math": True, "axes.formatter.use_mathtext": True}):
+        figure = FIGURES[name]()
+        assert plots.png_of(figure)
+    assert ("$\\foo$" in "".join(texts(figure))) == (name in NAMED)
+
+
+def test_a_run_whose_name_begins_with_an_underscore_is_in_the_legend(named):
+    named("_mine")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert "_mine: top-1 61.00 %" in "".join(texts(plots.compare_runs(RUNS, PUBLISHED)))
+
+
+@pytest.mark.parametrize("kind", ["n01440764_very_long_class_name_indeed_" * 6, "x" * 255, "a long name " * 20])
+@pytest.mark.parametrize("name", sorted(UNGROUPED))
+def test_a_long_name_leaves_the_figure_whole(name, kind, named):
+    named(kind)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")      # constrained layout warns when axes collapse
+        figure = UNGROUPED[name](note=NOTE)
+        plots.png_of(figure)
+    tight = figure.get_tightbbox()
+    assert tight.x0 > -0.05 and tight.x1 < figure.get_figwidth() + 0.05
+    assert tight.y0 > -0.05 and tight.y1 < figure.get_figheight() + 0.05
+    sizes = [side for axes in figure.axes for side in axes.get_window_extent().size]
+    assert figure.get_figheight() < 14 and min(sizes) > 15     # a colour bar is narrow
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_notebook_shows_the_figure_as_a_picture_whatever_the_backend(name, monkeypatch):
+    monkeypatch.setitem(matplotlib.rcParams, "backend", "TkAgg")        # which pyplot could not start here
+    shown, _ = DisplayFormatter().format(FIGURES[name]())
+    assert shown["image/png"].startswith(b"\x89PNG")
 
 
 def test_a_long_note_is_wrapped():

@@ -12,6 +12,12 @@ def test_compare_runs_marks_published_results():
     assert figure.axes[1].get_xscale() == "log"
 
 
+def test_many_runs_with_long_names_leave_the_panels_their_height():
+    runs = [RUNS[0] | {"name": f"{number}-" + "learning_rate=0.1-" * 8} for number in range(40)]
+    figure = plots.compare_runs(runs)
+    assert min(axes.get_window_extent().height for axes in figure.axes) > 200
+
+
 def test_seeds_of_one_change_share_a_line_and_show_their_mean():
     rows = [{"change": name, "val_top1": 60 + difference, "difference": difference}
             for name, difference in [("base", 0.0), ("wider", 1.0), ("wider", 2.0), ("no skip", -3.0)]]

@@ -147,6 +147,17 @@ def test_resume_from_an_explicit_path(tmp_path):
         make_trainer(tmp_path, SGD_RUN, resume=str(tmp_path / "whole" / "best.pt"))
 
 
+def test_resume_from_a_folder_takes_its_newest_readable_checkpoint(tmp_path, caplog):
+    fit_without_a_break(tmp_path / "run" / "checkpoints", PLAIN | {"checkpoint_interval": 1})
+    newest, _ = checkpoint.list_steps(tmp_path / "run" / "checkpoints")
+    newest.write_bytes(newest.read_bytes()[:1000])
+    for folder in ("run", "run/checkpoints"):
+        assert make_trainer(tmp_path / "new", resume=str(tmp_path / folder)).step == 10
+    assert "skipped" in caplog.text
+    with pytest.raises(CheckpointError, match="holds no readable step_"):
+        make_trainer(tmp_path / "new", resume=str(tmp_path))
+
+
 def test_another_configuration_is_refused_with_the_fields_named(tmp_path):
     fit_without_a_break(tmp_path, PLAIN | {"epochs": 1})
     with pytest.raises(CheckpointError) as refusal:

@@ -58,7 +58,7 @@ def test_auto_takes_the_fastest_device_there_is(cuda, mps, expected, monkeypatch
     assert pick_device().type == expected
 
 
-@pytest.mark.parametrize("name", ["gpu", "cuda:99", "", "cpu:x"])
+@pytest.mark.parametrize("name", ["gpu", "cuda:99", "", "cpu:x", "meta"])
 def test_a_device_that_is_not_there_is_named_with_the_remedy(name):
     with pytest.raises(ValueError) as caught:
         pick_device(name)

@@ -60,7 +60,11 @@ def test_the_learning_rate_has_two_names(option):
     ("--lr-milestones 3", "lr_milestones", (3,)), ("--augmentation strong", "augmentation_strength", "strong"),
     ("--augmentation-strength light", "augmentation_strength", "light"),
     ("--scheduler linear", "lr_scheduler", "linear"), ("--weight-decay 1e-3", "weight_decay", 1e-3),
-    ("--run-name 7", "run_name", "7")])
+    ("--run-name 7", "run_name", "7"), ("--mixed-precision false", "mixed_precision", False),
+    ("--mixed-precision=no", "mixed_precision", False), ("--compile true", "compile", True),
+    ("--compile --epochs 3", "compile", True), ("--widths 8,16,32,64", "widths", (8, 16, 32, 64)),
+    ("--widths [8,16,32,64]", "widths", (8, 16, 32, 64)), ("--widths [8, 16, 32, 64]", "widths", (8, 16, 32, 64)),
+    ("--train-size null", "train_size", None)])
 def test_options_become_settings(option, name, value):
     assert getattr(read(f"--preset reference {option}"), name) == value
 
@@ -99,7 +103,8 @@ def test_all_faults_of_a_command_and_its_file_come_at_once(tmp_path):
 
 
 @pytest.mark.parametrize("text, says", [
-    ("--mixed-precision false", "unexpected 'false'"), ("demo", "unexpected 'demo'"),
+    ("--mixed-precision demo", "mixed_precision='demo': must be true or false"),
+    ("--no-mixed-precision false", "unexpected 'false'"), ("demo", "unexpected 'demo'"),
     ("--preset dem", "did you mean 'demo'"), ("--epochs 1.5", "whole number"), ("--epochs 0", "at least 1"),
     ("--widths 8 x 8", "whole number"), ("--preset reference --widths 8 16", "give 4"),
     ("--config absent.yaml", "no such file"), ("--lr-scheduler cosin", "did you mean 'cosine'")])

@@ -209,6 +209,15 @@ def test_the_running_epoch_continues_the_curve():
     assert Image.open(io.BytesIO(empty)).size[0] == 1000
 
 
+def test_curves_that_cannot_be_drawn_are_a_line_and_not_the_end_of_the_training(monkeypatch, caplog):
+    def fail(*_, **__):
+        raise ValueError("no font")
+    monkeypatch.setattr(plots, "live_curves", fail)
+    widgets.LiveView(SimpleNamespace(history=History()))
+    assert [record.getMessage() for record in caplog.records] == [
+        "the live curves could not be drawn: ValueError: no font"]
+
+
 CELL = f"""
 import sys
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]

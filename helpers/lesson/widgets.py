@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from ..data import DataError
-from ..logs import epoch_log
+from ..logs import epoch_log, log
 from ..metrics import Evaluation
 from ..system import peak_memory_mb, progress_style
 from ..text import duration, readable
@@ -102,8 +102,8 @@ class LiveView:
         trained = time.perf_counter() - self._start
         epoch_log.info("updates of the live view took %.3f of %.3f seconds, %.2f %%", self._seconds, trained,
                        100 * self._seconds / trained)
-        png = plots.png_of(self._drawn(self.summary()))
-        self._handle.update({"image/png": base64.b64encode(png).decode(), "text/plain": self.summary()}, raw=True)
+        png = {"image/png": base64.b64encode(content).decode()} if (content := self._png(self.summary())) else {}
+        self._handle.update(png | {"text/plain": self.summary()}, raw=True)
         self._picture.close()       # not the button: a late click still needs its handler
 
     def update(self, trainer: Trainer) -> None:
@@ -151,11 +151,16 @@ class LiveView:
         self._numbers.value = html.escape(" · ".join(parts))
 
     def _draw(self) -> None:
-        self._picture.value = plots.png_of(self._drawn())
+        self._picture.value = self._png()
 
-    def _drawn(self, title: str = ""):
-        self._figure = plots.live_curves(self.trainer.history, self._running, title, self.note, self._figure)
-        return self._figure
+    def _png(self, title: str = "") -> bytes:
+        """The curves; empty if they cannot be drawn, which must not end the training."""
+        try:
+            self._figure = plots.live_curves(self.trainer.history, self._running, title, self.note, self._figure)
+            return plots.png_of(self._figure)
+        except Exception as error:      # of matplotlib
+            log.warning("the live curves could not be drawn: %s: %s", type(error).__name__, error)
+            return b""
 
 
 def rate_limited(act):

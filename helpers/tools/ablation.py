@@ -18,8 +18,6 @@ import zlib
 from pathlib import Path
 from statistics import mean
 
-import yaml
-
 from ..checkpoint import CheckpointError
 from ..config import CONFIG_DIR, ConfigError, TrainingConfig
 from ..data import DataError, ImageData, load_cifar100
@@ -29,6 +27,7 @@ from ..retired import without_retired
 from ..system import SystemInfo, pick_device
 from ..text import table
 from ..trainer import Trainer, TrainingDiverged
+from ..yaml_files import YamlError, read_yaml
 from . import FIGURES
 
 FULL_RECIPE = "full recipe"
@@ -39,7 +38,10 @@ log = logging.getLogger("cifar100")
 def ablation_runs(path, **overrides) -> list[tuple[str, TrainingConfig]]:
     """The runs of the plan `path`, a YAML file, as (name of the change, configuration): the base with each seed, then
     each change with its own `seeds` or the first. `overrides` override all settings. Raises ConfigError."""
-    plan = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    try:
+        plan = read_yaml(path) or {}
+    except YamlError as error:
+        raise ConfigError([str(error)], str(path)) from None
     absent = [name for name in ("base", "seeds", "changes") if not plan.get(name)]
     if absent:
         raise ConfigError([f"{', '.join(absent)}: missing or empty; the file needs base, seeds and changes"], str(path))
@@ -146,7 +148,7 @@ def main(arguments: list[str] | None = None) -> int:
                 draw_results(so_far, args.out, data.note)
         draw_results(rows + kept, args.out, data.note)
         print(results_table(rows + kept))
-    except (ConfigError, OSError, yaml.YAMLError) as error:
+    except (ConfigError, OSError) as error:
         print(f"ablation: {error}", file=sys.stderr)
         return 2
     except (DataError, CheckpointError, TrainingDiverged, ValueError) as error:

@@ -35,9 +35,12 @@ from pathlib import Path
 
 import yaml
 
+from ..checks import coerce, folder_name_fault
 from ..config import ALIASES, SETTINGS, ConfigError, TrainingConfig, layered_settings, name_faults, read_settings
 from ..files import write_text
-from ..text import duration, short_text, shortened
+from ..logs import write_any_text
+from ..text import duration, short_text, shortened, shown
+from ..yaml_files import parse_yaml
 from .grid_report import Run, html_report, results_of, value_text
 
 NOTEBOOK = Path(__file__).resolve().parents[2] / "CIFAR_100_CNN_Training.ipynb"
@@ -51,10 +54,7 @@ def split_values(text: str) -> list:
     for part in re.split(r",(?![^\[]*\])", text):       # commas outside brackets
         if not part.strip():
             raise ValueError("holds an empty value; separate values by single commas, and write null for none")
-        try:
-            values.append(yaml.safe_load(part))
-        except yaml.YAMLError as error:
-            raise ValueError(f"is not YAML ({' '.join(str(error).split())})") from error
+        values.append(parse_yaml(part))
     return values
 
 
@@ -260,8 +260,9 @@ def read_plan(args: argparse.Namespace) -> tuple[str, list[Run]]:
     items = args.items + ([f"preset={args.preset}"] if args.preset else [])
     values, files, faults = read_items(items)
     name = args.name or grid_name(items, values)
-    if set(name) & set('/\\:*?"<>|') or not name.strip(". "):
-        faults.append(f"--name {name!r}: must be a plain folder name; --runs-dir sets its parent")
+    if fault := coerce(name, str)[1] or folder_name_fault(name):
+        faults.append(f"--name {shown(name)}: {fault}; --runs-dir sets its parent")
+        name = "grid"       # still check the settings
     if not args.notebook.is_file():
         faults.append(f"--notebook {args.notebook}: no such file")
     try:
@@ -275,6 +276,7 @@ def read_plan(args: argparse.Namespace) -> tuple[str, list[Run]]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0 done, 1 a run failed or papermill is missing, 2 wrong settings, 130 interrupted."""
+    write_any_text()
     arguments = sys.argv[1:] if arguments is None else arguments
     args = build_parser().parse_intermixed_args(arguments)
     try:

@@ -170,12 +170,21 @@ def _figures(finished: list[dict], differing: list[str], published) -> list[str]
     notes = {run["note"] for run in runs}
     each = "; ".join(f"{run['name']}: {run['note']}" for run in runs if run["note"])
     note = notes.pop() if len(notes) == 1 else each
-    figures = [(plots.compare_runs(runs, published, note), "Accuracy against epochs, time and compute." + of_many)]
+    figures = [_figure(lambda: plots.compare_runs(runs, published, note),
+                       "Accuracy against epochs, time and compute." + of_many)]
     if len(runs) > 1:
-        figures.append((plots.small_multiples(runs, note), "Accuracy by epoch, one panel per run." + of_many))
-    return [f'<figure><img alt="{caption}" src="data:image/png;base64,'
-            f'{base64.b64encode(plots.png_of(figure)).decode()}"><figcaption>{caption}</figcaption></figure>'
-            for figure, caption in figures]
+        figures.append(_figure(lambda: plots.small_multiples(runs, note),
+                               "Accuracy by epoch, one panel per run." + of_many))
+    return figures
+
+
+def _figure(draw, caption: str) -> str:
+    """The figure that `draw()` makes, or why it cannot be drawn: the tables must come all the same."""
+    try:
+        png = base64.b64encode(plots.png_of(draw())).decode()
+    except Exception as error:      # of matplotlib
+        return f"<p class='error'>{caption} This figure could not be drawn: {html.escape(str(error))}</p>"
+    return f'<figure><img alt="{caption}" src="data:image/png;base64,{png}"><figcaption>{caption}</figcaption></figure>'
 
 
 def _short_name(run: dict, differing: list[str]) -> str:

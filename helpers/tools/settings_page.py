@@ -45,6 +45,7 @@ def _allowed(name: str) -> str:
                                           ("float", "number"), ("str", "text")) if kind in str(hint))
     bounds = [f"{sign} {rules[rule]}" for rule, sign in (("low", "≥"), ("above", ">"), ("high", "≤"), ("below", "<"))
               if rules[rule] is not None]
+    bounds[:1] = [f"0 or ≥ {rules['least']}"] if rules["least"] is not None else bounds[:1]
     return " ".join([kind, " and ".join(bounds)]).strip()
 
 

@@ -1,7 +1,7 @@
 """Every figure of the project: a function takes data and returns a matplotlib Figure.
 
-No function calls `plt.show()` or leaves a figure open in pyplot, so a notebook shows each figure once: as the value of
-its cell, or by `display`. The theme applies only inside these functions. `note` appears in a coloured box on top, for
+No function makes a figure in pyplot, so a notebook shows each figure once, whatever the backend: as the value of its
+cell, or by `display`. The theme applies only inside these functions. `note` appears in a coloured box on top, for
 what a reader must not miss: "drawn demo data".
 """
 

@@ -36,7 +36,8 @@ def sample_grid(images, labels, class_names: Sequence[str], superclass_of=None,
             x = left + column * 0.98
             found = np.flatnonzero(labels == label)
             draw_picture(axes, images[found[0]] if len(found) else None, x, bottom - 0.78, 0.78)
-            axes.text(x + 0.39, bottom + 0.13, readable(class_names[label]), fontsize=9, ha="center")
+            axes.text(x + 0.39, bottom + 0.13, readable(class_names[label], 13), fontsize=9,
+                      ha="center")
     return figure
 
 
@@ -61,7 +62,7 @@ def augmentation_preview(original, augmented, titles: Sequence[str] = (), note: 
     for line in range(count):
         top = 0.25 + line * step
         if len(titles):
-            axes.text(left - 0.1, top + side / 2, readable(titles[line]), ha="right", va="center")
+            axes.text(left - 0.1, top + side / 2, readable(titles[line], 16), ha="right", va="center")
         draw_picture(axes, original[line], left, top, side)
         for draw in range(repeats):
             draw_picture(axes, draws[line, draw], left + 0.1 + (draw + 1) * step, top, side)

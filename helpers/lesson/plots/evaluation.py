@@ -38,8 +38,8 @@ def class_accuracy_bars(evaluation: Evaluation, note: str = "") -> Figure:
         for line, value in enumerate(values):
             _bar_label(axes, line, value)
         axes.axvline(evaluation.class_mean, color=RED, linestyle="--", linewidth=1.4, label="mean over classes")
-        axes.set_yticks(range(len(classes)), [readable(evaluation.class_names[label]) for label in classes],
-                        fontsize=9.5)
+        axes.set_yticks(range(len(classes)), [readable(evaluation.class_names[label], 72 // columns)
+                                                  for label in classes], fontsize=9.5)
         axes.set(xlim=(0, 100), ylim=(rows - 0.4, -0.6), xlabel="accuracy (%)")
         axes.grid(axis="y", visible=False)
     panels[0].set_ylabel("class, best to worst")
@@ -89,7 +89,7 @@ def _class_groups(evaluation: Evaluation) -> tuple[np.ndarray, np.ndarray, np.nd
     classes = len(evaluation.class_names)
     if evaluation.superclass_of is None:
         named = np.arange(0, classes, math.ceil(classes / 40))      # no more names fit
-        names = [readable(evaluation.class_names[label]) for label in named]
+        names = [readable(evaluation.class_names[label], 32) for label in named]
         return np.arange(classes), np.array([]), named + 0.5, names
     members = as_array(evaluation.superclass_of)
     order = np.argsort(members, kind="stable")
@@ -111,9 +111,9 @@ def confused_pairs(evaluation: Evaluation, images, n: int = 8, note: str = "") -
     figure, axes = new_canvas(1.45 * math.ceil(len(pairs) / 2), "The most frequent mistakes", note)
     for place, (true, predicted, count, share) in enumerate(pairs):
         left, top = (place % 2) * 5.15, (place // 2) * 1.45
-        true_name, predicted_name = (readable(evaluation.class_names[label]) for label in (true, predicted))
+        true_name, predicted_name = (readable(evaluation.class_names[label], 14) for label in (true, predicted))
         axes.text(left, top + 0.3, f"{true_name} taken for {predicted_name}: {share:.0f} % ({count} of "
-                  f"{round(100 * count / share)})", va="bottom", weight="bold")
+                  f"{round(100 * count / share)})", va="bottom", fontsize=11)
         mistaken = np.flatnonzero((labels == true) & (predictions == predicted))[:4]
         for column, index in enumerate(mistaken):
             draw_picture(axes, images[index], left + column * 0.92, top + 0.36, 0.88)
@@ -136,7 +136,7 @@ def confident_errors(evaluation: Evaluation, images, n: int = 12, note: str = ""
     for place, index in enumerate(errors):
         left, top = (place % columns) * width, (place // columns) * height
         draw_picture(axes, images[index], left + 0.16, top, 1.35)
-        true, predicted = (readable(evaluation.class_names[labels[index]])
+        true, predicted = (readable(evaluation.class_names[labels[index]], 13)
                            for labels in (evaluation.labels, evaluation.predictions))
         axes.text(left + 0.83, top + 1.4, f"true: {true}\npredicted: {predicted}\n"
                   f"confidence {100 * evaluation.confidences[index]:.1f} %", fontsize=9.5, ha="center", va="top")
@@ -203,8 +203,8 @@ def explained_prediction(image, names: Sequence[str], probabilities, attention=N
     remark: a sentence below the figure.
     """
     values = as_array(probabilities)
-    known = f"; true class: {readable(true)}" if true else ""
-    title = f"predicted: {readable(names[0])}, {100 * values[0]:.1f} %{known}"
+    known = f"; true class: {readable(true, 30)}" if true else ""
+    title = f"predicted: {readable(names[0], 30)}, {100 * values[0]:.1f} %{known}"
     remark = textwrap.fill(remark, 125)
     figure = new_figure(3.3 + 1.75 * bool(neighbours) + 0.2 * bool(remark) * (1 + remark.count("\n")), title, note)
     pictures = [(original, "your picture, cropped"), (image, f"what the network sees, {len(image)}×{len(image)}")]
@@ -215,7 +215,7 @@ def explained_prediction(image, names: Sequence[str], probabilities, attention=N
     for axes, (pixels, caption) in zip(panels, pictures):
         _captioned(axes, pixels, caption)
     if attention is not None:
-        _captioned(panels[-1], image, f"where it looks for\n{readable(names[0])} (Grad-CAM)")
+        _captioned(panels[-1], image, f"where it looks for\n{readable(names[0], 18)} (Grad-CAM)")
         panels[-1].imshow(as_array(attention), cmap="inferno", alpha=0.6, vmin=0, vmax=1,
                           extent=panels[-1].images[0].get_extent(), interpolation="bilinear")
     _probability_bars(bars, names, values)
@@ -224,7 +224,7 @@ def explained_prediction(image, names: Sequence[str], probabilities, attention=N
                          fontsize=11.5)
         for axes, (pixels, name, similarity) in zip(np.atleast_1d(rows[1].subplots(1, len(neighbours))), neighbours):
             _captioned(axes, pixels, "")
-            axes.set_xlabel(f"{readable(name)}\n{similarity:.2f}", fontsize=9.5)
+            axes.set_xlabel(f"{readable(name, 15)}\n{similarity:.2f}", fontsize=9.5)
     if remark:
         figure.supxlabel(remark, fontsize=10.5)
     return figure
@@ -242,7 +242,7 @@ def _probability_bars(axes: Axes, names: Sequence[str], values: np.ndarray) -> N
     axes.barh(range(len(values)), 100 * values, color=[ORANGE] + [BLUE] * (len(values) - 1), height=0.7)
     for line, value in enumerate(100 * values):
         axes.text(value + 1, line, f"{value:.1f}", va="center")
-    axes.set_yticks(range(len(values)), [readable(name) for name in names], fontsize=11)
+    axes.set_yticks(range(len(values)), [readable(name, 20) for name in names], fontsize=11)
     axes.set(xlim=(0, 118), ylim=(len(values) - 0.4, -0.6), xlabel="probability (%)", ylabel="class")
     axes.set_xticks(range(0, 101, 20))
     axes.grid(axis="y", visible=False)

@@ -11,7 +11,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ...text import readable
+from ...text import fitted, readable
 from .theme import (BLUE, GREEN, ORANGE, PALETTE, WIDTH, as_array, draw_picture, new_canvas, new_figure, themed,
                     write_caption)
 
@@ -59,6 +59,7 @@ def grad_cam_overlay(images, heat_maps, titles: Sequence[str], note: str = "") -
         axes.imshow(heat, cmap="inferno", alpha=0.6, vmin=0, vmax=1, interpolation="bilinear",
                     extent=axes.images[-1].get_extent())
         axes.set(xlim=frame[0], ylim=frame[1])
+        title = "\n".join(fitted(line, 38) for line in title.split("\n"))
         axes.text(left + side, top + side + 0.04, title, fontsize=9.5, ha="center", va="top")
     write_caption(axes, "Yellow: speaks most for the class; dark: does not speak for it.")
     return figure
@@ -92,7 +93,7 @@ def class_map(points, class_names: Sequence[str], superclass_of=None, superclass
     figure.draw_without_rendering()         # places the points on the page
     there = np.flatnonzero(np.isfinite(points).all(axis=1))
     there = there[::max(1, math.ceil(len(there) / 200))]        # no more names fit
-    _name_points(axes, points[there], [readable(class_names[place]) for place in there])
+    _name_points(axes, points[there], [readable(class_names[place], 24) for place in there])
     return figure
 
 

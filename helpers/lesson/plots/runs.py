@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,7 +14,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from ...metrics import History
-from .theme import BLUE, DASHES, ORANGE, PALETTE, as_floats, draw_column, epoch_marker, new_figure, themed
+from ...text import fitted, wrapped
+from .theme import (BLUE, DASHES, ORANGE, PALETTE, as_floats, draw_column, epoch_marker, new_figure, themed,
+                    use_log_scale)
 
 
 @themed
@@ -26,7 +27,9 @@ def compare_runs(runs: Sequence[dict], published: Sequence[tuple] = (), note: st
     top5 (% on the test split), seconds and petaflops (of the whole training); all but name may be None. published:
     (name, top1, top5); either score may be None.
     """
-    figure = new_figure(5.4 + 0.22 * (len(runs) + len(published)), "Accuracy against what it costs", note)
+    labels = _run_labels(runs, published)
+    lines = sum(label.count("\n") + 1 for label in labels)
+    figure = new_figure(5.4 + 0.22 * lines, "Accuracy against what it costs", note)
     panels = figure.subplots(1, 3, sharey=True)
     looks = [{"linestyle": style, "color": colour}      # after ten colours, dashed lines
              for style, colour in itertools.product(("-", "--", "-.", ":"), sns.color_palette("colorblind", 10))]
@@ -37,13 +40,19 @@ def compare_runs(runs: Sequence[dict], published: Sequence[tuple] = (), note: st
             if top1 is not None:
                 axes.axhline(top1, color="0.35", linestyle=(0, dashes), linewidth=1.3)
         if ends and max(ends) > 20 * min(ends) > 0:
-            axes.set_xscale("log")
-            axes.xaxis.set_major_formatter("{x:g}")
+            use_log_scale(axes)
         else:
             axes.xaxis.set_major_locator(MaxNLocator(4, integer=key == "epoch"))
         axes.set_xlabel(label)
     panels[0].set_ylabel("top-1 accuracy (%)")
-    _runs_legend(figure, runs, published, itertools.cycle(looks))
+    lines = [Line2D([], [], marker="*", markersize=12, markeredgecolor="0.15", **look)
+             for _, look in zip(runs, itertools.cycle(looks))]
+    lines += [Line2D([], [], color="0.35", linestyle=(0, dashes), linewidth=1.3)
+              for _, dashes in zip(published, itertools.cycle(DASHES))]
+    legend = figure.legend(lines, ["run"] * len(lines), loc="outside lower center",
+                           title="line: validation split; star: test split")
+    for text, label in zip(legend.get_texts(), labels):     # a legend leaves out labels that begin with _
+        text.set_text(label)
     return figure
 
 
@@ -60,7 +69,7 @@ def small_multiples(runs: Sequence[dict], note: str = "") -> Figure:
     for place, (axes, run) in enumerate(zip(panels, runs)):
         draw_column(axes, run["history"], "train_accuracy", "training (augmented images)", BLUE)
         draw_column(axes, run["history"], "val_top1", "validation", ORANGE)
-        axes.set_title(textwrap.fill(run["name"], 105 // columns), fontsize=10)
+        axes.set_title("\n".join(wrapped(fitted(run["name"], 120), 105 // columns)), fontsize=10)
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
         if place + columns >= len(runs):        # the lowest in its column
             axes.set_xlabel("epoch")
@@ -114,8 +123,7 @@ def record(recipes: Sequence[dict], others: Sequence[dict] = (), published: Sequ
         axes.annotate(f"{recipe['name']}: {_accuracy(recipe)}\n{recipe['petaflops']:.3g} PFLOP, "
                       f"{recipe['minutes']:.0f} min on {machine}", (recipe["petaflops"], recipe["top1"]),
                       textcoords="offset points", xytext=(26, -4), va="top", bbox=over_lines)
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter("{x:g}")
+    use_log_scale(axes)
     axes.margins(x=0.25, y=0.2)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="lower center", bbox_to_anchor=(0.6, 0), fontsize=9, title="variants")
@@ -153,7 +161,7 @@ def ablation(rows: Sequence[dict], base: str, note: str = "") -> Figure:
         outermost, offset, side = (max, 9, "left") if difference >= 0 else (min, -9, "right")
         axes.annotate(f"{round(difference, 1) + 0.0:+.1f}", (outermost(changes[change]), place),
                       textcoords="offset points", xytext=(offset, 0), va="center", ha=side)
-    axes.set_yticks(range(len(means)), [change for _, change in means])
+    axes.set_yticks(range(len(means)), [fitted(change, 50) for _, change in means])
     axes.margins(x=0.15)
     axes.set(xlabel="difference in validation top-1 accuracy (percentage points)", ylabel="change",
              ylim=(-0.7, max(len(means), 1) - 0.3))
@@ -174,18 +182,15 @@ def _draw_run(axes: Axes, run: dict, key: str, look: dict) -> float | None:
     return end
 
 
-def _runs_legend(figure: Figure, runs: Sequence[dict], published: Sequence[tuple], looks) -> None:
-    lines = []
-    for run, look in zip(runs, looks):
+def _run_labels(runs: Sequence[dict], published: Sequence[tuple]) -> list[str]:
+    """Names and scores of the runs, then of the published results, in lines that fit the figure."""
+    labels = []
+    for run in runs:
         scores = _listed(("top-1 {:.2f} %", run.get("top1")), ("top-5 {:.2f} %", run.get("top5")),
                          ("{:,.0f} s", run.get("seconds")), ("{:.3g} PFLOP", run.get("petaflops")))
-        lines.append(Line2D([], [], marker="*", markersize=12, markeredgecolor="0.15", **look,
-                            label=textwrap.fill(f"{run['name']}: {scores}", 115)))
-    for (name, top1, top5), dashes in zip(published, itertools.cycle(DASHES)):
-        scores = _listed(("top-1 {:.2f} %", top1), ("top-5 {:.2f} %", top5))
-        lines.append(Line2D([], [], color="0.35", linestyle=(0, dashes), linewidth=1.3,
-                            label=f"{name}: {scores} (published)"))
-    figure.legend(handles=lines, loc="outside lower center", title="line: validation split; star: test split")
+        labels.append("\n".join(wrapped(f"{fitted(run['name'], 130)}: {scores}", 110)))
+    return labels + [f"{name}: {_listed(('top-1 {:.2f} %', top1), ('top-5 {:.2f} %', top5))} (published)"
+                     for name, top1, top5 in published]
 
 
 def _listed(*items: tuple) -> str:

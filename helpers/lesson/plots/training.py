@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 
 import matplotlib
@@ -12,7 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ...metrics import History
-from .theme import BLUE, GREEN, ORANGE, THEME, draw_column, new_figure, themed, write_centred
+from ...text import wrapped
+from .theme import BLUE, GREEN, ORANGE, THEME, draw_column, new_figure, themed, use_log_scale, write_centred
 
 
 @themed
@@ -58,10 +58,10 @@ def live_curves(history: History, running: Sequence[dict] = (), title: str = "",
         if figure is None:
             figure = new_figure(3.3, " ", note)
             figure.set_layout_engine(None)
-            figure.subplots_adjust(0.07, 0.16, 0.985, 1 - (0.4 + 0.25 * len(textwrap.wrap(note, 90))) / 3.3, 0.18)
+            figure.subplots_adjust(0.07, 0.16, 0.985, 1 - (0.4 + 0.25 * len(wrapped(note, 90))) / 3.3, 0.18)
             for axes, label in zip(figure.subplots(1, 2), ("cross entropy (nats)", "top-1 accuracy (%)")):
                 axes.set(xlabel="epoch", ylabel=label)
-        figure.suptitle("\n" * len(textwrap.wrap(note, 90)) + title, fontsize=11.5, y=0.955 if note else 0.985)
+        figure.suptitle("\n" * len(wrapped(note, 90)) + title, fontsize=11.5, y=0.955 if note else 0.985)
         end = running[-1]["epoch"] if running else len(history) and history["epoch"][-1]
         for axes, train, val in zip(figure.axes, ("train_loss", "train_accuracy"), ("val_loss", "val_top1")):
             for line in list(axes.lines):
@@ -110,8 +110,7 @@ def learning_rate_range(rates: Sequence[float], losses: Sequence[float], suggest
                                        (configured, GREEN, "--", "set for the training")):
         if rate is not None:
             axes.axvline(rate, color=colour, linestyle=style, label=f"{rate:.2g}: {label}")
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter("{x:g}")
+    use_log_scale(axes)
     axes.set(xlabel="learning rate (logarithmic)", ylabel="training loss (nats)")
     axes.legend()
     return figure
