@@ -18,7 +18,7 @@ from .loader import BatchLoader
 from .metrics import RELIABLE, Evaluation, fit_temperature
 from .models import build_model, evaluating, model_stats
 from .retired import NETWORK, RETIRED, refusals, without_retired
-from .system import DTYPES, autocast, memory_format
+from .system import DTYPES, autocast, in_parts, memory_format
 
 EVALUATION_BATCH = 500      # images in a forward pass
 PRETRAINED = Path(__file__).resolve().parent.parent / "pretrained"
@@ -161,14 +161,10 @@ class TrainedNetwork:
 
 
 def portable_settings(state: dict) -> dict:
-    """The configuration in a checkpoint without retired settings and those of the machine and session that wrote it."""
+    """The configuration in a checkpoint without retired settings and those of the machine and session that wrote it;
+    no folder either, which a file from elsewhere should not choose."""
     elsewhere = {"preset": None, "run_name": state["name"], "checkpoint_dir": None, "drive": False, "resume": "auto",
-                 "device": "auto", "precision": None}
-    data_dir, runs_dir = (Path(state["config"].get(name, "")).expanduser() for name in ("data_dir", "runs_dir"))
-    if not data_dir.is_dir():
-        elsewhere["data_dir"] = None
-    if runs_dir.anchor and not runs_dir.is_dir():
-        elsewhere["runs_dir"] = None
+                 "device": "auto", "precision": None, "data_dir": None, "runs_dir": None}
     return {name: value for name, value in state["config"].items() if name not in RETIRED} | elsewhere
 
 
@@ -187,12 +183,13 @@ def predict(model: nn.Module, loader: BatchLoader, precision: str = "fp32", flip
             bar: str = "") -> Tensor:
     """Logits float32 [N, num_classes] on the CPU, in evaluation mode. `flip` averages them over the image and its
     mirror image (test-time augmentation). `bar` is the text of a progress bar, "" for none."""
+    def of(images: Tensor) -> Tensor:
+        with autocast(loader.device, precision):
+            logits = model(images).float()
+            return (logits + model(images.flip(3)).float()) / 2 if flip else logits
+
     outputs = []
     with evaluating(model):
         for images, _ in tqdm(loader.batches(), bar, len(loader), disable=not bar, leave=False):
-            with autocast(loader.device, precision):
-                logits = model(images).float()
-                if flip:
-                    logits = (logits + model(images.flip(3)).float()) / 2
-            outputs.append(logits)
+            outputs += in_parts(of, images)
     return torch.cat(outputs).cpu()

@@ -162,7 +162,7 @@ def assert_continues_to_the_same_weights(folder, settings, step):
 
 
 def names_in(folder):
-    return sorted(path.name for path in folder.iterdir())
+    return sorted(path.name for path in folder.iterdir() if path.name != ".lock")
 
 
 def steps_in(folder):
