@@ -13,6 +13,7 @@ import sys
 from cifar100_pipeline import (CheckpointError, CIFAR100Pipeline, ConfigError, DataError, TrainingConfig,
                                TrainingDiverged)
 from helpers.config import ALIASES, EVERYDAY, HINTS, SETTINGS, by_group, layered_settings, read_settings, value_faults
+from helpers.logs import outlast_readers
 from helpers.retired import COMMIT, RETIRED, TAG, without_fp32
 
 
@@ -105,4 +106,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    outlast_readers()
     sys.exit(main())

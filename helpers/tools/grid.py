@@ -37,6 +37,7 @@ import yaml
 
 from ..config import ALIASES, SETTINGS, ConfigError, TrainingConfig, layered_settings, name_faults, read_settings
 from ..files import write_text
+from ..logs import outlast_readers
 from ..text import duration, short_text, shortened
 from .grid_report import Run, html_report, results_of, value_text
 
@@ -313,6 +314,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    outlast_readers()
     # A script's background commands start with SIGINT ignored; papermill inherits that and then nothing can stop it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for signal_name in ("SIGTERM", "SIGHUP"):       # a batch system or a closed terminal acts as Ctrl-C
