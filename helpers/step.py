@@ -189,7 +189,7 @@ class TrainStep:
                 with part(path, name):
                     module.load_state_dict(saved[name])
         with part(path, "optimizer"):
-            self._take_momentum(saved["optimizer"]["state"])
+            self._take_momentum(take(saved, "optimizer", {str: (dict, list)}, path)["state"])
         if take(saved, "scaler", {str: (int, float)}, path) and self.scaler.is_enabled():
             with part(path, "scaler"):
                 self.scaler.load_state_dict(saved["scaler"])

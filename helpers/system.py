@@ -211,13 +211,13 @@ def in_parts(work, *batch: torch.Tensor) -> list:
         if not is_out_of_memory(error) or len(batch[0]) < 2:
             raise
     free_cache(batch[0].device)     # not before: the error held the memory of the attempt
-    _say_once("out of memory: the network evaluates images in smaller batches, which takes longer")
+    say_once("out of memory: the network evaluates images in smaller batches, which takes longer")
     halves = zip(*(tensor.chunk(2) for tensor in batch))
     return [result for half in halves for result in in_parts(work, *half)]
 
 
 @functools.cache
-def _say_once(message: str) -> None:
+def say_once(message: str) -> None:
     log.warning("%s", message)
 
 

@@ -336,10 +336,10 @@ class Trainer:
 
     def _find_checkpoint(self) -> tuple[Path, dict] | None:
         """The checkpoint that `resume` selects, checked against this configuration."""
-        if self.config.resume == "never":
-            return None
-        found = (checkpoint.load_newest(self.checkpoint_dir) if self.config.resume == "auto" else
-                 (self.config.resume, checkpoint.load(self.config.resume)))
+        if self.config.resume in ("never", "auto"):
+            found = checkpoint.load_newest(self.checkpoint_dir) if self.config.resume == "auto" else None
+        else:
+            found = self.config.resume, checkpoint.load(self.config.resume)
         if found is None:
             return None
         path, state = found
@@ -392,20 +392,21 @@ class Trainer:
             self.history = History.from_list([{name: row[name] for name in HISTORY_KEYS} for row in rows])
             if len(rows) != self.epoch:
                 raise ValueError(f"has {len(rows)} epochs, and the weights {self.epoch}")
-        stopped = take(saved, "stopped", str, path)
-        self.history.stopped = "" if stopped == "interrupted" else stopped
+        with part(path, "stopped"):
+            self.history.stopped = {"": "", "interrupted": "", "early": "early"}[saved["stopped"]]
         with part(path, "running"):
             self.running = RunningMeans(**take(saved, "running", {str: _NUMBER}, path))
         for name, kind in _PLAIN_STATE.items():
             setattr(self, name, take(saved, name, kind, path))
         with part(path, "rng"):
-            set_rng_state(saved["rng"], self.device)
+            set_rng_state(take(saved, "rng", {str: torch.Tensor}, path), self.device)
             self._rng = rng_state(self.device)
-        if saved.get("random_stream", 1) != RANDOM_STREAM and not self.is_finished:
+        stream = take({"random_stream": 1} | saved, "random_stream", int, path)
+        if stream != RANDOM_STREAM and not self.is_finished:
             log.warning("this run began in a version that draws its batches differently: it continues with other "
                         "batches than it would have had there")
-        if self.is_finished and "machine" in saved:            # perhaps on another machine
-            self.machine = take(saved, "machine", dict, path)
+        if self.is_finished:            # perhaps on another machine
+            self.machine = take({"machine": self.machine} | saved, "machine", dict, path)
 
     # Numbers ---------------------------------------------------------------------------------------------------
 
