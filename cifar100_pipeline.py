@@ -90,7 +90,7 @@ class CIFAR100Pipeline:
         if "name" not in state:
             raise CheckpointError(f"{path}: holds weights but no configuration of this project; make a pipeline with "
                                   "the network's sizes and call pipeline.load_weights(path)")
-        pipeline = cls(TrainingConfig.from_settings(portable_settings(state) | overrides, str(path)))
+        pipeline = cls(TrainingConfig.from_settings(portable_settings(state, path) | overrides, str(path)))
         pipeline.load_weights(path)
         return pipeline
 
@@ -262,7 +262,8 @@ class CIFAR100Pipeline:
             if not trainer.is_finished:
                 raise
             log.error("%s", error)
-            self.history, self._unwritten[self.checkpoint_dir] = trainer.history, str(error)
+            self._unwritten[checkpoint.step_path(self.checkpoint_dir, trainer.step)] = str(error.__cause__)
+            self.history = trainer.history
         self._use(TrainedNetwork(
             trainer.model, self.config, self.device, trainer.precision, class_names=self.data.class_names,
             mean=trainer.mean, std=trainer.std, note=self.data.note,
@@ -594,11 +595,10 @@ class CIFAR100Pipeline:
         return figure
 
     def _write_metrics(self) -> None:
-        if self.trainer and self.network and self.trainer.model is self.network.model:      # not for loaded weights
-            path = self.run_dir / "metrics.json"
-            with self._noting_failure(path):
-                if not self._in_use:
-                    write_metrics(path, self.trainer, self.speeds, self.results)
+        is_trained = self.trainer and self.network and self.trainer.model is self.network.model     # and not loaded
+        if is_trained and not self._in_use:
+            with self._noting_failure(path := self.run_dir / "metrics.json"):
+                write_metrics(path, self.trainer, self.speeds, self.results)
 
     @contextlib.contextmanager
     def _noting_failure(self, path: Path):

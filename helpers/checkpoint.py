@@ -125,10 +125,14 @@ def _fits(value, kind) -> bool:
     return value is None if kind is None else isinstance(value, kind) and not (kind is int and isinstance(value, bool))
 
 
+def step_path(folder, step: int) -> Path:
+    return Path(folder) / f"step_{step:07d}.pt"
+
+
 def save_step(state: dict, folder) -> Path:
     """Save as `step_<step>.pt` in `folder`; delete all but the newest two."""
     folder = Path(folder)
-    path = save_atomically(state, folder / f"step_{state['step']:07d}.pt")
+    path = save_atomically(state, step_path(folder, state["step"]))
     others = [other for other in list_steps(folder) if other != path]   # keeps the new one even if the clock went back
     for old in [*others[KEEP_NEWEST - 1:], *(other for other in folder.glob(STEPS) if not other.stat().st_size)]:
         discard(old)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from . import checkpoint
-from .checkpoint import CheckpointError
+from .checkpoint import CheckpointError, take
 from .config import TrainingConfig
 from .data import DataError, ImageData
 from .loader import BatchLoader
@@ -21,6 +21,7 @@ from .retired import NETWORK, RETIRED, refusals, without_retired
 from .system import DTYPES, autocast, in_parts, memory_format
 
 EVALUATION_BATCH = 500      # images in a forward pass
+_MAY_LACK = dict.fromkeys(("config", "test_results", "temperature", "reliable_confidence"))
 PRETRAINED = Path(__file__).resolve().parent.parent / "pretrained"
 
 
@@ -58,7 +59,8 @@ class TrainedNetwork:
                    path="the checkpoint") -> TrainedNetwork:
         """As `load`, from the dict of `checkpoint.load`; messages call it `path`. Of the weights in a step_*.pt, takes
         those the run would evaluate, not those training continues from."""
-        gone = without_retired(state.get("config") or {})[1]
+        config_then = take(_MAY_LACK | state, "config", (dict, None), path) or {}
+        gone = without_retired(config_then)[1]
         if faults := refusals({name: value for name, value in gone.items() if name in NETWORK}):
             raise CheckpointError(f"{path}: " + "; ".join(faults))
         model = build_model(**config.model_arguments())
@@ -68,11 +70,14 @@ class TrainedNetwork:
             raise CheckpointError(f"{path}: does not fit {config.model} with widths={config.widths} and num_classes="
                                   f"{config.num_classes}; set model, widths and num_classes to the checkpoint's "
                                   f"({str(error).splitlines()[1].strip()})") from error
-        known = {"class_names": state["classes"], "mean": state["mean"], "std": state["std"],
-                 "note": state["note"]} if "classes" in state else {}
+        known = ({"class_names": take(state, "classes", [str], path), "mean": take(state, "mean", [float], path),
+                  "std": take(state, "std", [float], path), "note": take(state, "note", str, path)}
+                 if "classes" in state else {})
+        results, temperature, reliable = (take(_MAY_LACK | state, name, (kind, None), path) for name, kind in
+                                          (("test_results", dict), ("temperature", float),
+                                           ("reliable_confidence", float)))
         return cls(model.to(device, memory_format=memory_format(device)), config, device, precision, **known,
-                   results=state.get("test_results"), temperature=state.get("temperature"),
-                   reliable=state.get("reliable_confidence"))
+                   results=results, temperature=temperature, reliable=reliable)
 
     def save(self, path, **more) -> Path:
         """Write weights, configuration, results and `more` as a checkpoint. `test_results` also has `test_acc` and
@@ -160,12 +165,13 @@ class TrainedNetwork:
         return self.logits(loader), labels
 
 
-def portable_settings(state: dict) -> dict:
+def portable_settings(state: dict, path="the checkpoint") -> dict:
     """The configuration in a checkpoint without retired settings and those of the machine and session that wrote it;
-    no folder either, which a file from elsewhere should not choose."""
-    elsewhere = {"preset": None, "run_name": state["name"], "checkpoint_dir": None, "drive": False, "resume": "auto",
-                 "device": "auto", "precision": None, "data_dir": None, "runs_dir": None}
-    return {name: value for name, value in state["config"].items() if name not in RETIRED} | elsewhere
+    no folder either, which a file from elsewhere should not choose. Raises CheckpointError."""
+    elsewhere = {"preset": None, "run_name": take(state, "name", str, path), "checkpoint_dir": None, "drive": False,
+                 "resume": "auto", "device": "auto", "precision": None, "data_dir": None, "runs_dir": None}
+    saved = take(state, "config", dict, path)
+    return {name: value for name, value in saved.items() if name not in RETIRED} | elsewhere
 
 
 def pretrained_path(name: str = "fast") -> Path:

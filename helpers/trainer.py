@@ -166,11 +166,10 @@ class Trainer:
                 self.save()
         except OSError as error:
             self._weights_to_save = _copy_of(self.model.state_dict())
-            step = f"step {self.step} of {self.total_steps}"
-            raise NotSaved(f"the checkpoint of {step} could not be written to {self.checkpoint_dir}: "
-                           f"{error.strerror or error}. Not kept: what was trained since the checkpoints there. Safe: "
-                           f"{checkpoint.safe_files(self.checkpoint_dir)}. Make space and train with the same settings "
-                           "to continue from there") from error
+            path = checkpoint.step_path(self.checkpoint_dir, self.step)
+            raise NotSaved(f"{path} could not be written: {error.strerror or error}. Not kept: what was trained since "
+                           f"the last checkpoint. Safe: {checkpoint.safe_files(self.checkpoint_dir)}. Make space and "
+                           "train with the same settings to continue from there") from error
         finally:
             self.model.load_state_dict(self.best_weights or _copy_of(self.averaged_model.state_dict()))
             self.model.eval()
