@@ -335,10 +335,9 @@ class Trainer:
 
     def _find_checkpoint(self) -> tuple[Path, dict] | None:
         """The checkpoint that `resume` selects, checked against this configuration."""
-        if self.config.resume in ("never", "auto"):
-            found = checkpoint.load_newest(self.checkpoint_dir) if self.config.resume == "auto" else None
-        else:
-            found = self.config.resume, checkpoint.load(self.config.resume)
+        resume = self.config.resume
+        found = (None if resume == "never" else checkpoint.load_newest(self.checkpoint_dir) if resume == "auto"
+                 else (resume, checkpoint.load(resume)))
         if found is None:
             return None
         path, state = found
@@ -364,10 +363,9 @@ class Trainer:
         """The precision the run began in, for the same weights; a new choice on another kind of device, or on an older
         GPU without bf16."""
         precision = pick_precision(self.device, self.config.mixed_precision, self.config.precision)
-        if saved is None or take(saved, "precision", str, path) == precision:
-            return precision
         with part(path, "precision"):
-            DTYPES[saved["precision"]]
+            if saved is None or DTYPES[saved["precision"]] == DTYPES[precision]:
+                return precision
         take(saved, "device", str, path)
         older_gpu = self.device.type == "cuda" and (saved["precision"], precision) == ("bf16", "fp16")
         if saved["device"] == self.device.type and not older_gpu:
