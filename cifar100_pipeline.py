@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import glob
 import io
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from helpers import checkpoint
 from helpers.augment import augment
-from helpers.checkpoint import CheckpointError
+from helpers.checkpoint import CheckpointError, NotSaved
 from helpers.config import ConfigError, TrainingConfig, preset_names
 from helpers.data import IMAGE_SIZE, DataError, ImageData, load_cifar100
 from helpers.files import replacing
@@ -29,7 +30,8 @@ from helpers.lesson import explain, plots, speed, widgets
 from helpers.lesson.lr_range import lr_range_test
 from helpers.lesson.own_picture import answer, attention, look_at
 from helpers.lesson.runs import finished_runs, published_beside, runs_text, write_metrics
-from helpers.logs import log_to
+from helpers.locks import FolderInUse, claim, held_by_others
+from helpers.logs import forget_epochs, log_to
 from helpers.metrics import Evaluation, History
 from helpers.models import CIFAR100CNN, FastCNN, FlipCNN, describe_model, layer_table, training_flops
 from helpers.network import TrainedNetwork, pretrained_path, portable_settings
@@ -67,6 +69,8 @@ class CIFAR100Pipeline:
         self.trainer: Trainer | None = None
         self.history = History()
         self.speeds: dict = {}      # benchmark results, for metrics.json
+        self._in_use = ""           # by which other process the run's folder is
+        self._unwritten: dict[Path, str] = {}       # files that could not be written, and why
         self._use(None)
 
     @classmethod
@@ -87,7 +91,7 @@ class CIFAR100Pipeline:
         if "name" not in state:
             raise CheckpointError(f"{path}: holds weights but no configuration of this project; make a pipeline with "
                                   "the network's sizes and call pipeline.load_weights(path)")
-        pipeline = cls(TrainingConfig.from_settings(portable_settings(state) | overrides, str(path)))
+        pipeline = cls(TrainingConfig.from_settings(portable_settings(state, path) | overrides, str(path)))
         pipeline.load_weights(path)
         return pipeline
 
@@ -134,16 +138,24 @@ class CIFAR100Pipeline:
         return self.build_trainer().model if self.network is None else self.network.model
 
     def build_trainer(self, config: TrainingConfig | None = None) -> Trainer:
-        """The Trainer, at the checkpoint to continue from, if any. Raises CheckpointError."""
+        """The Trainer, at the checkpoint to continue from, if any; only to look at while another process has the run's
+        folder. Raises CheckpointError."""
         if self.trainer is None:
             data = self.prepare_data()
-            log_to(self.run_dir / "train.log", progress_style(self.config.progress))
+            self._in_use = held_by_others(self.run_dir, self.checkpoint_dir)
+            self._log(progress_style(self.config.progress))
+            if self._in_use:
+                log.warning("%s", self._in_use)
             config = config or self.config
             self._warn_of(config)
             self.trainer = Trainer(config, data, self.checkpoint_dir)
             if self.network is None:
                 self.history, self.precision = self.trainer.history, self.trainer.precision
         return self.trainer
+
+    def _log(self, style: str) -> None:
+        """Log to the screen, and to the run's file unless it is another process's."""
+        log_to(None if self._in_use else self.run_dir / "train.log", style)
 
     def _warn_of(self, config: TrainingConfig) -> None:
         """Warn of settings that are probably a mistake."""
@@ -220,15 +232,20 @@ class CIFAR100Pipeline:
 
         Calls `on_epoch(trainer)` after each epoch. `live` shows curves and a Stop button instead of the progress bar:
         True, False, or "auto" (where a notebook's front end shows a bar). Stop and Ctrl-C save a checkpoint, from which
-        the next `train` continues. Raises TrainingDiverged if the loss is not finite.
+        the next `train` continues. Raises TrainingDiverged if the loss is not finite, and FolderInUse, an OSError, if
+        another process trains in the run's folder. If a finished training cannot be saved, logs an error and goes on.
         """
-        live = widgets.shows_live_view(live, self.config.progress)
+        live, config = widgets.shows_live_view(live, self.config.progress), self.config
         if self.history.stopped == "interrupted":       # go on from its checkpoint; without one, start as configured
             config = self.config.replace(resume="auto") if self.trainer.has_saved else self.config
             self.trainer = None
-            self.build_trainer(config)
-        trainer = self.build_trainer()
+        elif self._in_use:      # the Trainer may have read what that process has changed since
+            self.trainer = None
+        trainer = self.build_trainer(config)
+        if self._in_use and not trainer.is_finished:
+            raise FolderInUse(self._in_use)
         self._use(None)
+        self._unwritten.clear()
         self.history, self.precision, was_finished = trainer.history, trainer.precision, trainer.is_finished
         note = f" ({self.note})" if self.note else ""
         if was_finished:
@@ -242,6 +259,12 @@ class CIFAR100Pipeline:
         except TrainingDiverged as error:
             log.error("%s", error)
             raise
+        except NotSaved as error:
+            if not trainer.is_finished:
+                raise
+            log.error("%s", error)
+            self._unwritten[checkpoint.step_path(self.checkpoint_dir, trainer.step)] = str(error.__cause__)
+            self.history = trainer.history
         self._use(TrainedNetwork(
             trainer.model, self.config, self.device, trainer.precision, class_names=self.data.class_names,
             mean=trainer.mean, std=trainer.std, note=self.data.note,
@@ -256,7 +279,9 @@ class CIFAR100Pipeline:
     def _fit(self, on_epoch, live: bool) -> History:
         """Train with the live view, or with the bar or lines that `progress` asks for."""
         trainer = self.trainer
-        log_to(self.run_dir / "train.log", "bar" if live else progress_style(self.config.progress))
+        self._log("bar" if live else progress_style(self.config.progress))
+        if not self._in_use:
+            forget_epochs(self.run_dir / "train.log", after=len(trainer.history))
         if not live:
             trainer.on_epoch = on_epoch
             return trainer.fit()
@@ -466,7 +491,9 @@ class CIFAR100Pipeline:
         return self._keep("comparison", plots.compare_runs, runs, published, note=note)
 
     def save(self) -> Path:
-        """Write the checkpoint final.pt: `model_state_dict`, `config`, `test_results`, `model_stats` and more."""
+        """Write the checkpoint final.pt: `model_state_dict`, `config`, `test_results`, `model_stats` and more. Raises
+        OSError, also if another process trains in this folder."""
+        claim(self.checkpoint_dir)
         path = self._ready_network().save(self.checkpoint_dir / "final.pt")
         print(f"wrote {path} ({path.stat().st_size / 2**20:.1f} MB)")
         return path
@@ -480,17 +507,24 @@ class CIFAR100Pipeline:
 
     def run(self) -> tuple[nn.Module, dict, dict]:
         """Train, evaluate, save, and then draw the main figures; return `model`, `metrics` and `results`. Raises
-        KeyboardInterrupt if training is interrupted, before the test split is read."""
+        KeyboardInterrupt if training is interrupted, before the test split is read; OSError at the end if a file could
+        not be written."""
         self.train()
         if self.history.stopped == "interrupted":
             raise KeyboardInterrupt(f"training was interrupted after {len(self.history)} epochs; the checkpoint is "
                                     f"in {self.checkpoint_dir}")
         self.evaluate()
-        self.save()
+        with self._noting_failure(self.checkpoint_dir / "final.pt"):
+            self.save()
         for draw in (self.show_samples, self.show_augmentation, self.preview_schedule, self.plot_training,
                      self.plot_class_accuracy, self.plot_confusion, self.plot_calibration, self.explain_errors,
                      self.show_confident_errors):
             draw()
+        if self._unwritten:
+            lost = "\n".join(f"  - {path}: {why}" for path, why in self._unwritten.items())
+            raise OSError(f"the training is complete and its results are above, but not kept are:\n{lost}\nSafe: "
+                          f"{checkpoint.safe_files(self.checkpoint_dir)}. Once there is space, run again with the same "
+                          "settings: it continues from there")
         return self.model, self.metrics, self.results
 
     @property
@@ -566,21 +600,33 @@ class CIFAR100Pipeline:
     def _keep(self, name: str, draw, *args, **kwargs) -> Figure | None:
         """The figure that `draw(*args, **kwargs)` makes, also saved. No picture is worth a run: what fails is said in a
         line; None if there is no figure."""
-        figure = None
+        figure, path = None, self.run_dir / "figures" / f"{name}.png"
         try:
             figure = draw(*args, **kwargs)
-            with replacing(self.run_dir / "figures" / f"{name}.png") as path:
-                figure.savefig(path, format="png")
+            with self._noting_failure(path), replacing(path) as file:
+                figure.savefig(file, format="png")
         except DataError:
             raise
-        except Exception as error:      # of matplotlib, seaborn, fonts and disks
+        except Exception as error:      # of matplotlib, seaborn and fonts
             log.warning("the figure %s could not be %s (%s: %s); the run goes on", name, "saved" if figure else "drawn",
                         type(error).__name__, " ".join(str(error).split())[:300])
         return figure
 
     def _write_metrics(self) -> None:
-        if self.trainer and self.network and self.trainer.model is self.network.model:      # not for loaded weights
-            write_metrics(self.run_dir / "metrics.json", self.trainer, self.speeds, self.results)
+        is_trained = self.trainer and self.network and self.trainer.model is self.network.model     # and not loaded
+        if is_trained and not self._in_use:
+            with self._noting_failure(path := self.run_dir / "metrics.json"):
+                write_metrics(path, self.trainer, self.speeds, self.results)
+
+    @contextlib.contextmanager
+    def _noting_failure(self, path: Path):
+        """Write `path` in the block; a failure is a line in the log, and in the error at the end of `run`."""
+        self._unwritten.pop(path, None)
+        try:
+            yield
+        except OSError as error:
+            self._unwritten[path] = error.strerror or str(error)
+            log.error("could not write %s: %s", path, self._unwritten[path])
 
 
 def train_cifar100(**settings) -> tuple[nn.Module, dict, dict]:

@@ -13,7 +13,7 @@ import sys
 from cifar100_pipeline import (CheckpointError, CIFAR100Pipeline, ConfigError, DataError, TrainingConfig,
                                TrainingDiverged)
 from helpers.config import ALIASES, EVERYDAY, HINTS, SETTINGS, by_group, layered_settings, read_settings, value_faults
-from helpers.logs import write_any_text
+from helpers.logs import outlast_readers
 from helpers.retired import COMMIT, RETIRED, TAG, without_fp32
 
 
@@ -88,7 +88,6 @@ def _unknown_arguments(unknown: list[str]) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0 done, 1 failed, 2 wrong settings, 130 interrupted."""
-    write_any_text()
     try:
         pipeline = CIFAR100Pipeline(read_arguments(sys.argv[1:] if arguments is None else arguments))
         pipeline.check_system()
@@ -107,4 +106,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    outlast_readers()
     sys.exit(main())

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import io
 import logging
-import os
-import pickle
 import re
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from .files import foreign_content, replacing
+from .files import discard, foreign_content, replacing
 
 log = logging.getLogger("cifar100")
 
 KEEP_NEWEST = 2
 WEIGHTS = ("state_dict", "net", "model")        # where others keep what is "model_state_dict" here
+STEPS = "step_*.pt"
 
-# What torch.load raises for truncated, overwritten and foreign content.
-UNREADABLE = (RuntimeError, OSError, EOFError, pickle.UnpicklingError, ValueError, LookupError, TypeError,
-              AttributeError)
 # What rebuilds NumPy numbers and arrays, under its names in NumPy 1 and 2: plain data, which published checkpoints have
 # among their results.
 _NUMPY_DATA = [np.ndarray, np.dtype, codecs.encode, *{type(np.dtype(code)) for code in "?bBhHiIlLqQefdU"}] + [
@@ -38,15 +36,17 @@ class ReadError(CheckpointError):
     """Reading a checkpoint failed, though the file may be good."""
 
 
+class NotSaved(OSError):
+    """The last checkpoint of a training could not be written. The message says what is lost and what is safe."""
+
+
 def save_atomically(state: dict, path) -> Path:
     """`torch.save` to a temporary file, flushed to disk and then renamed to `path`. Raises OSError when that fails;
     torch.save alone raises RuntimeError on a full disk."""
     content = io.BytesIO()
     torch.save(state, content)
-    with replacing(path) as temporary, open(temporary, "wb") as file:
+    with replacing(path) as file:
         file.write(content.getbuffer())
-        file.flush()
-        os.fsync(file.fileno())
     return Path(path)
 
 
@@ -58,16 +58,17 @@ def load(path, map_location="cpu") -> dict:
         content = io.BytesIO(Path(path).read_bytes())
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint; resume='auto' looks for the newest") from None
-    except OSError as error:
+    except (OSError, MemoryError) as error:
         raise ReadError(f"{path}: cannot be read now ({error}); try again later. Google Drive also refuses for some "
                         "hours after heavy reading") from error
     if content.getvalue()[8:9] == b"{" and int.from_bytes(content.getvalue()[:8], "little") < 1e8:
         return {"model_state_dict": _read_safetensors(content.getvalue(), path)}
     try:
         _check_kind(content.getvalue())
+        _check_sums(content)
         with torch.serialization.safe_globals(_NUMPY_DATA):
             state = torch.load(content, map_location=map_location, weights_only=True)
-    except UNREADABLE as error:
+    except Exception as error:      # whatever such bytes make zipfile, pickle and torch raise
         raise CheckpointError(f"{path}: {_why_unreadable(error)}") from error
     if not isinstance(state, dict) or "model_state_dict" not in state:
         state = _weights_from_elsewhere(state)
@@ -107,11 +108,22 @@ def _read_safetensors(content: bytes, path) -> dict:
         raise CheckpointError(f"{path}: is truncated or no safetensors ({error}); download it again") from error
 
 
+def _check_sums(content: io.BytesIO) -> None:
+    """Raise BadZipFile for a damaged archive: torch ignores its CRCs and takes a flipped bit for a weight."""
+    is_archive = content.read(4) == b"PK\x03\x04"      # as torch tells; its earlier format has no sums
+    damaged = zipfile.ZipFile(content).testzip() if is_archive else None
+    if damaged:
+        raise zipfile.BadZipFile(f"damaged: the CRC of {damaged} is wrong")
+    content.seek(0)
+
+
 def _why_unreadable(error: Exception) -> str:
     refused = re.search(r"unsupported (?:global: )?GLOBAL (\S+)", str(error), re.IGNORECASE)
     if refused:
         return (f"holds a {refused[1]}, and reading anything but tensors and plain values could run code; save only "
                 "{'model_state_dict': model.state_dict()} where it was made")
+    if isinstance(error, MemoryError):
+        return f"claims more memory than there is ({error}); delete it"
     return f"is truncated or not a checkpoint ({_first_line(error)}); delete it"
 
 
@@ -124,21 +136,70 @@ def _first_line(error: Exception) -> str:
     return "it holds more than tensors and plain values" if "weights_only" in lines[0] else lines[0]
 
 
+@contextlib.contextmanager
+def part(path, name: str):
+    """What a missing or wrong part `name` of the checkpoint `path` raises in the block becomes a CheckpointError."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, CheckpointError):
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+        why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        why = f"lacks its part {name!r}" if isinstance(error, KeyError) and error.args == (name,) else (
+            f"its part {name!r} is not what this version writes ({why})")
+        raise CheckpointError(f"{path}: {why}; delete it or name an older one") from error
+
+
+def take(state: dict, name: str, kind, path):
+    """The part `name` of a checkpoint's `state`. `kind` is a type, [kind] for lists, {str: kind} for dicts, or a tuple
+    of alternatives. Raises CheckpointError naming the part."""
+    with part(path, name):
+        if not _fits(state[name], kind):
+            raise TypeError(f"found {type(state[name]).__name__}: {str(state[name])[:60]}")
+        return state[name]
+
+
+def _fits(value, kind) -> bool:
+    if isinstance(kind, tuple):
+        return any(_fits(value, one) for one in kind)
+    if isinstance(kind, list):
+        return isinstance(value, list) and all(_fits(item, kind[0]) for item in value)
+    if isinstance(kind, dict):
+        return isinstance(value, dict) and all(isinstance(key, str) and _fits(item, kind[str])
+                                               for key, item in value.items())
+    return value is None if kind is None else isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+
+
+def step_path(folder, step: int) -> Path:
+    return Path(folder) / f"step_{step:07d}.pt"
+
+
 def save_step(state: dict, folder) -> Path:
-    """Save as `step_<step>.pt` in `folder`; delete all but the newest two, and temporary files of killed runs."""
+    """Save as `step_<step>.pt` in `folder`; delete all but the newest two."""
     folder = Path(folder)
-    path = save_atomically(state, folder / f"step_{state['step']:07d}.pt")
+    path = save_atomically(state, step_path(folder, state["step"]))
     others = [other for other in list_steps(folder) if other != path]   # keeps the new one even if the clock went back
-    for old in [*others[KEEP_NEWEST - 1:], *folder.glob(".*.pt.*.tmp")]:
-        if old.exists():
-            os.truncate(old, 0)     # Google Drive moves a deleted file to the bin, where it still takes its space
-        old.unlink(missing_ok=True)
+    for old in [*others[KEEP_NEWEST - 1:], *(other for other in folder.glob(STEPS) if not other.stat().st_size)]:
+        discard(old)
     return path
 
 
 def list_steps(folder) -> list[Path]:
-    """The `step_*.pt` files in `folder`, last written first: a run started over has fewer steps than older files."""
-    return sorted(Path(folder).glob("step_*.pt"), key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
+    """The `step_*.pt` files in `folder`, last written first: a run started over has fewer steps than older files.
+    Leaves out empty ones, whose deletion was interrupted."""
+    found = []
+    for path in Path(folder).glob(STEPS):
+        with contextlib.suppress(FileNotFoundError):        # deleted at this moment
+            stat = path.stat()
+            found += [(stat.st_mtime_ns, path.name, path)] if stat.st_size else []
+    return [path for *_, path in sorted(found, reverse=True)]
+
+
+def safe_files(folder) -> str:
+    """In words: the checkpoints in `folder` that a training can continue from or that hold its weights."""
+    names = [path.name for path in list_steps(folder)[:1]]
+    names += [name for name in ("best.pt", "final.pt") if (Path(folder) / name).is_file()]
+    return f"{', '.join(names)} in {folder}" if names else "nothing"
 
 
 def load_newest(folder) -> tuple[Path, dict] | None:

@@ -226,12 +226,21 @@ _NOT_AN_NPZ = (OSError, ValueError, EOFError, TypeError, KeyError, NotImplemente
 
 
 def _read_npz(path: Path, names) -> dict[str, np.ndarray]:
-    """The arrays of `names` that the file holds. Raises one of _NOT_AN_NPZ."""
+    """The arrays of `names` that the file holds, their CRCs checked. Raises one of _NOT_AN_NPZ."""
     arrays = np.load(path, allow_pickle=False)
     if not isinstance(arrays, np.lib.npyio.NpzFile):
         raise ValueError("it is a single array")
     with arrays:
-        return {name: arrays[name] for name in names if name in arrays.files}
+        return {name: _read_array(arrays.zip, name) for name in names if name in arrays.files}
+
+
+def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """An array, and the rest of its file: zipfile compares the CRC at the end, which a wrong shape would not reach."""
+    with archive.open(f"{name}.npy") as file:
+        array = np.lib.format.read_array(file, allow_pickle=False)
+        if file.read(1):
+            raise ValueError(f"{name} holds more than its header says")
+    return array
 
 
 def _from_folders(folder: Path, config: TrainingConfig) -> ImageData:
@@ -278,7 +287,10 @@ def _decoded_once(folder: Path, source: str, config: TrainingConfig, read, files
     fingerprint = digest.hexdigest()[:16]
     cache = _cache_path(folder, fingerprint)
     if _cached_fingerprint(cache) == fingerprint:
-        return dataclasses.replace(_from_npz(cache), source=source)
+        try:
+            return dataclasses.replace(_from_npz(cache), source=source)
+        except DataError as error:
+            log.warning("decoding the images again: %s", error)
     arrays = read() | {"fingerprint": np.array(fingerprint)}
     data = _checked(source, *(arrays[name] for name in ARRAYS))
     _write_cache(cache, arrays)
@@ -304,7 +316,7 @@ def _cached_fingerprint(path: Path) -> str | None:
 
 def _write_cache(path: Path, arrays: dict) -> None:
     try:
-        with replacing(path) as temporary, open(temporary, "wb") as file:
+        with replacing(path) as file:
             np.savez(file, **arrays)
         log.info("kept the decoded images in %s", path)
     except OSError as error:

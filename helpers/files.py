@@ -2,24 +2,70 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
-from contextlib import contextmanager
+import secrets
 from pathlib import Path
 
+from .locks import try_lock
 
-@contextmanager
+# .final.pt.4711-0c1d2e.tmp; without the last number in earlier versions.
+_TEMPORARY = re.compile(r"\..+\.\d+(-[0-9a-f]{6})?\.tmp")
+
+
+@contextlib.contextmanager
 def replacing(path):
-    """Yield a temporary path beside `path`, making its folder; it replaces `path` if the block succeeds, else goes."""
+    """Yield a binary file beside `path`, making its folder; once flushed to disk it replaces `path`, or it goes if the
+    block fails. Also sweeps that folder."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    sweep(path.parent)
+    file = _open_temporary(path)
     try:
-        yield temporary
-        os.replace(temporary, path)
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            if os.name != "nt":         # while it is locked, so that nobody sweeps it
+                os.replace(file.name, path)
+        if os.name == "nt":             # which renames closed files only
+            os.replace(file.name, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        Path(file.name).unlink(missing_ok=True)
+
+
+def _open_temporary(path: Path):
+    """A new file, locked to show that its writer lives."""
+    while True:
+        file = open(path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(3)}.tmp"), "xb")
+        with contextlib.suppress(OSError):      # without locks nobody sweeps
+            if not try_lock(file) or not os.path.exists(file.name):     # swept before it was locked
+                file.close()
+                continue
+        return file
+
+
+def sweep(folder) -> None:
+    """Delete the temporary files that killed processes left in `folder`; those of living ones are locked."""
+    for path in Path(folder).glob(".*.tmp"):
+        if not _TEMPORARY.fullmatch(path.name):
+            continue
+        with contextlib.suppress(OSError):      # in use, swept by another process, or there are no locks
+            if os.name == "nt":
+                path.unlink()
+                continue
+            with open(path, "r+b") as file:
+                if try_lock(file):
+                    discard(path)
+
+
+def discard(path: Path) -> None:
+    """Delete a file and its content: Google Drive moves a deleted file to the bin, where it still takes its space."""
+    with contextlib.suppress(FileNotFoundError):
+        os.truncate(path, 0)
+        path.unlink()
 
 
 def write_json(content: dict, path) -> Path:
@@ -31,8 +77,8 @@ def write_json(content: dict, path) -> Path:
 
 def write_text(text: str, path) -> Path:
     """Write `text` to `path` in UTF-8, whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    with replacing(path) as file:
+        file.write(text.encode())
     return Path(path)
 
 

@@ -12,19 +12,20 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from . import checkpoint
-from .checkpoint import CheckpointError
+from .checkpoint import CheckpointError, take
 from .config import TrainingConfig
 from .data import DataError, ImageData
 from .loader import BatchLoader
 from .metrics import RELIABLE, Evaluation, fit_temperature
 from .models import build_model, evaluating, model_stats
 from .retired import NETWORK, RETIRED, refusals, without_retired
-from .system import DTYPES, autocast, memory_format
+from .system import DTYPES, autocast, in_parts, memory_format
 
 log = logging.getLogger("cifar100")
 
 PREFIXES = ("module.", "_orig_mod.", "model.")      # of DataParallel, torch.compile and Lightning
 EVALUATION_BATCH = 500      # images in a forward pass
+_MAY_LACK = dict.fromkeys(("config", "test_results", "temperature", "reliable_confidence"))
 PRETRAINED = Path(__file__).resolve().parent.parent / "pretrained"
 
 
@@ -62,11 +63,13 @@ class TrainedNetwork:
                    path="the checkpoint") -> TrainedNetwork:
         """As `load`, from the dict of `checkpoint.load`; messages call it `path`. Of the weights in a step_*.pt, takes
         those the run would evaluate, not those training continues from."""
-        gone = without_retired(state.get("config") or {})[1]
+        config_then = take(_MAY_LACK | state, "config", (dict, None), path) or {}
+        gone = without_retired(config_then)[1]
         if faults := refusals({name: value for name, value in gone.items() if name in NETWORK}):
             raise CheckpointError(f"{path}: " + "; ".join(faults))
         model = build_model(**config.model_arguments())
-        weights = state.get("best_weights") or state.get("ema") or state["model_state_dict"]
+        name = next((name for name in ("best_weights", "ema") if state.get(name) is not None), "model_state_dict")
+        weights = take(state, name, {str: Tensor}, path)
         try:
             prefixes = load_fitting(model, weights)
         except (ValueError, RuntimeError) as error:
@@ -76,11 +79,14 @@ class TrainedNetwork:
         if prefixes or "under" in state:
             log.warning("%s: took the weights%s%s", path, f" under {state['under']!r}" if "under" in state else "",
                         f", without {' and '.join(prefixes)} before their names" if prefixes else "")
-        known = {"class_names": state["classes"], "mean": state["mean"], "std": state["std"],
-                 "note": state["note"]} if "classes" in state else {}
+        known = ({"class_names": take(state, "classes", [str], path), "mean": take(state, "mean", [float], path),
+                  "std": take(state, "std", [float], path), "note": take(state, "note", str, path)}
+                 if "classes" in state else {})
+        results, temperature, reliable = (take(_MAY_LACK | state, name, (kind, None), path) for name, kind in
+                                          (("test_results", dict), ("temperature", float),
+                                           ("reliable_confidence", float)))
         return cls(model.to(device, memory_format=memory_format(device)), config, device, precision, **known,
-                   results=state.get("test_results"), temperature=state.get("temperature"),
-                   reliable=state.get("reliable_confidence"))
+                   results=results, temperature=temperature, reliable=reliable)
 
     def save(self, path, **more) -> Path:
         """Write weights, configuration, results and `more` as a checkpoint. `test_results` also has `test_acc` and
@@ -193,16 +199,13 @@ def load_fitting(model: nn.Module, weights: dict) -> list[str]:
     return taken
 
 
-def portable_settings(state: dict) -> dict:
-    """The configuration in a checkpoint without retired settings and those of the machine and session that wrote it."""
-    elsewhere = {"preset": None, "run_name": state["name"], "checkpoint_dir": None, "drive": False, "resume": "auto",
-                 "device": "auto", "precision": None}
-    data_dir, runs_dir = (Path(state["config"].get(name, "")).expanduser() for name in ("data_dir", "runs_dir"))
-    if not data_dir.is_dir():
-        elsewhere["data_dir"] = None
-    if runs_dir.anchor and not runs_dir.is_dir():
-        elsewhere["runs_dir"] = None
-    return {name: value for name, value in state["config"].items() if name not in RETIRED} | elsewhere
+def portable_settings(state: dict, path="the checkpoint") -> dict:
+    """The configuration in a checkpoint without retired settings and those of the machine and session that wrote it;
+    no folder either, which a file from elsewhere should not choose. Raises CheckpointError."""
+    elsewhere = {"preset": None, "run_name": take(state, "name", str, path), "checkpoint_dir": None, "drive": False,
+                 "resume": "auto", "device": "auto", "precision": None, "data_dir": None, "runs_dir": None}
+    saved = take(state, "config", dict, path)
+    return {name: value for name, value in saved.items() if name not in RETIRED} | elsewhere
 
 
 def pretrained_path(name: str = "fast") -> Path:
@@ -220,12 +223,13 @@ def predict(model: nn.Module, loader: BatchLoader, precision: str = "fp32", flip
             bar: str = "") -> Tensor:
     """Logits float32 [N, num_classes] on the CPU, in evaluation mode. `flip` averages them over the image and its
     mirror image (test-time augmentation). `bar` is the text of a progress bar, "" for none."""
+    def of(images: Tensor) -> Tensor:
+        with autocast(loader.device, precision):
+            logits = model(images).float()
+            return (logits + model(images.flip(3)).float()) / 2 if flip else logits
+
     outputs = []
     with evaluating(model):
         for images, _ in tqdm(loader.batches(), bar, len(loader), disable=not bar, leave=False):
-            with autocast(loader.device, precision):
-                logits = model(images).float()
-                if flip:
-                    logits = (logits + model(images.flip(3)).float()) / 2
-            outputs.append(logits)
+            outputs += in_parts(of, images)
     return torch.cat(outputs).cpu()

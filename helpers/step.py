@@ -5,15 +5,16 @@ from __future__ import annotations
 import copy
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from .checkpoint import part, take
 from .config import TrainingConfig
 from .optim import build_optimizer, set_learning_rate
-from .system import DTYPES, autocast, is_capturing, is_out_of_memory
+from .system import DTYPES, autocast, free_cache, is_capturing, is_out_of_memory, rng_state, set_rng_state
 
 log = logging.getLogger("cifar100")
 
@@ -24,7 +25,8 @@ class TrainStep:
         step = TrainStep(model.train(), config, "bf16")
         loss, correct = step([loader.batch(epoch, index)])
 
-    After an out-of-memory error the batches pass through the network in smaller parts; the step stays the same.
+    After an out-of-memory error the batches pass through the network in smaller parts; the step stays the same, and the
+    attempt leaves no trace.
 
     Args:
         model: the network, on its device and in the caller's mode.
@@ -50,6 +52,12 @@ class TrainStep:
         self.forward = torch.compile(model) if config.compile else model
         self.parts, self.count = 1, 0
         self._past = self._smoothed(labels) if config.self_distillation and labels is not None else None
+        kept = model.state_dict().keys()
+        statistics = [buffer for name, buffer in model.named_buffers() if name in kept]
+        # By type, which one kernel copies together: the statistics and their copies.
+        self._statistics = [([buffer for buffer in statistics if buffer.dtype == dtype],
+                             [buffer.clone() for buffer in statistics if buffer.dtype == dtype])
+                            for dtype in {buffer.dtype for buffer in statistics}]
         self._decay: float | Tensor = 0.0
         if replayable or (replayable is None and self.device.type == "cuda"):
             self._decay = torch.zeros((), device=self.device)
@@ -83,7 +91,9 @@ class TrainStep:
                   distil: bool = False) -> tuple[Tensor, Tensor]:
         """The part of a step that a CUDA graph can replay, between `set_rates` and the count of steps."""
         rows = [None] * len(batches) if rows is None else rows
+        undo = None if is_capturing(self.device) else self._undoing()       # a capture that fails is not repeated
         while (result := self._forward_backward(batches, rows, distil)) is None:
+            undo()
             self._cut_batches()
         if self.config.gradient_clip:
             self.scaler.unscale_(self.optimizer)
@@ -135,12 +145,23 @@ class TrainStep:
         targets = torch.full((len(labels), classes), smoothing / classes, dtype=torch.float16, device=self.device)
         return targets.scatter_(1, labels[:, None], 1 - smoothing + smoothing / classes)
 
+    def _undoing(self) -> Callable[[], None]:
+        """A function that puts back what a forward pass moves: running statistics, and the generators of dropout."""
+        for statistics, copies in self._statistics:
+            torch._foreach_copy_(copies, statistics)
+        generators = rng_state(self.device)
+
+        def undo() -> None:
+            for statistics, copies in self._statistics:
+                torch._foreach_copy_(statistics, copies)
+            set_rng_state(generators, self.device)
+        return undo
+
     def _cut_batches(self) -> None:
         """After an out-of-memory error: halve the images per forward pass, not per step."""
         self.optimizer.zero_grad(set_to_none=True)
         self.parts *= 2
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        free_cache(self.device)
         log.warning("out of memory: a batch of %d images now goes through the network in %d parts; the effective "
                     "batch stays %d", self.config.batch_size, self.parts, self.config.effective_batch_size)
 
@@ -160,24 +181,37 @@ class TrainStep:
                 "scaler": self.scaler.state_dict(), "ema": None if self.average is None else self.average.state_dict(),
                 "past_predictions": self._past, "splits": self.parts, "step": self.count}
 
-    def load_state_dict(self, saved: dict) -> None:
-        """Restore a `state_dict`, perhaps from another device. Makes new tensors: graphs captured before are stale."""
-        self.model.load_state_dict(saved["model_state_dict"])
-        ours = [{name: group[name] for name in ("lr", "fused") if name in group}
-                for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(saved["optimizer"])
-        for group, values in zip(self.optimizer.param_groups, ours):     # keep this device's kernel, its rates' form
-            group.update(values)
-        for parameter, state in self.optimizer.state.items():            # and its layout
-            if "momentum_buffer" in state:
-                state["momentum_buffer"] = torch.empty_like(parameter).copy_(state["momentum_buffer"])
-        if saved["scaler"] and self.scaler.is_enabled():
-            self.scaler.load_state_dict(saved["scaler"])
-        if self.average is not None:
-            self.average.load_state_dict(saved["ema"])
+    def load_state_dict(self, saved: dict, path="the saved state") -> None:
+        """Restore a `state_dict`, perhaps from another device. Makes new tensors: graphs captured before are stale.
+        Raises CheckpointError naming the part that does not fit; messages call the whole `path`."""
+        for name, module in (("model_state_dict", self.model), ("ema", self.average)):
+            if module is not None:
+                with part(path, name):
+                    module.load_state_dict(saved[name])
+        with part(path, "optimizer"):
+            self._take_momentum(take(saved, "optimizer", {str: (dict, list)}, path)["state"])
+        if take(saved, "scaler", {str: (int, float)}, path) and self.scaler.is_enabled():
+            with part(path, "scaler"):
+                self.scaler.load_state_dict(saved["scaler"])
         if self._past is not None:
-            self._past = saved["past_predictions"].to(self.device)
-        self.parts, self.count = saved["splits"], saved["step"]
+            past = take(saved, "past_predictions", Tensor, path)
+            with part(path, "past_predictions"):
+                if past.shape != self._past.shape:
+                    raise ValueError(f"has the shape {list(past.shape)}, not {list(self._past.shape)}")
+                self._past = past.to(self._past)
+        self.parts, self.count = (take(saved, name, int, path) for name in ("splits", "step"))
+
+    def _take_momentum(self, saved: dict) -> None:
+        """Take the momentum in an optimiser's state, in this device's layout. All else there follows from settings."""
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        if not any(group["momentum"] for group in self.optimizer.param_groups):
+            return
+        for index, parameter in enumerate(parameters):
+            momentum = saved[index]["momentum_buffer"]
+            if momentum.shape != parameter.shape:
+                raise ValueError(f"parameter {index} has the shape {list(parameter.shape)}, its momentum "
+                                 f"{list(momentum.shape)}")
+            self.optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum)
 
 
 @torch.no_grad()

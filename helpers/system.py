@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import logging
 import math
 import os
 import platform
@@ -17,6 +18,8 @@ import torch
 from torch.nn.functional import conv2d
 
 from .layers.winograd import winograd_conv
+
+log = logging.getLogger("cifar100")
 
 DRIVE = Path("/content/drive")      # where Colab mounts Google Drive
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -189,6 +192,33 @@ def is_out_of_memory(error: BaseException) -> bool:
                "was unable to find an engine to execute this computation", "Unable to find a valid cuDNN algorithm")
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in phrases))
+
+
+def free_cache(device: torch.device) -> None:
+    """Give memory back that torch holds without using it."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
+
+
+def in_parts(work, *batch: torch.Tensor) -> list:
+    """[work(*batch)] or, where memory is short, the results for halves, quarters, … of the batch, tensors [B, …].
+    Raises the device's out-of-memory error when a single image does not fit."""
+    try:
+        return [work(*batch)]
+    except RuntimeError as error:
+        if not is_out_of_memory(error) or len(batch[0]) < 2:
+            raise
+    free_cache(batch[0].device)     # not before: the error held the memory of the attempt
+    say_once("out of memory: the network evaluates images in smaller batches, which takes longer")
+    halves = zip(*(tensor.chunk(2) for tensor in batch))
+    return [result for half in halves for result in in_parts(work, *half)]
+
+
+@functools.cache
+def say_once(message: str) -> None:
+    log.warning("%s", message)
 
 
 def is_capturing(device: torch.device) -> bool:

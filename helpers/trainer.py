@@ -14,12 +14,13 @@ from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
 from . import checkpoint
-from .checkpoint import CheckpointError
+from .checkpoint import CheckpointError, NotSaved, part, take
 from .config import TrainingConfig
 from .data import ImageData, stratified_split
 from .loader import RANDOM_STREAM, BatchLoader, training_loader
+from .locks import FolderInUse, claim
 from .logs import epoch_log
-from .metrics import History, RunningMeans, topk_accuracy
+from .metrics import HISTORY_KEYS, History, RunningMeans, topk_accuracy
 from .models import build_model, training_flops
 from .network import EVALUATION_BATCH, predict
 from .replay import ReplayedStep
@@ -37,8 +38,10 @@ READ_SECONDS = 2.0      # how often losses are read back from the device
 SAVE_SECONDS = 10.0     # between files written at the ends of epochs: a GPU trains an epoch again in less than a second
 BEST = "best.pt"
 DISTIL_FROM = 0.75      # share of the epochs after which self-distillation starts
+_NUMBER = (int, float)
 # Attributes of the Trainer that a checkpoint holds under their names.
-_PLAIN_STATE = ("seconds", "flops", "best_accuracy", "patience_accuracy", "patience_left")
+_PLAIN_STATE = {"seconds": _NUMBER, "flops": _NUMBER, "best_accuracy": _NUMBER, "patience_accuracy": _NUMBER,
+                "patience_left": int}
 
 
 class TrainingDiverged(RuntimeError):
@@ -69,8 +72,8 @@ class Trainer:
         torch.backends.cudnn.benchmark = True       # few shapes, many steps: search for the fastest kernels
         keep_freed_memory()
         self._fingerprint = data.fingerprint()
-        saved = self._find_checkpoint()
-        self.precision = self._pick_precision(saved)
+        path, saved = self._find_checkpoint() or ("", None)
+        self.precision = self._pick_precision(saved, path)
         self.mean, self.std = data.channel_statistics()
         self._rows, val = stratified_split(data.train_labels, config.val_size, config.seed, config.train_size)
         to_device = {"device": self.device, "mean": self.mean, "std": self.std, "dtype": DTYPES[self.precision]}
@@ -93,14 +96,15 @@ class Trainer:
         self.has_saved = False                  # has this Trainer written a checkpoint to continue from?
         self._is_unsaved = False                # are there steps since then?
         self._unwritten_best, self._last_best = None, -math.inf
-        self.stop_requested = ""                # "SIGINT", "SIGTERM" or "button"
+        self._weights_to_save = None            # the last step's, when writing them failed
+        self.stop_requested = ""                # "SIGINT", "SIGTERM", "SIGHUP" or "button"
         self._session_start = self._last_save = self._epoch_start = time.perf_counter()
         self._epoch_images, self._flops_at = 0, {}
         self.running = RunningMeans()
         self._rng = rng_state(self.device)      # so that nothing done before `fit` changes dropout's draws
         self.machine = SystemInfo.of(self.device, self.precision).to_dict()
         if saved:
-            self._restore(saved)
+            self._restore(saved, path)
         self.began_at = self.step               # this Trainer's first step
 
     def initial_network(self, model: nn.Module | None = None) -> nn.Module:
@@ -118,16 +122,18 @@ class Trainer:
     # The loop --------------------------------------------------------------------------------------------------
 
     def fit(self, show_bar: bool = True) -> History:
-        """Train to the last epoch, an early stop, or Ctrl-C, SIGTERM or `stop()`; then save and return.
+        """Train to the last epoch, an early stop, or Ctrl-C, SIGTERM, SIGHUP or `stop()`; then save and return.
 
         `history.stopped` says which. A finished run does not change; an interrupted or failed one needs a new Trainer,
         which continues from its checkpoint. Raises TrainingDiverged when the loss is no longer finite; the last good
-        checkpoint stays. Failure to write a checkpoint is a warning, for the last one an OSError. After SIGTERM, saves
-        and then raises the signal again. `show_bar=False` omits the progress bar.
+        checkpoint stays. Failure to write a checkpoint is a warning, for the last one NotSaved: `model` is ready all
+        the same, and `fit` tries again. Raises FolderInUse if another process has `checkpoint_dir`. After SIGTERM and
+        SIGHUP, saves and then raises the signal again. `show_bar=False` omits the progress bar.
         """
         if self.history.stopped == "interrupted":
             raise RuntimeError("this Trainer was interrupted; make a new one to continue from its checkpoint")
         if not self.is_finished:
+            claim(self.checkpoint_dir)
             self._session_start = self._last_save = time.perf_counter()
             set_rng_state(self._rng, self.device)
             if self.device.type == "cuda":
@@ -144,14 +150,29 @@ class Trainer:
                 finally:
                     self.replayed_step.release()
                     self._write_best()
-                self.save()
-        elif self._is_unsaved:          # writing the last checkpoint failed
-            self.save()
-        self.model.load_state_dict(self.best_weights or _copy_of(self.averaged_model.state_dict()))
-        self.model.eval()
-        if self.stop_requested == "SIGTERM":
-            signal.raise_signal(signal.SIGTERM)
+                self._save_and_use_weights()
+        else:
+            self._save_and_use_weights()
+        if self.stop_requested in ("SIGTERM", "SIGHUP"):
+            signal.raise_signal(signal.Signals[self.stop_requested])
         return self.history
+
+    def _save_and_use_weights(self) -> None:
+        """Save what is not saved yet; then, or if that fails, put the weights to evaluate into `model`."""
+        if self._weights_to_save is not None:
+            self.model.load_state_dict(self._weights_to_save)
+        try:
+            if self._is_unsaved:
+                self.save()
+        except OSError as error:
+            self._weights_to_save = _copy_of(self.model.state_dict())
+            path = checkpoint.step_path(self.checkpoint_dir, self.step)
+            raise NotSaved(f"{path} could not be written: {error.strerror or error}. Not kept: what was trained since "
+                           f"the last checkpoint. Safe: {checkpoint.safe_files(self.checkpoint_dir)}. Make space and "
+                           "train with the same settings to continue from there") from error
+        finally:
+            self.model.load_state_dict(self.best_weights or _copy_of(self.averaged_model.state_dict()))
+            self.model.eval()
 
     def stop(self, who: str = "button") -> None:
         """Ask the loop to save and end after the running step. Safe from a signal or a thread."""
@@ -272,6 +293,7 @@ class Trainer:
         """Write a checkpoint that continues to the same weights; raise TrainingDiverged if they are not finite."""
         self._last_save = time.perf_counter()
         self._check_weights()
+        claim(self.checkpoint_dir)
         path = checkpoint.save_step({
             **self.train_step.state_dict(), "scheduler": {"step": self.step, "total_steps": self.total_steps},
             "epoch": self.epoch, "history": self.history.to_list(), "stopped": self.history.stopped,
@@ -288,13 +310,19 @@ class Trainer:
         """Write best.pt, if it is not the best any more."""
         if self._unwritten_best is not None:
             self._last_best = time.perf_counter()
-            self._save_or_warn(lambda: checkpoint.save_atomically(self._unwritten_best, self.checkpoint_dir / BEST))
+            self._save_or_warn(self._save_best)
             self._unwritten_best = None
+
+    def _save_best(self) -> None:
+        claim(self.checkpoint_dir)
+        checkpoint.save_atomically(self._unwritten_best, self.checkpoint_dir / BEST)
 
     def _save_or_warn(self, save) -> None:
         """A moment's failure of Google Drive or a full disk must not end the training."""
         try:
             save()
+        except FolderInUse:
+            raise
         except OSError as error:
             log.warning("could not write to %s: %s. Training goes on; the next checkpoint follows as planned.",
                         self.checkpoint_dir, error)
@@ -305,39 +333,40 @@ class Trainer:
                 "classes": list(self.data.class_names), "mean": list(self.mean), "std": list(self.std),
                 "note": self.data.note}
 
-    def _find_checkpoint(self) -> dict | None:
+    def _find_checkpoint(self) -> tuple[Path, dict] | None:
         """The checkpoint that `resume` selects, checked against this configuration."""
-        if self.config.resume == "never":
+        resume = self.config.resume
+        found = (None if resume == "never" else checkpoint.load_newest(self.checkpoint_dir) if resume == "auto"
+                 else checkpoint.load_at(resume))
+        if found is None:
             return None
-        if self.config.resume == "auto":
-            path, state = checkpoint.load_newest(self.checkpoint_dir) or (None, None)
-            if state is None:
-                return None
-        else:
-            path, state = checkpoint.load_at(self.config.resume)
+        path, state = found
         if "training_settings" not in state:
             raise CheckpointError(f"{path}: holds weights only and cannot be continued; use a step_*.pt file")
-        ours, saved = self._training_settings(), state["training_settings"]
-        _, gone = without_retired(saved)
-        if gone:
-            raise CheckpointError(f"{path} cannot be continued: {'; '.join(refusals(gone))}. Choose another run_name, "
-                                  "or resume='never' to start over")
-        saved = ours | saved | TrainingConfig.training_settings_of(saved)
-        checkpoint.check_same_run({name: saved[name] for name in ours}, ours, path, state["name"])
-        log.info("continuing from %s, step %d", path, state["step"])
-        return state
+        with part(path, "training_settings"):
+            ours, saved = self._training_settings(), state["training_settings"]
+            _, gone = without_retired(saved)
+            if gone:
+                raise CheckpointError(f"{path} cannot be continued: {'; '.join(refusals(gone))}. Choose another "
+                                      "run_name, or resume='never' to start over")
+            saved = ours | saved | TrainingConfig.training_settings_of(saved)
+            checkpoint.check_same_run({name: saved[name] for name in ours}, ours, path, state.get("name"))
+        log.info("continuing from %s, step %d", path, take(state, "step", int, path))
+        return path, state
 
     def _training_settings(self) -> dict:
         return self.config.training_settings() | {
             "classes": list(self.data.class_names), "training images": len(self.data.train_labels),
             "fingerprint of the training images": self._fingerprint}
 
-    def _pick_precision(self, saved: dict | None) -> str:
+    def _pick_precision(self, saved: dict | None, path) -> str:
         """The precision the run began in, for the same weights; a new choice on another kind of device, or on an older
         GPU without bf16."""
         precision = pick_precision(self.device, self.config.mixed_precision, self.config.precision)
-        if saved is None or saved["precision"] == precision:
-            return precision
+        with part(path, "precision"):
+            if saved is None or DTYPES[saved["precision"]] == DTYPES[precision]:
+                return precision
+        take(saved, "device", str, path)
         older_gpu = self.device.type == "cuda" and (saved["precision"], precision) == ("bf16", "fp16")
         if saved["device"] == self.device.type and not older_gpu:
             if self.device.type == "cpu":       # on a GPU bf16 and fp16 are equally fast
@@ -348,21 +377,33 @@ class Trainer:
                     "for bit the same weights", saved["precision"], saved["device"], precision, self.device.type)
         return precision
 
-    def _restore(self, saved: dict) -> None:
-        self.train_step.load_state_dict(saved)
-        if saved["best_weights"] is not None:
-            self.best_weights = {name: tensor.to(self.device) for name, tensor in saved["best_weights"].items()}
-        self.history = History.from_list(saved["history"])
-        self.history.stopped = "" if saved["stopped"] == "interrupted" else saved["stopped"]
-        self.running = RunningMeans(**saved["running"])
-        for name in _PLAIN_STATE:
-            setattr(self, name, saved[name])
-        self._rng = saved["rng"]
-        if saved.get("random_stream", 1) != RANDOM_STREAM and not self.is_finished:
+    def _restore(self, saved: dict, path) -> None:
+        """Continue from the state `saved` of the checkpoint `path`. Raises CheckpointError."""
+        if take(saved, "best_weights", (None, dict), path) is not None:
+            with part(path, "best_weights"):
+                self.model.load_state_dict(saved["best_weights"])       # do they fit?
+                self.best_weights = _copy_of(self.model.state_dict())
+        self.train_step.load_state_dict(saved, path)
+        with part(path, "history"):
+            rows = take(saved, "history", [dict], path)
+            self.history = History.from_list([{name: row[name] for name in HISTORY_KEYS} for row in rows])
+            if len(rows) != self.epoch:
+                raise ValueError(f"has {len(rows)} epochs, and the weights {self.epoch}")
+        with part(path, "stopped"):
+            self.history.stopped = {"": "", "interrupted": "", "early": "early"}[saved["stopped"]]
+        with part(path, "running"):
+            self.running = RunningMeans(**take(saved, "running", {str: _NUMBER}, path))
+        for name, kind in _PLAIN_STATE.items():
+            setattr(self, name, take(saved, name, kind, path))
+        with part(path, "rng"):
+            set_rng_state(take(saved, "rng", {str: torch.Tensor}, path), self.device)
+            self._rng = rng_state(self.device)
+        stream = take({"random_stream": 1} | saved, "random_stream", int, path)
+        if stream != RANDOM_STREAM and not self.is_finished:
             log.warning("this run began in a version that draws its batches differently: it continues with other "
                         "batches than it would have had there")
         if self.is_finished:            # perhaps on another machine
-            self.machine = saved.get("machine", self.machine)
+            self.machine = take({"machine": self.machine} | saved, "machine", dict, path)
 
     # Numbers ---------------------------------------------------------------------------------------------------
 

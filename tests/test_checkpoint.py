@@ -108,7 +108,7 @@ def test_nothing_to_load(tmp_path):
         checkpoint.load(tmp_path / "there.pt")
 
 
-@pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.9, 0.999])
 def test_a_truncated_newest_is_reported_and_passed_over(tmp_path, caplog, share):
     checkpoint.save_step(state_at(10), tmp_path)
     newest = checkpoint.save_step(state_at(20), tmp_path)
@@ -118,6 +118,89 @@ def test_a_truncated_newest_is_reported_and_passed_over(tmp_path, caplog, share)
         path, state = checkpoint.load_newest(tmp_path)
     assert (path.name, state["step"]) == ("step_0000010.pt", 10)
     assert "skipped" in caplog.text and str(newest) in caplog.text
+
+
+def test_an_empty_file_of_a_kill_while_deleting_is_ignored_and_swept(tmp_path, caplog):
+    """It has the newest time."""
+    for step in (10, 20):
+        checkpoint.save_step(state_at(step), tmp_path)
+    (tmp_path / "step_0000005.pt").touch()
+    with caplog.at_level(logging.WARNING, "cifar100"):
+        assert checkpoint.load_newest(tmp_path)[1]["step"] == 20
+    checkpoint.save_step(state_at(30), tmp_path)
+    assert caplog.text == "" and names_in(tmp_path) == ["step_0000020.pt", "step_0000030.pt"]
+
+
+def assert_refused_or_the_same(path, damaged):
+    """A flip in padding changes nothing."""
+    path.write_bytes(damaged)
+    try:
+        loaded = checkpoint.load(path)
+    except CheckpointError as error:
+        assert str(path) in str(error)
+        return False
+    assert loaded["step"] == 10 and torch.equal(loaded["model_state_dict"]["weight"], torch.full((50, 4), 10.0))
+    return True
+
+
+def test_no_flipped_bit_and_no_lost_sector_is_believed(tmp_path):
+    """torch alone does not look at the archive's CRCs."""
+    path = checkpoint.save_step(state_at(10), tmp_path)
+    content, draw, harmless = path.read_bytes(), random.Random(0), 0
+    weights = content.index(torch.full((50, 4), 10.0).numpy().tobytes())
+    places = [draw.randrange(len(content)) for _ in range(300)] + list(range(weights, weights + 800, 8))
+    for place in places:
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << draw.randrange(8)
+        harmless += assert_refused_or_the_same(path, flipped)
+    assert harmless < len(places) / 2
+    for start in range(0, len(content), 512):
+        lost = bytes(len(content[start:start + 512]))
+        assert_refused_or_the_same(path, content[:start] + lost + content[start + 512:])
+
+
+def test_a_flipped_bit_is_passed_over_for_the_previous_checkpoint_in_one_line(tmp_path, caplog):
+    checkpoint.save_step(state_at(10), tmp_path)
+    newest = checkpoint.save_step(state_at(20), tmp_path)
+    content = bytearray(newest.read_bytes())
+    content[content.index(torch.full((50, 4), 20.0).numpy().tobytes()) + 2] ^= 1
+    newest.write_bytes(content)
+    assert torch.load(newest, weights_only=True)["step"] == 20      # torch believes it
+    with caplog.at_level(logging.WARNING, "cifar100"):
+        assert checkpoint.load_newest(tmp_path)[1]["step"] == 10
+    line, = caplog.messages
+    assert str(newest) in line and "CRC" in line
+
+
+class ClaimsMemory:
+    """An array of 728 TiB in a few bytes."""
+
+    def __reduce__(self):
+        return np.zeros(0).__reduce__()[0], (np.ndarray, (10**14,), b"d")
+
+
+def test_an_array_that_claims_all_memory_does_not_bar_the_way_to_an_older_checkpoint(tmp_path, caplog):
+    checkpoint.save_step(state_at(10), tmp_path)
+    newest = tmp_path / "step_0000020.pt"
+    torch.save(state_at(20) | {"history": ClaimsMemory()}, newest)
+    with pytest.raises(CheckpointError, match="step_0000020.pt: claims more memory than there is"):
+        checkpoint.load(newest)
+    with caplog.at_level(logging.WARNING, "cifar100"):
+        assert checkpoint.load_newest(tmp_path)[1]["step"] == 10
+
+
+@pytest.mark.parametrize("value, kind, fits", [
+    (3, int, True), (3.0, int, False), (True, int, False), ("x", str, True), (None, (None, dict), True),
+    ({"a": 1}, {str: int}, True), ({"a": "x"}, {str: int}, False), ({1: 1}, {str: int}, False), ([], [dict], True),
+    ([3], [dict], False), ({}, [dict], False)])
+def test_a_part_is_taken_in_its_type_or_named(value, kind, fits):
+    if fits:
+        assert checkpoint.take({"part": value}, "part", kind, "a.pt") == value
+        return
+    with pytest.raises(CheckpointError, match="a.pt: its part 'part'"):
+        checkpoint.take({"part": value}, "part", kind, "a.pt")
+    with pytest.raises(CheckpointError, match="a.pt: lacks its part 'other'"):
+        checkpoint.take({"part": value}, "other", kind, "a.pt")
 
 
 def test_a_reading_error_is_no_damage_and_is_not_passed_over(tmp_path, monkeypatch):

@@ -371,6 +371,38 @@ def test_a_file_that_is_no_npz_is_named(content, npz, arrays, config_for):
     assert str(npz) in message and "cannot be read" in message
 
 
+def test_no_flipped_bit_of_an_npz_is_believed(npz, arrays, config_for):
+    """Also where it makes an array smaller, so that NumPy does not reach the CRC: here the names of classes."""
+    np.savez(npz, **{**arrays, "classes": arrays["classes"].astype("<U1900")})
+    content, draw = npz.read_bytes(), np.random.default_rng(0)
+    smaller = content.index(b"<U1900") + 3
+    for place, bit in [(smaller, 0), *zip(draw.integers(0, len(content), 150), draw.integers(0, 8, 150))]:
+        spoilt = bytearray(content)
+        spoilt[place] ^= 1 << bit
+        npz.write_bytes(spoilt)
+        try:
+            data = load_cifar100(config_for(npz.parent, data_source="npz"))
+        except DataError as error:
+            assert str(npz) in str(error)
+        else:
+            assert_holds(data, arrays)      # it was in padding
+            assert place != smaller
+
+
+def test_a_damaged_cache_of_class_folders_is_made_anew(folders, arrays, config_for, caplog):
+    load_cifar100(config_for(folders))
+    cache = folders / "cifar100.npz"
+    content = bytearray(cache.read_bytes())
+    content[content.index(arrays["x_train"][:1].tobytes())] ^= 1
+    cache.write_bytes(content)
+    with caplog.at_level(logging.WARNING, "cifar100"):
+        assert_holds(load_cifar100(config_for(folders)), arrays)
+    assert "decoding the images again" in caplog.text and str(cache) in caplog.text
+    caplog.clear()
+    load_cifar100(config_for(folders))
+    assert caplog.text == ""
+
+
 def test_an_npz_that_is_asked_for_and_absent_is_named(tmp_path, config_for):
     assert str(tmp_path / "cifar100.npz") in error_of(config_for(tmp_path, data_source="npz"))
 

@@ -336,6 +336,30 @@ TINY = {"model": "FastCNN", "widths": [16, 16, 16], "optimizer": "muon", "train_
         "epochs": 1, "progress": "none"}
 
 
+def test_out_of_memory_cuts_the_batches_and_nothing_else(model):
+    """In forward and backward passes, of more than two images."""
+    def run_out(_module, inputs):
+        counts.append(len(inputs[0]))
+        if len(inputs[0]) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    loader, counts = loader_of(), []
+    images, labels = all_of(loader)
+    superclass_of = torch.arange(10) % 3
+
+    def measure():
+        return (*explain.features_and_logits(model, loader), explain.grad_cam(model, images, labels),
+                explain.superclass_affinity(model, loader, superclass_of))
+
+    expected = measure()
+    hook = model.register_forward_pre_hook(run_out)
+    found = measure()
+    hook.remove()
+    assert max(counts) > 2
+    for one, other in zip(found, expected):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     pipeline = CIFAR100Pipeline.from_preset("demo", run_name="tiny", runs_dir=str(tmp_path_factory.mktemp("runs")),

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from helpers.files import write_json, write_text
+from helpers.files import replacing, sweep, write_json, write_text
 
 
 def test_json_is_written_and_read_back(tmp_path):
@@ -30,3 +30,33 @@ def test_what_json_cannot_hold_leaves_the_old_file_whole(bad, tmp_path):
     with pytest.raises((ValueError, TypeError)):
         write_json({"new": bad}, path)
     assert json.loads(path.read_text()) == {"old": 1} and list(tmp_path.iterdir()) == [path]
+
+
+def test_temporary_files_of_dead_writers_are_swept_and_those_of_living_ones_never(tmp_path):
+    dead = [".final.pt.4711.tmp", ".cifar100.npz.4711.tmp", ".metrics.json.4711-0a1b2c.tmp"]
+    others = [".final.pt.tmp", "final.pt.4711.tmp", ".swp", ".editor.tmp"]
+    for name in dead + others:
+        (tmp_path / name).write_bytes(b"half")
+    with replacing(tmp_path / "large.pt") as file:
+        write_text("another file", tmp_path / "small.txt")      # sweeps
+        sweep(tmp_path)
+        file.write(b"whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*others, "large.pt", "small.txt"])
+    assert (tmp_path / "large.pt").read_bytes() == b"whole"
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path):
+    with replacing(tmp_path / "file") as first, replacing(tmp_path / "file") as second:
+        first.write(b"first")
+        second.write(b"second")
+    assert (tmp_path / "file").read_bytes() == b"first" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_without_locks_nothing_is_swept_and_all_is_written(tmp_path, monkeypatch):
+    def no_locks(_file):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("helpers.files.try_lock", no_locks)
+    (tmp_path / ".final.pt.4711.tmp").touch()
+    write_text("new", tmp_path / "page.html")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".final.pt.4711.tmp", "page.html"]

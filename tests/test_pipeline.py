@@ -2,6 +2,9 @@
 
 import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +15,8 @@ import cifar100_pipeline
 from cifar100_pipeline import CIFAR100CNN, CheckpointError, CIFAR100Pipeline, DataError, TrainingConfig, train_cifar100
 from helpers import checkpoint, system
 from helpers.data import ImageData
+
+ROOT = Path(__file__).resolve().parent.parent
 
 # oneDNN may crash below 16 channels at a stride.
 TINY = {"epochs": 1, "train_size": 1000, "widths": [8, 16, 16, 16], "progress": "none"}
@@ -180,12 +185,95 @@ def test_weights_of_the_first_edition_are_used_unless_their_network_is_gone(fini
             load(path)
 
 
-def test_folders_of_another_machine_are_not_taken_over(finished, runs_dir, tmp_path):
+def test_no_folder_is_taken_from_a_file(finished, runs_dir, tmp_path):
+    """It may be another machine's, or a stranger's choice."""
     state = checkpoint.load(runs_dir / "tiny" / "checkpoints" / "final.pt")
     path = tmp_path / "final.pt"
-    for there, expected in ((str(tmp_path / "gone"), "runs"), (str(tmp_path), str(tmp_path)), ("mine", "mine")):
-        checkpoint.save_atomically(state | {"config": state["config"] | {"runs_dir": there}}, path)
-        assert CIFAR100Pipeline.from_checkpoint(path).config.runs_dir == expected
+    folders = dict.fromkeys(("runs_dir", "data_dir", "checkpoint_dir"), str(tmp_path)) | {"resume": str(path)}
+    checkpoint.save_atomically(state | {"config": state["config"] | folders}, path)
+    ours, default = CIFAR100Pipeline.from_checkpoint(path).config, TrainingConfig()
+    assert all(getattr(ours, name) == getattr(default, name) for name in folders)
+    assert CIFAR100Pipeline.from_checkpoint(path, data_dir="mine").config.data_dir == "mine"
+
+
+@pytest.mark.parametrize("part", ["config", "classes", "mean", "std", "note", "name"])
+@pytest.mark.parametrize("odd", [3, None, "missing"])
+def test_weights_with_a_wrong_part_are_a_checkpoint_error_that_names_it(finished, runs_dir, tmp_path, part, odd):
+    state = checkpoint.load(runs_dir / "tiny" / "checkpoints" / "final.pt")
+    left = {name: value for name, value in state.items() if name != part}
+    checkpoint.save_atomically(left if odd == "missing" else left | {part: odd}, tmp_path / "final.pt")
+    if (part, odd) == ("classes", "missing"):       # as in weights of others
+        return
+    with pytest.raises(CheckpointError, match=rf"final.pt: .*({part}|configuration)"):
+        CIFAR100Pipeline.from_checkpoint(tmp_path / "final.pt", runs_dir=str(tmp_path))
+
+
+# One process, a full disk, kills ---------------------------------------------------------------------------
+
+def test_a_run_in_use_may_be_looked_at_and_not_trained(tmp_path, capsys):
+    pipeline = CIFAR100Pipeline.from_preset("demo", run_name="run", runs_dir=str(tmp_path), **TINY)
+    code = "import sys; from helpers.locks import claim; claim(sys.argv[1]); print('mine', flush=True); input()"
+    child = subprocess.Popen([sys.executable, "-c", code, str(pipeline.run_dir)], stdin=subprocess.PIPE,
+                             stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    try:
+        assert child.stdout.readline() == "mine\n"
+        pipeline.preview_schedule()
+        assert f"in use by process {child.pid}" in capsys.readouterr().out
+        with pytest.raises(OSError, match=f"run is in use by process {child.pid}"):
+            pipeline.train()
+    finally:
+        child.kill()
+        child.communicate()
+    assert not (pipeline.run_dir / "train.log").exists() and not (pipeline.run_dir / "checkpoints").exists()
+    assert pipeline.train().stopped == "" and (pipeline.run_dir / "train.log").exists()
+
+
+def test_a_finished_run_is_evaluated_whoever_has_its_folder(finished, runs_dir, monkeypatch):
+    monkeypatch.setattr(cifar100_pipeline, "held_by_others", lambda *_: "in use by process 4711")
+    files = {path: path.read_bytes() for path in (runs_dir / "tiny").glob("*.*")}
+    opened = CIFAR100Pipeline.from_preset("demo", run_name="tiny", runs_dir=str(runs_dir), **TINY)
+    opened.train()
+    assert opened.evaluate()["top1"] == finished[1][2]["top1"]
+    assert files == {path: path.read_bytes() for path in files}
+
+
+def test_a_full_disk_costs_a_finished_training_its_files_and_not_its_numbers(tmp_path, monkeypatch, capsys):
+    def full(_number):
+        raise OSError(28, "No space left on device")
+
+    settings = {"run_name": "run", "runs_dir": str(tmp_path), **TINY}
+    pipeline = CIFAR100Pipeline.from_preset("demo", **settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError) as failure:
+            pipeline.run()
+    message, printed = str(failure.value), capsys.readouterr().out
+    assert f"top-1 {pipeline.results['top1']:.2f} %" in printed
+    for words in ("final.pt: No space left", "metrics.json: No space left", "samples.png: No", "Safe: nothing",
+                  checkpoint.step_path(pipeline.checkpoint_dir, pipeline.trainer.step).name):
+        assert words in message
+    assert not list(tmp_path.rglob("*.tmp")) and not list(tmp_path.rglob("*.p??"))
+    _, _, results = CIFAR100Pipeline.from_preset("demo", **settings).run()
+    assert results["top1"] == pipeline.results["top1"]
+
+
+def test_the_log_has_one_line_an_epoch_however_often_the_run_was_killed(tmp_path):
+    settings = {"run_name": "run", "runs_dir": str(tmp_path), **TINY, "epochs": 3, "checkpoint_interval": 2,
+                "train_size": 200}
+
+    def die_in(*epochs):
+        def on_epoch(trainer):
+            if trainer.epoch in epochs:
+                raise KeyboardInterrupt     # before the epoch's checkpoint
+        return on_epoch
+
+    for epoch in (1, 2, 3):
+        with pytest.raises(KeyboardInterrupt):
+            CIFAR100Pipeline.from_preset("demo", **settings).train(on_epoch=die_in(epoch))
+    CIFAR100Pipeline.from_preset("demo", **settings).train()
+    lines = (tmp_path / "run" / "train.log").read_text().splitlines()
+    assert [line.split()[4] for line in lines if " INFO epoch " in line] == ["1/3", "2/3", "3/3"]
+    assert sum("training CIFAR100CNN" in line for line in lines) == 4       # nothing else is taken out
 
 
 def test_looking_around_keeps_loaded_weights_until_training(finished, runs_dir):

@@ -3,6 +3,7 @@
 import functools
 import logging
 import math
+import shutil
 import signal
 import sys
 
@@ -11,14 +12,14 @@ import torch
 
 from helpers import checkpoint
 from helpers import trainer as trainer_module
-from helpers.checkpoint import CheckpointError
+from helpers.checkpoint import CheckpointError, NotSaved
 from helpers.data import ImageData
 from helpers.system import DTYPES
 from helpers.trainer import TrainingDiverged
 from training import (DISTILLED_RUN, MUON_RUN, PLAIN, SGD_RUN, assert_continues_to_the_same_weights, assert_equal,
-                      assert_same_run, colour_data, drive_accuracies, fit_without_a_break, in_precision,
+                      assert_same_run, at_batch, colour_data, drive_accuracies, fit_without_a_break, in_precision,
                       kill_in_mid_save, linear_model, make_trainer, names_in, run_in_child, steps_in, stop_at_batch,
-                      train_and_signal_oneself, weights_of)
+                      train_and_signal_oneself, train_beside_another, weights_of)
 
 
 # Checkpoints -----------------------------------------------------------------------------------------------
@@ -215,6 +216,89 @@ def test_sigkill_in_the_middle_of_a_checkpoint_costs_only_that_one(tmp_path):
     assert child.returncode == -signal.SIGKILL, child.stderr
     assert [name for name in names_in(tmp_path / "run") if name.endswith(".tmp")] != []
     assert_continues_to_the_same_weights(tmp_path, MUON_RUN, step=7)
+
+
+# What is in the file ---------------------------------------------------------------------------------------
+
+def test_a_part_that_is_missing_or_of_another_type_is_named(tmp_path):
+    """Or the run goes on, where nobody needs the part."""
+    settings = PLAIN | {"ema_decay": 0.9, "patience": 9, "self_distillation": 0.4} | in_precision("fp16")
+    take_one_step(tmp_path, settings)
+    path, state = checkpoint.load_newest(tmp_path)
+    unread = {"config", "classes", "mean", "std", "note", "scheduler", "epoch", "device", "name", "machine"}
+    for name in set(state) - unread - {"model_state_dict"}:     # `load` looks at these weights
+        without = {other: value for other, value in state.items() if other != name}
+        odd = [without | {name: value} for value in ("x", torch.zeros(3), *([] if name == "best_weights" else [None]))]
+        for content in odd if name == "random_stream" else [without, *odd]:
+            checkpoint.save_atomically(content, path)
+            with pytest.raises(CheckpointError, match=f"{path.name}: (lacks )?(its part '{name}'|holds weights only)"):
+                make_trainer(tmp_path, settings)
+    for name in unread:
+        checkpoint.save_atomically({other: value for other, value in state.items() if other != name}, path)
+        assert make_trainer(tmp_path, settings).step == 1
+
+
+@pytest.mark.parametrize("inside", [
+    ("model_state_dict", "conv1.weight"), ("ema", "bn1.running_mean"), ("optimizer", "state", 0, "momentum_buffer"),
+    ("optimizer", "state", 3), ("optimizer", "state"), ("rng", "cpu"), ("running", "count"), ("history", 0, "seconds"),
+    ("best_weights", "fc.weight")])
+def test_a_wrong_value_deep_inside_names_its_part(tmp_path, inside):
+    trainer = make_trainer(tmp_path, SGD_RUN)
+    stop_at_batch(trainer, epoch=1, index=1)
+    trainer.fit()
+    path, state = checkpoint.load_newest(tmp_path)
+    for value in ("x", torch.zeros(3, 1)) if inside[1:] != ("state", 3) else ("x", {}):
+        functools.reduce(lambda part, name: part[name], inside[:-1], state)[inside[-1]] = value
+        checkpoint.save_atomically(state, path)
+        with pytest.raises(CheckpointError, match=f"{path.name}: its part {inside[0]!r}"):
+            make_trainer(tmp_path, SGD_RUN)
+
+
+# Two processes, and a full disk ----------------------------------------------------------------------------
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_a_second_process_is_refused_while_the_first_trains(tmp_path):
+    child = run_in_child(train_beside_another, tmp_path / "run", SGD_RUN)
+    assert child.returncode == 0, child.stderr
+    assert "refused: " in child.stdout and "is in use by process" in child.stdout
+
+
+def test_a_folder_deleted_during_the_training_is_noticed(tmp_path, caplog):
+    folder = tmp_path / "run"
+    trainer = make_trainer(folder, checkpoint_interval=1)
+    at_batch(trainer, 1, 2, lambda: shutil.rmtree(folder))
+    with caplog.at_level(logging.WARNING, "cifar100"):
+        trainer.fit()
+    assert "run was deleted while" in caplog.text and steps_in(folder) == [10, 15]
+
+
+@pytest.mark.parametrize("settings", [SGD_RUN | {"checkpoint_interval": 1}, MUON_RUN | {"ema_decay": 0.9}])
+def test_a_full_disk_at_the_end_says_what_is_safe_and_the_weights_are_ready(tmp_path, monkeypatch, settings):
+    expected = fit_without_a_break(tmp_path / "whole", settings)
+    trainer, save = make_trainer(tmp_path / "run", settings), checkpoint.save_step
+
+    def full_at_the_end(state, folder):
+        if state["step"] == trainer.total_steps:
+            raise OSError(28, "No space left on device")
+        return save(state, folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_step", full_at_the_end)
+        with pytest.raises(NotSaved) as failure:
+            trainer.fit()
+    message = str(failure.value)
+    last = checkpoint.step_path(tmp_path / "run", trainer.step)
+    for words in (f"{last} could not be written: No space left", "Not kept",
+                  "Safe: " + ("step_" if settings["checkpoint_interval"] == 1 else "best.pt")):
+        assert words in message
+    assert_same_run(trainer, expected)
+    trainer.fit()           # there is space again
+    again = make_trainer(tmp_path / "run", settings)
+    assert again.is_finished
+    again.fit()
+    assert_same_run(again, expected)
+    final, whole = (checkpoint.load_newest(tmp_path / name)[1]["model_state_dict"] for name in ("run", "whole"))
+    assert_equal(final, whole)
 
 
 # Early stopping --------------------------------------------------------------------------------------------

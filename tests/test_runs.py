@@ -56,7 +56,8 @@ def test_only_settings_that_shape_the_training_are_compared(runs):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "5", "null", '{"results": {"top1": 3}}', '{"name": "x"}',
-                                  '{"results": 5, "history": []}', '{"results": {"top1": 1}, "history": [3]}'])
+                                  '{"results": 5, "history": []}', '{"results": {"top1": 1}, "history": [3]}',
+                                  "[" * 100_000, '{"results": ' * 100_000])
 def test_files_that_are_no_metrics_are_reported_and_passed_over(text, tmp_path, caplog):
     metrics_file(tmp_path, "good", 40.0)
     (tmp_path / "bad").mkdir()
@@ -72,6 +73,19 @@ def test_a_number_that_is_none_does_not_break_the_comparison(section, key, tmp_p
     content[section][key] = None
     write_json(content, tmp_path / "odd" / "metrics.json")
     assert [run["name"] for run in finished_runs(str(tmp_path / "*"))] == ["good"]
+
+
+@pytest.mark.parametrize("change", [
+    {"name": None}, {"name": 3}, {"name": "\ud800"}, {"note": None}, {"note": ["x"]}, {"config": None}, {"config": [3]},
+    {"history": [{"epoch": "one"}]}, {"history": [{"epoch": 1, "val_top1": {}}]}, {"history": 3}, {"training": 3},
+    {"results": {"top1": float("nan"), "top5": 3}}, {"results": {"top1": 10**400, "top5": 3}}])
+def test_a_part_of_another_make_is_reported_and_passed_over(change, tmp_path, caplog):
+    metrics_file(tmp_path, "good", 40.0)
+    content = metrics_file(tmp_path, "odd", 50.0) | change
+    (tmp_path / "odd" / "metrics.json").write_text(json.dumps(content))
+    assert [run["name"] for run in finished_runs(str(tmp_path / "*"))] == ["good"]
+    line, = caplog.messages
+    assert str(tmp_path / "odd" / "metrics.json") in line
 
 
 def test_folders_without_results_are_passed_over_in_silence(tmp_path, caplog):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -187,6 +188,19 @@ def test_an_option_that_is_gone_is_answered_with_the_tag_that_has_it(option):
 def test_fp32_is_said_as_before(capsys):
     for option in ("--precision fp32", "--no-mixed-precision"):
         assert read(option).mixed_precision is False and read(option).precision == "auto"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a POSIX shell")
+def test_a_run_outlasts_head(tmp_path, npz):
+    """And the last words of a run whose standard error nobody reads either are in its log."""
+    settings = ("--preset reference --widths 16 16 16 16 --epochs 2 --val-size 3 --batch-size 5 --num-classes 3 "
+                "--run-name tiny --progress lines --lr 0.01")
+    command = (f"{shlex.quote(sys.executable)} {shlex.quote(str(ROOT / 'train.py'))} {settings} --data-dir "
+               f"{shlex.quote(str(npz.parent))} 2>&1 | head -n 1")
+    subprocess.run(command, shell=True, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True)
+    run = tmp_path / "runs" / "tiny"
+    assert json.loads((run / "metrics.json").read_text())["results"]["images"] == 6
+    assert (run / "checkpoints" / "final.pt").is_file() and "epoch 2/2" in (run / "train.log").read_text()
 
 
 def test_a_run_from_another_folder_ends_well_and_leaves_its_metrics(tmp_path, npz):

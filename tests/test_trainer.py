@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import logging
 import math
+import os
 import signal
 import sys
 import threading
@@ -12,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from helpers import checkpoint
+from helpers import checkpoint, system
 from helpers import trainer as trainer_module
 from helpers.data import stratified_split
 from helpers.loader import BatchLoader
@@ -141,6 +143,27 @@ def test_predictions_in_evaluation_mode_plain_and_with_the_mirror_image(tmp_path
         model.eval()
         torch.testing.assert_close(plain, model(images))
         torch.testing.assert_close(mirrored, (model(images) + model(images.flip(3))) / 2)
+
+
+def test_validation_that_runs_out_of_memory_goes_on_in_smaller_batches(tmp_path, caplog):
+    """And the run keeps its checkpoint."""
+    system.say_once.cache_clear()
+    trainer, counts = make_trainer(tmp_path / "small", SGD_RUN), []
+
+    def run_out(module, inputs):
+        if not module.training and len(inputs[0]) > 1:      # FLOPs are counted with a single image
+            counts.append(len(inputs[0]))
+            if len(inputs[0]) > 4:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    trainer.averaged_model.register_forward_pre_hook(run_out)
+    with caplog.at_level(logging.WARNING, "cifar100"):
+        trainer.fit()
+    assert counts[:7] == [16, 8, 4, 4, 8, 4, 4] and caplog.text.count("smaller batches") == 1
+    roomy = make_trainer(tmp_path / "roomy", SGD_RUN)
+    roomy.fit()
+    assert_equal(weights_of(trainer.model), weights_of(roomy.model))
+    assert trainer.history["val_top1"] == roomy.history["val_top1"] and steps_in(tmp_path / "small")
 
 
 # Data and image sizes --------------------------------------------------------------------------------------
@@ -317,6 +340,33 @@ def test_sigterm_leaves_a_checkpoint_and_then_ends_the_process(tmp_path):
     assert child.returncode == -signal.SIGTERM, child.stderr
     assert "fit returned" not in child.stdout
     assert_continues_to_the_same_weights(tmp_path, MUON_RUN, step=8)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+@pytest.mark.parametrize("number", [signal.SIGTERM, getattr(signal, "SIGHUP", None)])
+def test_a_closed_terminal_and_sigterm_save_however_often_they_come(tmp_path, monkeypatch, number):
+    """A terminal sends SIGHUP, and its shell a second one."""
+    again = []
+    monkeypatch.setattr(trainer_module.signal, "raise_signal", again.append)
+    before = signal.getsignal(number)
+    trainer = make_trainer(tmp_path)
+    for _ in range(3):
+        at_batch(trainer, 1, 1, lambda: os.kill(os.getpid(), number))
+    assert trainer.fit().stopped == "interrupted"
+    assert steps_in(tmp_path) == [7] and again == [number] and signal.getsignal(number) == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGINT", "SIGTERM"])
+def test_a_signal_that_is_ignored_stays_so(tmp_path, name):
+    """As SIGHUP under nohup, and SIGINT in a shell's background."""
+    before = signal.signal(getattr(signal, name), signal.SIG_IGN)
+    try:
+        trainer = make_trainer(tmp_path)
+        at_batch(trainer, 1, 1, lambda: os.kill(os.getpid(), getattr(signal, name)))
+        assert trainer.fit().stopped == "" and signal.getsignal(getattr(signal, name)) is signal.SIG_IGN
+    finally:
+        signal.signal(getattr(signal, name), before)
 
 
 def test_a_second_ctrl_c_interrupts_at_once(tmp_path):

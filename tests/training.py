@@ -15,6 +15,7 @@ from torch import nn
 from helpers import trainer as trainer_module
 from helpers.config import TrainingConfig
 from helpers.data import ImageData
+from helpers.locks import FolderInUse
 from helpers.metrics import HISTORY_KEYS
 from helpers.trainer import Trainer
 
@@ -162,7 +163,7 @@ def assert_continues_to_the_same_weights(folder, settings, step):
 
 
 def names_in(folder):
-    return sorted(path.name for path in folder.iterdir())
+    return sorted(path.name for path in folder.iterdir() if path.name != ".lock")
 
 
 def steps_in(folder):
@@ -205,3 +206,20 @@ def kill_in_mid_save(folder, settings):
 
     os.fsync = sync_half
     train_and_signal_oneself(folder, settings)
+
+
+def train_beside_another(folder, settings):
+    """In the second epoch, another process of the same kind tries to train in the same folder."""
+    trainer = make_trainer(folder, settings)
+    at_batch(trainer, 1, 1, lambda: print(run_in_child(train_and_be_refused, folder, settings).stdout))
+    trainer.fit()
+    assert names_in(Path(folder)) == ["best.pt", f"step_{trainer.total_steps:07d}.pt"]
+
+
+def train_and_be_refused(folder, settings):
+    before = names_in(Path(folder))
+    try:
+        make_trainer(folder, settings).fit()
+    except FolderInUse as error:
+        print("refused:", error)
+    assert names_in(Path(folder)) == before

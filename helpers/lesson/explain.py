@@ -6,6 +6,7 @@ and running statistics. `progress` takes the values of the setting; "none" shows
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 
@@ -18,7 +19,7 @@ from ..data import ImageData, stratified_split
 from ..loader import BatchLoader
 from ..models import evaluating
 from ..network import TrainedNetwork
-from ..system import autocast, progress_style
+from ..system import autocast, in_parts, progress_style
 
 QUERIES = 1024          # compared at once by `nearest`: 200 MB against 50,000 images
 
@@ -33,16 +34,22 @@ def features_and_logits(model: nn.Module, loader: BatchLoader, precision: str = 
                         progress: str = "none") -> tuple[Tensor, Tensor]:
     """Features float32 [N, C] and logits float32 [N, num_classes] on the CPU, from one pass in evaluation mode. The
     features are the input of the network's last linear layer; the logits equal those of `network.predict`."""
-    features, logits = [], []
+    found, seen = [], {}
     classifier = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
-    hook = classifier.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0].float().cpu()))
+    hook = classifier.register_forward_pre_hook(lambda _, inputs: seen.update(features=inputs[0].float().cpu()))
+
+    def of(images: Tensor) -> tuple[Tensor, Tensor]:
+        with autocast(loader.device, precision):
+            logits = model(images).float().cpu()
+        return seen["features"], logits
+
     try:
         with evaluating(model):
             for images, _ in _with_bar(loader.batches(), len(loader), "features", progress):
-                with autocast(loader.device, precision):
-                    logits.append(model(images).float().cpu())
+                found += in_parts(of, images)
     finally:
         hook.remove()
+    features, logits = zip(*found)
     return torch.cat(features), torch.cat(logits)
 
 
@@ -159,13 +166,13 @@ def grad_cam(model: nn.Module, images: Tensor, classes: Tensor, layer: nn.Module
     with evaluating(model):
         for top, left in itertools.product(offsets, offsets):
             moved = F.pad(images.float(), (left, margin - left, top, margin - top), mode="reflect")
-            coarse = _weighted_activations(model, moved, classes, layer)
+            coarse = torch.cat(in_parts(functools.partial(_weighted_activations, model, layer), moved, classes))
             fine = F.interpolate(coarse, moved.shape[2:], mode="bilinear", align_corners=False)[:, 0]
             heat += fine[:, top:top + height, left:left + width]
     return (heat / heat.amax((1, 2), keepdim=True).clamp(min=1e-12)).cpu()
 
 
-def _weighted_activations(model: nn.Module, images: Tensor, classes: Tensor, layer: nn.Module) -> Tensor:
+def _weighted_activations(model: nn.Module, layer: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
     """float32 [N, 1, h, w]: the channels of `layer`, weighted by mean gradients and summed, without negatives."""
     kept = {}
 
@@ -214,14 +221,17 @@ def superclass_affinity(model: nn.Module, loader: BatchLoader, superclass_of: Te
     superclass_of = superclass_of.to(loader.device)
     counts = torch.bincount(superclass_of[loader.labels], minlength=int(superclass_of.max()) + 1)
     gradients = torch.zeros(len(counts), sum(weight.numel() for weight in filters), device=loader.device)
+
+    def gradient_of_sum(images: Tensor, labels: Tensor) -> Tensor:
+        loss = F.cross_entropy(model(images.float()), labels, reduction="sum")
+        return torch.cat([part.flatten() for part in torch.autograd.grad(loss, filters)])
+
     with evaluating(model), torch.enable_grad():
         for images, labels in _with_bar(loader.batches(), len(loader), "gradients", progress):
             members = superclass_of[labels]
             for place in members.unique().tolist():
                 chosen = members == place
-                loss = F.cross_entropy(model(images[chosen].float()), labels[chosen], reduction="sum")
-                parts = torch.autograd.grad(loss / counts[place], filters)
-                gradients[place] += torch.cat([part.flatten() for part in parts])
+                gradients[place] += sum(in_parts(gradient_of_sum, images[chosen], labels[chosen])) / counts[place]
     gradients /= gradients.norm(dim=1, keepdim=True)
     return (gradients @ gradients.T).clamp(-1, 1).cpu()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import logging
+import math
 from pathlib import Path
 
 from ..config import TrainingConfig
@@ -32,11 +33,13 @@ PUBLISHED = (("ResNet-18", 75.61, 93.45), ("VGG-16", 71.59, 90.49), ("DenseNet-1
 
 log = logging.getLogger("cifar100")
 
+NO_METRICS = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+
 
 def finished_runs(pattern: str) -> list[dict]:
     """The evaluated runs whose folders match `pattern`, best test top-1 first: dicts of name, history (History), top1,
     top5 (test split, %), seconds, petaflops, epochs, note and settings (those that shape training). Skips folders
-    without results; warns of files that cannot be read."""
+    without results, and files of another make with a warning."""
     runs = []
     for folder in sorted(glob.glob(pattern)):
         path = Path(folder) / "metrics.json"
@@ -46,17 +49,23 @@ def finished_runs(pattern: str) -> list[dict]:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content["results"]:
                 runs.append(_run_of(content))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, *NO_METRICS) as error:
             log.warning("skipped %s: not a metrics.json of this project (%s: %s)", path, type(error).__name__, error)
     return sorted(runs, key=lambda run: -run["top1"])
 
 
 def _run_of(content: dict) -> dict:
     results, training = content["results"], content["training"]
-    history = History.from_list(content["history"], training.get("stopped", ""))
-    return {"name": content["name"], "history": history, "top1": float(results["top1"]), "top5": float(results["top5"]),
-            "seconds": float(training["seconds"]), "petaflops": float(training["petaflops"]), "epochs": len(history),
-            "note": content["note"], "settings": TrainingConfig.training_settings_of(content["config"])}
+    for name in ("name", "note"):
+        content[name].encode()      # text, and without half a surrogate pair, which cannot be printed
+    history = History.from_list(content["history"], str(training.get("stopped", "")))
+    numbers = {"top1": results["top1"], "top5": results["top5"], "seconds": training["seconds"],
+               "petaflops": training["petaflops"]}
+    numbers = {name: float(value) for name, value in numbers.items()}
+    if not all(map(math.isfinite, numbers.values())):
+        raise ValueError("a number is not finite")
+    return {"name": content["name"], "history": history, **numbers, "epochs": len(history), "note": content["note"],
+            "settings": TrainingConfig.training_settings_of(content["config"])}
 
 
 def published_beside(runs: list[dict]) -> tuple:
@@ -93,8 +102,11 @@ def write_metrics(path: Path, trainer: Trainer, speeds: dict, results: dict) -> 
     rates = sorted(row["images_per_second"] for row in rows)
     system = trainer.machine
     if trainer.began_at == trainer.step:
-        before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        system, speeds = before.get("system", system), before.get("speeds", {})
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+            system, speeds = dict(before["system"]), dict(before["speeds"])
+        except (OSError, *NO_METRICS):
+            speeds = {}
     training = {"seconds": last["seconds"], "petaflops": last["petaflops"], "stopped": trainer.history.stopped,
                 "images_per_second": rates[len(rates) // 2] if rates else None,
                 "peak_memory_mb": last["peak_memory_mb"]}

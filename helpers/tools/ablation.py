@@ -23,6 +23,7 @@ from ..config import CONFIG_DIR, ConfigError, TrainingConfig
 from ..data import DataError, ImageData, load_cifar100
 from ..files import write_json, write_text
 from ..lesson import plots
+from ..logs import outlast_readers
 from ..retired import without_retired
 from ..system import SystemInfo, pick_device
 from ..text import table
@@ -161,4 +162,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    outlast_readers()
     sys.exit(main())

@@ -38,7 +38,7 @@ import yaml
 from ..checks import coerce, folder_name_fault
 from ..config import ALIASES, SETTINGS, ConfigError, TrainingConfig, layered_settings, name_faults, read_settings
 from ..files import write_text
-from ..logs import write_any_text
+from ..logs import outlast_readers
 from ..text import duration, short_text, shortened, shown
 from ..yaml_files import parse_yaml
 from .grid_report import Run, html_report, results_of, value_text
@@ -276,7 +276,6 @@ def read_plan(args: argparse.Namespace) -> tuple[str, list[Run]]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0 done, 1 a run failed or papermill is missing, 2 wrong settings, 130 interrupted."""
-    write_any_text()
     arguments = sys.argv[1:] if arguments is None else arguments
     args = build_parser().parse_intermixed_args(arguments)
     try:
@@ -315,6 +314,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    outlast_readers()
     # A script's background commands start with SIGINT ignored; papermill inherits that and then nothing can stop it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for signal_name in ("SIGTERM", "SIGHUP"):       # a batch system or a closed terminal acts as Ctrl-C

@@ -1,0 +1,105 @@
+"""Locks that end with their process, and folders that belong to one.
+
+The system keeps the locks: `flock` on POSIX, also over NFS and SMB, byte locks on Windows. Google Drive knows them
+within one machine only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:     # Windows
+    fcntl = None
+    import msvcrt
+
+log = logging.getLogger("cifar100")
+
+NAME = ".lock"
+HELD = BlockingIOError if fcntl is not None else PermissionError     # what locking raises then
+_BEYOND = 2**30         # a byte behind the text, which others read
+_claimed = {}           # open lock files by path
+
+
+class FolderInUse(OSError):
+    """Another process writes in the folder. The message says which, and what to do."""
+
+
+def try_lock(file) -> bool:
+    """Lock an open file until it is closed, at the latest by the end of the process. False if another open file has the
+    lock. Raises OSError where the file system knows no locks."""
+    try:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:
+            place = os.lseek(file.fileno(), 0, os.SEEK_CUR)
+            os.lseek(file.fileno(), _BEYOND, os.SEEK_SET)
+            try:
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            finally:
+                os.lseek(file.fileno(), place, os.SEEK_SET)
+    except HELD:
+        return False
+    return True
+
+
+def claim(folder) -> None:
+    """Make `folder`, created if need be, this process's own until it ends; again at any time, which notices that the
+    folder was deleted. Raises FolderInUse."""
+    path = Path(folder).resolve() / NAME
+    held = _claimed.pop(path, None)
+    if held is not None:
+        if path.exists() and os.path.samestat(path.stat(), os.fstat(held.fileno())):
+            _claimed[path] = held
+            return
+        held.close()
+        log.warning("%s was deleted while this process worked with it; what follows goes to a new folder", folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = open(path, "ab", buffering=0)
+    try:
+        is_ours = try_lock(file)
+    except OSError as error:
+        log.warning("%s cannot be locked (%s): see to it that no other process writes there", folder, error)
+        is_ours = True
+    if not is_ours:
+        file.close()
+        raise FolderInUse(f"{folder} is in use by {_holder(path)}: wait for its end, stop it, or choose another "
+                          "run_name")
+    _claimed[path] = file
+    with contextlib.suppress(OSError):      # on a full disk it is nameless
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}, {Path(sys.argv[0]).name}, since "
+                   f"{time.strftime('%Y-%m-%d %H:%M:%S')}".encode())
+
+
+def held_by_others(*folders) -> str:
+    """Claim the folders; if another process has one, return in words which."""
+    try:
+        for folder in folders:
+            claim(folder)
+    except FolderInUse as error:
+        return str(error)
+    return ""
+
+
+def _holder(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip() or "another process"
+    except OSError:         # some file systems let nobody read what is locked
+        return "another process"
+
+
+def _leave_to_parent() -> None:
+    while _claimed:
+        _claimed.popitem()[1].close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_parent)     # or the lock would last until the last child ends

@@ -1,0 +1,87 @@
+"""locks: a folder belongs to one process, as long as it lives."""
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from helpers import locks
+from helpers.locks import FolderInUse, claim, held_by_others
+
+ROOT = Path(__file__).resolve().parent.parent
+CLAIM = "import sys; from helpers.locks import claim; claim(sys.argv[1]); print('mine', flush=True); "
+
+
+def in_another_process(folder, then="sys.stdin.read()"):
+    """A process that has the folder until it is killed."""
+    child = subprocess.Popen([sys.executable, "-c", CLAIM + then, str(folder)], stdin=subprocess.PIPE,
+                             stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert child.stdout.readline() == "mine\n"
+    return child
+
+
+def test_the_second_process_is_told_who_has_the_folder_until_that_one_ends(tmp_path):
+    folder = tmp_path / "runs" / "mine"
+    child = in_another_process(folder)
+    try:
+        with pytest.raises(FolderInUse, match=f"mine is in use by process {child.pid} on .*another run_name"):
+            claim(folder)
+        assert held_by_others(tmp_path / "free", folder).startswith(str(folder))
+    finally:
+        child.kill()
+        child.communicate()
+    claim(folder)
+    assert held_by_others(folder) == ""
+    assert f"process {os.getpid()} on" in (folder / ".lock").read_text()
+
+
+def test_a_process_may_claim_its_folder_again_by_any_name(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    for name in ("there", "link", "there"):
+        claim(tmp_path / name)
+
+
+def test_a_folder_deleted_meanwhile_is_noticed_and_claimed_anew(tmp_path, caplog):
+    folder = tmp_path / "run"
+    claim(folder)
+    shutil.rmtree(folder)
+    with caplog.at_level(logging.WARNING, "cifar100"):
+        claim(folder)
+    assert "run was deleted while" in caplog.text and (folder / ".lock").exists()
+    shutil.rmtree(folder)
+    child = in_another_process(folder)      # which has begun anew there
+    try:
+        with pytest.raises(FolderInUse):
+            claim(folder)
+    finally:
+        child.kill()
+        child.communicate()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="POSIX")
+def test_a_child_does_not_keep_the_lock_of_its_killed_parent(tmp_path):
+    parent = in_another_process(tmp_path, "import os, time; os.fork(); print(os.getpid(), flush=True); time.sleep(60)")
+    orphan, = {int(parent.stdout.readline()) for _ in range(2)} - {parent.pid}
+    parent.kill()
+    parent.wait()
+    try:
+        claim(tmp_path)
+    finally:
+        os.kill(orphan, 9)
+        parent.communicate()
+
+
+def test_where_there_are_no_locks_one_line_says_so(tmp_path, monkeypatch, caplog):
+    def no_locks(_file):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(locks, "try_lock", no_locks)
+    with caplog.at_level(logging.WARNING, "cifar100"):
+        claim(tmp_path)
+        claim(tmp_path)
+    assert len(caplog.messages) == 1 and "cannot be locked" in caplog.text
