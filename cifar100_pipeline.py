@@ -23,21 +23,21 @@ from helpers import checkpoint
 from helpers.augment import augment
 from helpers.checkpoint import CheckpointError, NotSaved
 from helpers.config import ConfigError, TrainingConfig, preset_names
-from helpers.data import IMAGE_SIZE, DataError, ImageData, load_cifar100
+from helpers.data import DataError, ImageData, load_cifar100
 from helpers.files import replacing
 from helpers.image_files import network_input
 from helpers.lesson import explain, plots, speed, widgets
 from helpers.lesson.lr_range import lr_range_test
 from helpers.lesson.own_picture import answer, attention, look_at
-from helpers.lesson.runs import finished_runs, published_beside, runs_text, write_metrics
+from helpers.lesson.runs import finished_runs, joint_note, published_beside, runs_text, write_metrics
 from helpers.locks import FolderInUse, claim, held_by_others
 from helpers.logs import forget_epochs, log_to
 from helpers.metrics import Evaluation, History
-from helpers.models import CIFAR100CNN, FastCNN, FlipCNN, describe_model, layer_table, training_flops
+from helpers.models import CIFAR100CNN, FastCNN, FlipCNN, describe_model, layer_table
 from helpers.network import TrainedNetwork, pretrained_path, portable_settings
 from helpers.notebook_settings import notebook_settings
 from helpers.system import SystemInfo, lies_on_drive, mount_drive, pick_device, pick_precision, progress_style
-from helpers.text import duration, layers_text, readable, results_text
+from helpers.text import layers_text, readable, results_text
 from helpers.trainer import Trainer, TrainingDiverged
 
 __all__ = ["CIFAR100CNN", "CIFAR100Pipeline", "CheckpointError", "ConfigError", "DataError", "Evaluation", "FastCNN",
@@ -161,8 +161,7 @@ class CIFAR100Pipeline:
         """Warn of settings that are probably a mistake."""
         for name, need in config.idle_settings().items():
             log.warning("%s has no effect here: it needs %s", name, need)
-        steps = checkpoint.list_steps(self.checkpoint_dir) if config.resume == "never" else []
-        if steps:
+        if config.resume == "never" and (steps := checkpoint.list_steps(self.checkpoint_dir)):
             log.warning("resume='never': starts over beside %s, which the next checkpoints will replace; "
                         "resume='auto' continues it", steps[0])
 
@@ -179,18 +178,8 @@ class CIFAR100Pipeline:
         The estimate assumes that smaller images are faster in proportion to their FLOPs."""
         trainer = self.build_trainer()
         measured = self.speeds["training"] = speed.training_throughput(trainer, steps, repeats, self.config.progress)
-        flops_a_minute = 60 * measured["steps_per_second"] * measured["batch_size"] * training_flops(trainer.model)
-        left = 0 if trainer.is_finished else trainer.total_flops() - trainer.flops
-        minutes = measured["minutes"] = left / flops_a_minute
-        growing = ", small images first," if self.config.start_image_size < IMAGE_SIZE else ""
-        whole = f"{self.config.epochs} epochs{growing}"
-        take = f"about {duration(60 * minutes)} on this machine"
-        outlook = (f"the training of {whole} is complete" if trainer.is_finished else
-                   f"what is left of {whole} takes {take}" if trainer.step else f"{whole} take {take}")
-        print(f"{measured['steps_per_second']:.2f} training steps/s of {measured['batch_size']} images, "
-              f"{measured['images_per_second']:,.0f} images/s at full size; {outlook}")
-        if minutes > speed.LONG_MINUTES:
-            print(speed.shorter_ways(self.config, self.data, flops_a_minute, minutes, self.device))
+        measured["minutes"], text = speed.outlook(trainer, measured)
+        print(text)
         return measured
 
     def profile_loader(self) -> dict:
@@ -236,10 +225,9 @@ class CIFAR100Pipeline:
         another process trains in the run's folder. If a finished training cannot be saved, logs an error and goes on.
         """
         live, config = widgets.shows_live_view(live, self.config.progress), self.config
-        if self.history.stopped == "interrupted":       # go on from its checkpoint; without one, start as configured
-            config = self.config.replace(resume="auto") if self.trainer.has_saved else self.config
-            self.trainer = None
-        elif self._in_use:      # the Trainer may have read what that process has changed since
+        if self.history.stopped == "interrupted" and self.trainer.has_saved:
+            config = self.config.replace(resume="auto")
+        if self.history.stopped == "interrupted" or self._in_use:       # that process may have changed the files since
             self.trainer = None
         trainer = self.build_trainer(config)
         if self._in_use and not trainer.is_finished:
@@ -372,10 +360,7 @@ class CIFAR100Pipeline:
         index = min(index, len(data.test_images) - 1)       # the notebook's next cells still run
         pixels = data.test_images[index]
         query = explain.features_of(network.model, network.loader(pixels[None]), network.precision)
-        found, similarities = explain.nearest(self._features_of_training_images(), query,
-                                              min(neighbours, len(data.train_images)))
-        nearest = [(data.train_images[place], data.class_names[data.train_labels[place]], similarity)
-                   for place, similarity in zip(found[0].tolist(), similarities[0].tolist())]
+        nearest = explain.neighbours(self._features_of_training_images(), query, data, neighbours)
         true = data.class_names[evaluation.labels[index]]
         return self._keep("explained_image", plots.explained_prediction, pixels, *look_at(network, pixels), true=true,
                           neighbours=nearest, note=self.note)
@@ -445,9 +430,7 @@ class CIFAR100Pipeline:
         network.check_classes(data)
         matrix, agreement = explain.affinity_of_superclasses(network, data, self.config.val_size, self.config.seed,
                                                              self.config.progress)
-        names = data.superclass_names
-        ranked = sorted(((matrix[a, b].item(), f"{names[a]} and {names[b]}") for a in range(len(names))
-                         for b in range(a) if matrix[a, b].isfinite()), reverse=True)
+        ranked = explain.ranked_pairs(matrix, names := data.superclass_names)
         for similarity, pair in [*ranked[:pairs], *ranked[-pairs:]]:
             print(f"{similarity:+.2f}  {pair}")
         print(f"Two halves of the images agree with a correlation of {agreement:.2f}; 0 would be chance.")
@@ -486,9 +469,7 @@ class CIFAR100Pipeline:
                                "written its metrics.json")
         published = published_beside(runs)
         print(runs_text(runs, published))
-        notes = sorted({f"{run['name']}: {run['note']}" for run in runs if run["note"]})
-        note = runs[0]["note"] if len({run["note"] for run in runs}) == 1 else "; ".join(notes)
-        return self._keep("comparison", plots.compare_runs, runs, published, note=note)
+        return self._keep("comparison", plots.compare_runs, runs, published, note=joint_note(runs))
 
     def save(self) -> Path:
         """Write the checkpoint final.pt: `model_state_dict`, `config`, `test_results`, `model_stats` and more. Raises

@@ -66,6 +66,14 @@ def nearest(features: Tensor, queries: Tensor, k: int = 8) -> tuple[Tensor, Tens
     return torch.cat([part.indices for part in found]), torch.cat([part.values for part in found])
 
 
+def neighbours(features: Tensor, query: Tensor, data: ImageData, k: int) -> list[tuple[Tensor, str, float]]:
+    """The `nearest` of the training images with these `features`, all if there are fewer than `k`, to one query float
+    [1, C]: (pixels uint8 [32, 32, 3], class name, similarity)."""
+    places, similarities = nearest(features, query, min(k, len(features)))
+    return [(data.train_images[place], data.class_names[data.train_labels[place]], similarity)
+            for place, similarity in zip(places[0].tolist(), similarities[0].tolist())]
+
+
 def class_map(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, float]:
     """A map of the classes in a plane: classes that look alike to the network are near each other.
 
@@ -247,6 +255,12 @@ def affinity_of_superclasses(network: TrainedNetwork, data: ImageData, val_size:
     loaders = [network.loader(images[start::step], labels[start::step]) for start, step in ((0, 1), (0, 2), (1, 2))]
     matrix, *halves = [superclass_affinity(network.model, one, data.superclass_of, progress) for one in loaders]
     return matrix, agreement(*halves)
+
+
+def ranked_pairs(matrix: Tensor, names) -> list[tuple[float, str]]:
+    """The finite entries below the diagonal of a symmetric matrix [S, S] with "name and name", largest first."""
+    return sorted(((matrix[a, b].item(), f"{names[a]} and {names[b]}") for a in range(len(names)) for b in range(a)
+                   if matrix[a, b].isfinite()), reverse=True)
 
 
 def agreement(one: Tensor, other: Tensor) -> float:

@@ -74,6 +74,12 @@ def published_beside(runs: list[dict]) -> tuple:
     return PUBLISHED if compares else ()
 
 
+def joint_note(runs: list[dict]) -> str:
+    """The note of all runs, or if they differ each with its run's name."""
+    notes = sorted({f"{run['name']}: {run['note']}" for run in runs if run["note"]})
+    return runs[0]["note"] if len({run["note"] for run in runs}) == 1 else "; ".join(notes)
+
+
 def differing_settings(runs: list[dict]) -> list[str]:
     """Names of the settings in which the runs differ."""
     names = dict.fromkeys(name for run in runs for name in run["settings"])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..config import ConfigError, TrainingConfig, preset_names
-from ..data import IMAGE_SIZE, ImageData
+from ..data import IMAGE_SIZE
 from ..loader import BatchLoader
 from ..models import build_model, training_flops
 from ..replay import ReplayedStep
@@ -106,14 +106,31 @@ def images_of_step(trainer: Trainer) -> int:
     return trainer.schedule.batch_size * len(trainer.schedule.batches(0))
 
 
-def shorter_ways(config: TrainingConfig, data: ImageData, flops_a_minute: float, minutes: float,
-                 device: torch.device) -> str:
+def outlook(trainer: Trainer, measured: dict) -> tuple[float, str]:
+    """The minutes that are left of a training at the speed `measured`, and a sentence or two about them. Assumes that
+    smaller images are faster in proportion to their FLOPs."""
+    config = trainer.config
+    flops_a_minute = 60 * measured["steps_per_second"] * measured["batch_size"] * training_flops(trainer.model)
+    left = 0 if trainer.is_finished else trainer.total_flops() - trainer.flops
+    minutes = left / flops_a_minute
+    growing = ", small images first," if config.start_image_size < IMAGE_SIZE else ""
+    whole = f"{config.epochs} epochs{growing}"
+    take = f"about {duration(60 * minutes)} on this machine"
+    text = (f"{measured['steps_per_second']:.2f} training steps/s of {measured['batch_size']} images, "
+            f"{measured['images_per_second']:,.0f} images/s at full size; "
+            + (f"the training of {whole} is complete" if trainer.is_finished else
+               f"what is left of {whole} takes {take}" if trainer.step else f"{whole} take {take}"))
+    return minutes, text + f"\n{_shorter_ways(trainer, flops_a_minute, minutes)}" * (minutes > LONG_MINUTES)
+
+
+def _shorter_ways(trainer: Trainer, flops_a_minute: float, minutes: float) -> str:
     """Advice to someone who does not want to wait `minutes`: presets that take less at this speed."""
-    presets = minutes_of_presets(len(data.train_labels), flops_a_minute, val_size=config.val_size,
+    config = trainer.config
+    presets = minutes_of_presets(len(trainer.data.train_labels), flops_a_minute, val_size=config.val_size,
                                  train_size=config.changed_settings().get("train_size"))
     faster = sorted((value, name) for name, value in presets.items() if value < min(minutes, LONG_MINUTES))
     fitting = [f"preset = {name!r} takes about {duration(60 * value)}" for value, name in faster]
-    if device.type != "cuda":
+    if trainer.device.type != "cuda":
         fitting.append("a GPU is many times faster (on Colab: Runtime > Change runtime type)")
     return "This takes long. Faster: " + "; ".join(fitting or ["fewer epochs"])
 
