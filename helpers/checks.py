@@ -13,7 +13,6 @@ from pathlib import Path
 
 from .text import UNPRINTABLE
 
-
 LONGEST = 255       # bytes of a file's name, on nearly every file system
 # On Windows these are devices, whatever follows the first dot.
 _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
@@ -88,8 +87,8 @@ def _text(value, may_be_none: bool):
 
 def folder_name_fault(name: str) -> str:
     """Why `name` is no plain folder name on every system, or ""."""
-    plain = not set(name) & set('/\\:*?"<>|') and name == name.rstrip(". ") != "" and not _DEVICES.fullmatch(name)
-    return "" if plain else "must be a plain folder name"
+    is_plain = not set(name) & set('/\\:*?"<>|') and name == name.rstrip(". ") != "" and not _DEVICES.fullmatch(name)
+    return "" if is_plain else "must be a plain folder name"
 
 
 def range_fault(value, rules) -> str:

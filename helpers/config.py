@@ -42,8 +42,8 @@ def setting(default, help, *, choices=None, low=None, above=None, high=None, bel
     value. `everyday=True` marks commonly changed ones: `train.py --help` and the notebook's parameters cell show them.
     """
     return field(default=default, metadata={"help": help, "choices": choices, "low": low, "above": above, "high": high,
-                                            "below": below, "least": least,
-                                            "shapes_training": shapes_training, "everyday": everyday})
+                                            "below": below, "least": least, "shapes_training": shapes_training,
+                                            "everyday": everyday})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ class TrainingConfig:
     model: str = setting("CIFAR100CNN", "CIFAR100CNN; FastCNN, for short trainings; FlipCNN, its variant of mirrored "
                          "channel pairs", choices=("CIFAR100CNN", "FastCNN", "FlipCNN"))
     widths: tuple[int, ...] | None = setting(None, "channels of each stage; None: its default", low=1, high=4096,
-                                                 everyday=True)
+                                             everyday=True)
     dropout_rate: float = setting(0.3, "dropout of CIFAR100CNN: of channels in each block, of features before "
                                   "the classifier", low=0, below=1)
 
@@ -88,8 +88,7 @@ class TrainingConfig:
                                    everyday=True)
     momentum: float = setting(0.9, "momentum of the optimiser that learning_rate belongs to", low=0, below=1)
     weight_decay: float = setting(5e-4, "L2 weight decay of SGD", low=0, high=10)
-    gradient_clip: float = setting(1.0, "largest norm of the whole gradient; 0 for no clipping", low=0,
-                                   least=1e-6)
+    gradient_clip: float = setting(1.0, "largest norm of the whole gradient; 0 for no clipping", low=0, least=1e-6)
 
     # Schedule
     epochs: int = setting(150, "passes over the training images", low=1, high=100_000, everyday=True)
