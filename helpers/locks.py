@@ -6,7 +6,6 @@ within one machine only.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import platform
@@ -25,7 +24,7 @@ log = logging.getLogger("cifar100")
 NAME = ".lock"
 HELD = BlockingIOError if fcntl is not None else PermissionError     # what locking raises then
 _BEYOND = 2**30         # a byte behind the text, which others read
-_claimed = {}           # open lock files by path
+_claimed = {}           # by path: the open lock file, and the text in it
 
 
 class FolderInUse(OSError):
@@ -52,15 +51,16 @@ def try_lock(file) -> bool:
 
 def claim(folder) -> None:
     """Make `folder`, created if need be, this process's own until it ends; again at any time, which notices that the
-    folder was deleted. Raises FolderInUse."""
+    folder was deleted, or that a machine which does not see the lock took it. Raises FolderInUse."""
     path = Path(folder).resolve() / NAME
-    held = _claimed.pop(path, None)
-    if held is not None:
-        if path.exists() and os.path.samestat(path.stat(), os.fstat(held.fileno())):
-            _claimed[path] = held
+    if path in _claimed:
+        file, text = _claimed[path]
+        if _holds(path, text):
             return
-        held.close()
-        log.warning("%s was deleted while this process worked with it; what follows goes to a new folder", folder)
+        del _claimed[path]
+        file.close()
+        log.warning("%s was deleted or taken over while this process worked there; it goes on in what is there now",
+                    folder)
     path.parent.mkdir(parents=True, exist_ok=True)
     file = open(path, "ab", buffering=0)
     try:
@@ -72,11 +72,14 @@ def claim(folder) -> None:
         file.close()
         raise FolderInUse(f"{folder} is in use by {_holder(path)}: wait for its end, stop it, or choose another "
                           "run_name")
-    _claimed[path] = file
-    with contextlib.suppress(OSError):      # on a full disk it is nameless
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}, {Path(sys.argv[0]).name}, since "
-                   f"{time.strftime('%Y-%m-%d %H:%M:%S')}".encode())
+    text = (f"process {os.getpid()} on {platform.node()}, {Path(sys.argv[0]).name}, since "
+            f"{time.strftime('%Y-%m-%d %H:%M:%S')}".encode())
+    file.truncate(0)
+    try:
+        file.write(text)
+    except OSError:         # a full disk
+        text = b""
+    _claimed[path] = file, text
 
 
 def held_by_others(*folders) -> str:
@@ -89,16 +92,25 @@ def held_by_others(*folders) -> str:
     return ""
 
 
+def _holds(path: Path, text: bytes) -> bool:
+    try:
+        return path.read_bytes() == text
+    except FileNotFoundError:
+        return False
+    except OSError:         # some file systems let nobody read what is locked
+        return True
+
+
 def _holder(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8", errors="replace").strip() or "another process"
-    except OSError:         # some file systems let nobody read what is locked
+        return path.read_text(encoding="utf-8", errors="replace") or "another process"
+    except OSError:
         return "another process"
 
 
 def _leave_to_parent() -> None:
     while _claimed:
-        _claimed.popitem()[1].close()
+        _claimed.popitem()[1][0].close()
 
 
 if hasattr(os, "register_at_fork"):

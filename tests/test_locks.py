@@ -52,7 +52,7 @@ def test_a_folder_deleted_meanwhile_is_noticed_and_claimed_anew(tmp_path, caplog
     shutil.rmtree(folder)
     with caplog.at_level(logging.WARNING, "cifar100"):
         claim(folder)
-    assert "run was deleted while" in caplog.text and (folder / ".lock").exists()
+    assert "run was deleted or taken over" in caplog.text and (folder / ".lock").exists()
     shutil.rmtree(folder)
     child = in_another_process(folder)      # which has begun anew there
     try:
