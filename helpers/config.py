@@ -73,8 +73,8 @@ class TrainingConfig:
     train_size: int | None = setting(None, "images used, of those val_size leaves, stratified; None for all", low=1)
 
     # Model
-    model: str = setting("CIFAR100CNN", "CIFAR100CNN; FastCNN, for short trainings; FlipCNN, its variant of mirrored "
-                         "channel pairs", choices=("CIFAR100CNN", "FastCNN", "FlipCNN"))
+    model: str = setting("CIFAR100CNN", "CIFAR100CNN, the residual reference; FlipCNN, of mirrored channel pairs, for "
+                         "short trainings", choices=("CIFAR100CNN", "FlipCNN"))
     widths: tuple[int, ...] | None = setting(None, "channels of each stage; None: its default", low=1, everyday=True)
     dropout_rate: float = setting(0.3, "dropout of CIFAR100CNN: of channels in each block, of features before "
                                   "the classifier", low=0, below=1)
@@ -287,8 +287,7 @@ def by_group() -> dict[str, list[str]]:
 
 # (settings, what they need to have an effect, whether that holds)
 _NEEDS = [
-    (("dropout_rate",), "model='CIFAR100CNN'", lambda config: config.model == "CIFAR100CNN"),
-    (("flip",), "another model than 'FlipCNN'", lambda config: config.model != "FlipCNN"),
+    (("dropout_rate", "flip"), "model='CIFAR100CNN'", lambda config: config.model == "CIFAR100CNN"),
     (("lr_milestones", "lr_gamma"), "lr_scheduler='step'", lambda config: config.lr_scheduler == "step"),
     (("min_delta",), "patience above 0", lambda config: config.patience > 0),
     (("mix_probability",), "mixup_alpha or cutmix_alpha above 0",
@@ -328,7 +327,8 @@ def value_faults(settings: dict) -> dict[str, str]:
             fault = fault or range_fault(coerced, SETTINGS[name].metadata)
             if fault:
                 hint = "; fp32 is mixed_precision=False" if (name, value) == ("precision", "fp32") else ""
-                faults[name] = f"{name}={value!r}: {fault}{hint}"
+                refused = refusals(without_retired({name: value})[1])
+                faults[name] = refused[0] if refused else f"{name}={value!r}: {fault}{hint}"
     return faults
 
 
