@@ -33,15 +33,15 @@ from helpers.lesson.runs import finished_runs, joint_note, published_beside, run
 from helpers.locks import FolderInUse, claim, held_by_others
 from helpers.logs import forget_epochs, log_to
 from helpers.metrics import Evaluation, History
-from helpers.models import CIFAR100CNN, FastCNN, FlipCNN, describe_model, layer_table
+from helpers.models import CIFAR100CNN, FlipCNN, describe_model, layer_table
 from helpers.network import TrainedNetwork, pretrained_path, portable_settings
 from helpers.notebook_settings import notebook_settings
 from helpers.system import SystemInfo, lies_on_drive, mount_drive, pick_device, pick_precision, progress_style
 from helpers.text import layers_text, readable, results_text
 from helpers.trainer import Trainer, TrainingDiverged
 
-__all__ = ["CIFAR100CNN", "CIFAR100Pipeline", "CheckpointError", "ConfigError", "DataError", "Evaluation", "FastCNN",
-           "FlipCNN", "History", "TrainedNetwork", "Trainer", "TrainingConfig", "TrainingDiverged", "describe_model",
+__all__ = ["CIFAR100CNN", "CIFAR100Pipeline", "CheckpointError", "ConfigError", "DataError", "Evaluation", "FlipCNN",
+           "History", "TrainedNetwork", "Trainer", "TrainingConfig", "TrainingDiverged", "describe_model",
            "preset_names", "train_cifar100"]
 
 log = logging.getLogger("cifar100")
@@ -403,7 +403,7 @@ class CIFAR100Pipeline:
     # What it learned -------------------------------------------------------------------------------------------
 
     def show_filters(self) -> Figure | None:
-        """The first layer's filters; FastCNN and FlipCNN compute theirs from the training images."""
+        """The first layer's filters; FlipCNN computes its own from the training images."""
         model = self._need_network().model
         first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
         return self._keep("filters", plots.first_layer_filters, first.weight, note=self.note)

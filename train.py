@@ -78,7 +78,7 @@ def _unknown_arguments(unknown: list[str]) -> list[str]:
     for text in unknown:
         name = text.split("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_")
         if name in RETIRED or name == "flip_equivariant":
-            now = "; --model FlipCNN or FastCNN replaces it" if name == "flip_equivariant" else ""
+            now = "; --model FlipCNN replaces it" if name == "flip_equivariant" else ""
             faults.append(f"option {text!r}: is no longer a setting{now}; tag {TAG} (commit {COMMIT}) has it")
         elif text.startswith("--"):
             near = difflib.get_close_matches(text.split("=")[0], options, n=1)

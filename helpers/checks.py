@@ -145,9 +145,8 @@ def cross_faults(config, wrong: set[str]) -> list[str]:
 # (settings, what they need to have an effect, whether that holds)
 _NEEDS = [
     (("data_dir", "download"), "another data_source than 'drawn'", lambda config: config.data_source != "drawn"),
-    (("dropout_rate",), "model='CIFAR100CNN'", lambda config: config.model == "CIFAR100CNN"),
     (("flip",), "another augmentation_strength than 'none'", lambda config: config.augmentation_strength != "none"),
-    (("flip",), "another model than 'FlipCNN'", lambda config: config.model != "FlipCNN"),
+    (("dropout_rate", "flip"), "model='CIFAR100CNN'", lambda config: config.model == "CIFAR100CNN"),
     (("crop_mode",), "crop_padding above 0", lambda config: (
         config.augmentation_strength != "none" if config.crop_padding is None else config.crop_padding > 0)),
     (("lr_milestones", "lr_gamma"), "lr_scheduler='step'", lambda config: config.lr_scheduler == "step"),

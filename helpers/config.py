@@ -74,8 +74,8 @@ class TrainingConfig:
     train_size: int | None = setting(None, "images used, of those val_size leaves, stratified; None for all", low=1)
 
     # Model
-    model: str = setting("CIFAR100CNN", "CIFAR100CNN; FastCNN, for short trainings; FlipCNN, its variant of mirrored "
-                         "channel pairs", choices=("CIFAR100CNN", "FastCNN", "FlipCNN"))
+    model: str = setting("CIFAR100CNN", "CIFAR100CNN, the residual reference; FlipCNN, of mirrored channel pairs, for "
+                         "short trainings", choices=("CIFAR100CNN", "FlipCNN"))
     widths: tuple[int, ...] | None = setting(None, "channels of each stage; None: its default", low=1, high=4096,
                                              everyday=True)
     dropout_rate: float = setting(0.3, "dropout of CIFAR100CNN: of channels in each block, of features before "
@@ -328,7 +328,8 @@ def value_faults(settings: dict) -> dict[str, str]:
             fault = fault or range_fault(coerced, SETTINGS[name].metadata)
             if fault:
                 hint = "; fp32 is mixed_precision=False" if (name, coerced) == ("precision", "fp32") else ""
-                faults[name] = f"{name}={shown(value)}: {fault}{hint}"
+                refused = refusals(without_retired({name: coerced})[1])
+                faults[name] = refused[0] if refused else f"{name}={shown(value)}: {fault}{hint}"
     return faults
 
 

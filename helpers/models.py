@@ -1,4 +1,4 @@
-"""The networks: CIFAR100CNN, the residual reference; FastCNN and FlipCNN, for short trainings."""
+"""The networks: CIFAR100CNN, the residual reference; FlipCNN, for short trainings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .layers.equivariant import FlipConv3x3, LiftingConv3x3, MirroredConv2d, PairNorm, symmetric_max_pool
-from .layers.pool_norm import max_pool, norm_gelu
+from .layers.pool_norm import norm_gelu
 from .layers.winograd import Conv3x3
 
 
@@ -70,121 +70,79 @@ class CIFAR100CNN(nn.Module):
         return self.fc(self.dropout(self.features(images)))
 
 
-class ConvGroup(nn.Module):
+class FlipGroup(nn.Module):
     """conv-pool-norm-gelu, then two conv-norm-gelu with a skip: float [N, C_in, H, W] to [N, C_out, H // 2, W // 2].
     `first` replaces the first convolution."""
 
-    conv, norm = Conv3x3, nn.BatchNorm2d
-
     def __init__(self, in_channels: int, out_channels: int, first: nn.Module | None = None):
         super().__init__()
-        self.conv1 = first or self.conv(in_channels, out_channels)
-        self.conv2, self.conv3 = (self.conv(out_channels, out_channels) for _ in range(2))
+        self.conv1 = first or FlipConv3x3(in_channels, out_channels)
+        self.conv2, self.conv3 = (FlipConv3x3(out_channels, out_channels) for _ in range(2))
         # Fast running statistics, since a short training has few steps.
-        self.norm1, self.norm2, self.norm3 = (self.norm(out_channels, momentum=0.4) for _ in range(3))
+        self.norm1, self.norm2, self.norm3 = (PairNorm(out_channels, momentum=0.4) for _ in range(3))
         for norm in (self.norm1, self.norm2, self.norm3):
             norm.weight.requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        first = norm_gelu(self.norm1, self.halve(images))
+        first = norm_gelu(self.norm1, symmetric_max_pool(self.conv1(images)))
         out = norm_gelu(self.norm2, self.conv2(first))
         return norm_gelu(self.norm3, self.conv3(out), first)
 
-    def halve(self, images: Tensor) -> Tensor:
-        """The first convolution and the pooling."""
-        return max_pool(self.conv1(images, for_pooling=True))
 
-
-class FlipGroup(ConvGroup):
-    """A ConvGroup of paired channels, which commutes with mirroring (helpers.layers.equivariant)."""
-
-    conv, norm = FlipConv3x3, PairNorm
-
-    def halve(self, images: Tensor) -> Tensor:
-        return symmetric_max_pool(self.conv1(images))
-
-
-class GroupedCNN(nn.Module):
-    """The common part of FastCNN and FlipCNN, after airbench (Jordan 2024, arXiv 2404.00498).
+class FlipCNN(nn.Module):
+    """The network for short trainings, after airbench (Jordan 2024, arXiv 2404.00498).
 
     A 2×2 whitening layer of 24 frozen filters (see `whiten`) with trained biases, groups of three convolutions, global
     max pooling, and a linear head whose logits are divided by 9. The norms have no scale, the 3×3 convolutions no bias.
     Maps float [N, 3, H, W], H and W at least 9, to logits float [N, num_classes]; `features` returns the head's input.
     The divisor, the biases and the fast running statistics are airbench's and were not compared here.
+
+    Its layers commute with mirroring (helpers.layers.equivariant): an image and its mirror image get the same logits,
+    and a convolution takes half the parameters and half the arithmetic of a common one. Channels form pairs, so
+    `widths` must be even.
     """
 
     logit_divisor = 9.0
 
-    def __init__(self, whitening: nn.Conv2d, groups: list[nn.Module], features: int, num_classes: int):
+    def __init__(self, num_classes: int = 100, widths=(128, 384, 512)):
+        if any(width % 2 for width in widths):
+            raise ValueError(f"widths={list(widths)}: the channels of FlipCNN come in pairs; make them even")
         super().__init__()
-        self.whitening, self.groups = whitening, nn.Sequential(*groups)
-        self.head = nn.Linear(features, num_classes, bias=False)
+        # 6 symmetric filters, their negatives, 6 antisymmetric ones, and their negatives, which are their mirror images
+        mirrored = torch.tensor([*range(12), *range(18, 24), *range(12, 18)])
+        self.whitening = MirroredConv2d(3, mirrored, 2)
+        first = FlipGroup(24, widths[0], LiftingConv3x3(mirrored, widths[0]))
+        self.groups = nn.Sequential(first, *(FlipGroup(i, o) for i, o in zip(widths, widths[1:])))
+        self.head = nn.Linear(widths[-1] // 2, num_classes, bias=False)
         self.whitening.weight.requires_grad_(False)
         nn.init.zeros_(self.whitening.bias)
 
     @torch.no_grad()
     def whiten(self, images: Tensor, eps: float = 5e-4) -> None:
-        """Set the first layer to the whitening filters of `images` (normalised float [N, 3, H, W]).
+        """Set the first layer to the whitening filters of `images` (normalised float [N, 3, H, W]) and their mirrors.
 
         They are the eigenvectors of the second moments of 2×2 patches, divided by the roots of their eigenvalues, and
-        their negatives: their outputs are decorrelated and of unit variance from the first step.
+        their negatives: first those that are symmetric, then those that are antisymmetric. Over the images and their
+        mirror images, the outputs are decorrelated and of unit variance from the first step.
         """
         patches = F.unfold(images.float(), 2).transpose(1, 2).reshape(-1, 12)
         moments = (patches.T @ patches / len(patches)).cpu()        # not every device has eigh
-        self.whitening.weight.copy_(self.whitening_filters(moments, eps))
-
-    def features(self, images: Tensor) -> Tensor:
-        return self.groups(F.gelu(self.whitening(images))).amax((2, 3))
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.features(images)) / self.logit_divisor
-
-
-class FastCNN(GroupedCNN):
-    """The network for short trainings, of ordinary layers; see GroupedCNN."""
-
-    def __init__(self, num_classes: int = 100, widths=(128, 384, 512)):
-        super().__init__(nn.Conv2d(3, 24, 2), [ConvGroup(i, o) for i, o in zip((24, *widths), widths)], widths[-1],
-                         num_classes)
-
-    def whitening_filters(self, moments: Tensor, eps: float) -> Tensor:
-        """Filters, float [24, 3, 2, 2], from the second moments [12, 12] of the patches."""
-        filters = _whitening_filters(moments, torch.eye(12), eps)
-        return torch.cat([filters, -filters])
-
-
-class FlipCNN(GroupedCNN):
-    """FastCNN's counterpart, of layers that commute with mirroring (helpers.layers.equivariant); see GroupedCNN.
-
-    Channels form pairs, so `widths` must be even. A convolution takes half the parameters and half the arithmetic of an
-    ordinary one. An image and its mirror image get the same logits.
-    """
-
-    def __init__(self, num_classes: int = 100, widths=(128, 384, 512)):
-        if any(width % 2 for width in widths):
-            raise ValueError(f"widths={list(widths)}: the channels of FlipCNN come in pairs; make them even")
-        # 6 symmetric filters, their negatives, 6 antisymmetric ones, and their negatives, which are their mirror images
-        mirrored = torch.tensor([*range(12), *range(18, 24), *range(12, 18)])
-        whitening = MirroredConv2d(3, mirrored, 2)
-        first = FlipGroup(24, widths[0], LiftingConv3x3(mirrored, widths[0]))
-        super().__init__(whitening, [first, *(FlipGroup(i, o) for i, o in zip(widths, widths[1:]))], widths[-1] // 2,
-                         num_classes)
-
-    def whitening_filters(self, moments: Tensor, eps: float) -> Tensor:
-        """As FastCNN's, for the images and their mirror images: symmetric filters, then antisymmetric ones."""
         left, right = (half.flatten(1) for half in torch.eye(12).view(12, 3, 2, 2).unbind(3))    # [12, 6] each
-        parts = [_whitening_filters(moments, (left + sign * right) * 0.5 ** 0.5, eps) for sign in (1, -1)]
-        return torch.cat([filters * sign for filters in parts for sign in (1, -1)])
+        filters = []
+        for sign in (1, -1):
+            basis = (left + sign * right) * 0.5 ** 0.5
+            eigenvalues, eigenvectors = torch.linalg.eigh(basis.T @ moments @ basis)
+            part = (basis @ eigenvectors / (eigenvalues + eps).sqrt()).T.reshape(-1, 3, 2, 2)
+            filters += [part, -part]
+        self.whitening.weight.copy_(torch.cat(filters))
 
     def features(self, images: Tensor) -> Tensor:
         """The even parts of the pooled pairs, float [N, widths[-1] / 2]: the same for an image and its mirror image."""
-        return super().features(images).unflatten(1, (2, -1)).sum(1) * 0.5 ** 0.5
+        pooled = self.groups(F.gelu(self.whitening(images))).amax((2, 3))
+        return pooled.unflatten(1, (2, -1)).sum(1) * 0.5 ** 0.5
 
-
-def _whitening_filters(moments: Tensor, basis: Tensor, eps: float) -> Tensor:
-    """Filters [n, 3, 2, 2] that whiten the projections on `basis` [12, n] of patches with second moments [12, 12]."""
-    eigenvalues, eigenvectors = torch.linalg.eigh(basis.T @ moments @ basis)
-    return (basis @ eigenvectors / (eigenvalues + eps).sqrt()).T.reshape(-1, 3, 2, 2)
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.features(images)) / self.logit_divisor
 
 
 def build_model(name: str = "CIFAR100CNN", num_classes: int = 100, widths=None, dropout_rate: float = 0.3) -> nn.Module:
@@ -192,9 +150,9 @@ def build_model(name: str = "CIFAR100CNN", num_classes: int = 100, widths=None, 
     sizes = {} if widths is None else {"widths": tuple(widths)}
     if name == "CIFAR100CNN":
         return CIFAR100CNN(num_classes, dropout_rate, **sizes)
-    if name not in ("FastCNN", "FlipCNN"):
-        raise ValueError(f"model={name!r}: must be CIFAR100CNN, FastCNN or FlipCNN")
-    return (FastCNN if name == "FastCNN" else FlipCNN)(num_classes, **sizes)
+    if name != "FlipCNN":
+        raise ValueError(f"model={name!r}: must be CIFAR100CNN or FlipCNN")
+    return FlipCNN(num_classes, **sizes)
 
 
 def model_stats(model: nn.Module) -> dict:

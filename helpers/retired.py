@@ -1,4 +1,5 @@
-"""Removed settings, so that files with them can be read. docs/RESULTS.md covers those that were measured."""
+"""Removed settings and a removed network, so that files with them can be read. docs/RESULTS.md covers those that were
+measured."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ from .text import shown
 
 TAG, COMMIT = "v1", "cfbe0af"      # the last version that had them
 ANY = object()          # for a setting that never shaped the weights
-NETWORK = ("pool_first", "skip", "input_skip", "mean_features")     # with these, the same weights compute otherwise
+NETWORK = ("model", "pool_first", "skip", "input_skip", "mean_features")    # the weights are of another network
 
 # Name: the value it has in effect today.
 RETIRED = {
@@ -18,15 +19,16 @@ RETIRED = {
 
 def without_retired(settings: dict) -> tuple[dict, dict]:
     """`settings` in today's names, and by name the retired ones whose value can no longer be expressed. Drops those
-    with today's value; `flip_equivariant` became FlipCNN."""
+    with today's value. FastCNN with `flip_equivariant` is FlipCNN; without it, FlipCNN only stands in its place."""
     kept = {name: value for name, value in settings.items() if name not in RETIRED and name != "flip_equivariant"}
     gone = {name: value for name, value in settings.items()
             if name in RETIRED and value is not None and RETIRED[name] not in (ANY, value)}
     equivariant, model = settings.get("flip_equivariant"), settings.get("model")
     if equivariant is not None and (model is None or model == "FlipCNN" and not equivariant):
         gone["flip_equivariant"] = equivariant
-    elif equivariant and model == "FastCNN":
+    elif model == "FastCNN":
         kept["model"] = "FlipCNN"
+        gone |= {} if equivariant else {"model": model}
     return kept, gone
 
 
@@ -39,8 +41,7 @@ def without_fp32(settings: dict) -> dict:
 
 def refusals(gone: dict) -> list[str]:
     """A sentence for each setting that `without_retired` could not express."""
-    return [f"{name}={shown(value)}: " + (
-        "is replaced by networks; set model='FlipCNN' for layers that commute with mirroring, or 'FastCNN' for "
-        "ordinary ones" if name == "flip_equivariant" else
-        f"is no longer a setting, and in effect {RETIRED[name]!r}; tag {TAG} (commit {COMMIT}) has it")
-        for name, value in gone.items()]
+    now = {name: f"is no longer a setting, and in effect {value!r}" for name, value in RETIRED.items()} | {
+        "flip_equivariant": "is no longer a setting; the layers of model='FlipCNN' commute with mirroring",
+        "model": "is no longer a network; model='FlipCNN' took its place"}
+    return [f"{name}={shown(value)}: {now[name]}; tag {TAG} (commit {COMMIT}) has it" for name, value in gone.items()]

@@ -111,7 +111,7 @@ def test_wrong_settings_are_named(arguments, message, capsys):
 
 def test_bare_convolutions_are_those_of_the_network(monkeypatch):
     """The same FLOPs, forward and backward, as a training step of the network."""
-    model = build_model("FastCNN", 4, (4, 4, 8))
+    model = build_model("FlipCNN", 4, (4, 4, 8))
     step = benchmark.bare_convolutions(model, 2, 32, CPU, "fp32")
     with FlopCounterMode(display=False) as counter:
         step()

@@ -286,13 +286,13 @@ def test_the_same_settings_pass():
 
 
 def test_every_differing_setting_is_named_with_both_values():
-    saved = {"epochs": 3, "seed": 1, "gone": True, "model": "FastCNN"}
+    saved = {"epochs": 3, "seed": 1, "gone": True, "model": "FlipCNN"}
     current = {"epochs": 4, "seed": 1, "added": 0.5, "model": "CIFAR100CNN"}
     with pytest.raises(CheckpointError) as refusal:
         checkpoint.check_same_run(saved, current, "a.pt", "run")
     message = str(refusal.value)
     for line in ("epochs: 3 in the checkpoint, 4 now", "gone: True in the checkpoint, None now",
-                 "added: None in the checkpoint, 0.5 now", "model: 'FastCNN' in the checkpoint, 'CIFAR100CNN' now"):
+                 "added: None in the checkpoint, 0.5 now", "model: 'FlipCNN' in the checkpoint, 'CIFAR100CNN' now"):
         assert line in message
     assert "seed" not in message and "resume='never'" in message and "run_name='run'" in message and "a.pt" in message
 

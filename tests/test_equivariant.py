@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from helpers.layers.equivariant import FlipConv3x3, LiftingConv3x3, MirroredConv2d, PairNorm, symmetric_max_pool
 from helpers.layers.winograd import direct_convolutions, winograd_is_faster
-from helpers.models import FastCNN, FlipCNN, training_flops
+from helpers.models import FlipCNN, training_flops
 
 FORMATS = [torch.channels_last, torch.contiguous_format]
 
@@ -133,17 +133,20 @@ def test_an_image_and_its_mirror_image_get_the_same_logits(side, whitened):
     assert model(images).std(0).min() > 1e-6
 
 
-def test_the_network_is_a_common_one_of_tied_weights():
-    """Where all sides are even; along odd ones the windows of the pooling overlap."""
+@pytest.mark.parametrize("side", [17, 24, 32])
+def test_the_network_is_a_common_one_of_tied_weights(side):
     torch.manual_seed(0)
-    model, plain = FlipCNN(10, (8, 16, 20)), FastCNN(10, (8, 16, 20))
+    model = FlipCNN(10, (8, 16, 20))
+    torch.nn.init.uniform_(model.whitening.bias)
     mirrored = [*range(12), *range(18, 24), *range(12, 18)]
     for norm in model.modules():
         if isinstance(norm, PairNorm):
             for values in (norm.bias, norm.running_mean, norm.running_var):
                 torch.nn.init.uniform_(values, 0.5, 1.5)
-    whitening, lifting = model.whitening.weight, model.groups[0].conv1.weight
+    model = model.double().eval()
+    whitening, bias, lifting = model.whitening.weight, model.whitening.bias, model.groups[0].conv1.weight
     weights = {"whitening.weight": (whitening + whitening[mirrored].flip(3)) / 2,
+               "whitening.bias": (bias + bias[mirrored]) / 2,
                "groups.0.conv1.weight": torch.cat([lifting, lifting[:, mirrored].flip(3)]),
                "head.weight": torch.cat([model.head.weight] * 2, 1) / 2 ** 0.5}
     for name, layer in model.named_modules():
@@ -152,19 +155,23 @@ def test_the_network_is_a_common_one_of_tied_weights():
         elif isinstance(layer, PairNorm):
             weights |= {f"{name}.{part}": torch.cat([values] * 2) if values.ndim else values
                         for part, values in layer.state_dict().items()}
-    plain.load_state_dict(plain.state_dict() | weights)
-    images = torch.randn(5, 3, 17, 17, dtype=torch.double)
-    torch.testing.assert_close(model.double().eval()(images), plain.double().eval()(images), rtol=1e-5, atol=1e-6)
+    images = torch.randn(5, 3, side, side, dtype=torch.double)
+    torch.testing.assert_close(model(images), plain_forward(weights, images), rtol=1e-6, atol=1e-7)
 
 
-def test_whitening_is_that_of_the_images_and_their_mirror_images():
-    torch.manual_seed(0)
-    images = F.avg_pool2d(torch.randn(200, 3, 20, 20), 3, 1)
-    model = FlipCNN(10, (8, 8, 8))
-    model.whiten(images, eps=0)
-    both = torch.cat([images, images.flip(3)])
-    found = F.conv2d(both, model.whitening.weight).transpose(0, 1).flatten(1)[[*range(6), *range(12, 18)]]
-    torch.testing.assert_close(found @ found.T / found.shape[1], torch.eye(12), atol=2e-3, rtol=0)
+def plain_forward(weights, images):
+    """The evaluation pass of a network without pairs, with functional operations only."""
+    def norm_gelu(x, name, skip=0):
+        parts = ("running_mean", "running_var", "weight", "bias")
+        return F.gelu(F.batch_norm(x, *(weights[f"{name}.{part}"] for part in parts)) + skip)
+
+    x = F.gelu(F.conv2d(images, weights["whitening.weight"], weights["whitening.bias"]))
+    for group in ("groups.0", "groups.1", "groups.2"):
+        x = F.conv2d(x, weights[f"{group}.conv1.weight"], padding=1)
+        x = norm_gelu(F.max_pool2d(x, 2 + x.shape[2] % 2, 2), f"{group}.norm1")      # overlaps along odd sides
+        y = norm_gelu(F.conv2d(x, weights[f"{group}.conv2.weight"], padding=1), f"{group}.norm2")
+        x = norm_gelu(F.conv2d(y, weights[f"{group}.conv3.weight"], padding=1), f"{group}.norm3", skip=x)
+    return F.adaptive_max_pool2d(x, 1).flatten(1) @ weights["head.weight"].T / 9
 
 
 @pytest.mark.parametrize("widths", [(9, 8, 8), (8, 9, 8), (8, 8, 9)])
@@ -174,7 +181,7 @@ def test_what_cannot_be_pairs_is_refused(widths):
 
 
 def test_half_the_arithmetic():
-    # All but the first two layers, which see channels without pairs, and the pooling, which looks at every place.
-    plain, pairs = (training_flops(network(), 33) for network in (FastCNN, FlipCNN))
-    first = 3 * 2 * 9 * 24 * 128 * 32 ** 2
-    assert pairs - first == pytest.approx((plain - first) / 2, rel=0.002)
+    # All but the first two layers, which see channels without pairs. Of the first, only biases are trained.
+    first = 2 * 12 * 24 * 32 ** 2 + 3 * 2 * 9 * 24 * 128 * 32 ** 2
+    common = 9 * (16 ** 2 * (2 * 128 ** 2 + 128 * 384) + 8 ** 2 * (2 * 384 ** 2 + 384 * 512) + 4 ** 2 * 2 * 512 ** 2)
+    assert training_flops(FlipCNN(), 33) == first + 3 * 2 * (common + 512 * 100) / 2

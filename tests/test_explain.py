@@ -13,10 +13,10 @@ from cifar100_pipeline import CIFAR100Pipeline
 from helpers.data import DataError, ImageData, stratified_split
 from helpers.lesson import explain
 from helpers.loader import BatchLoader
-from helpers.models import CIFAR100CNN, FastCNN
+from helpers.models import CIFAR100CNN, FlipCNN
 from helpers.network import predict
 
-MODELS = {"FastCNN": lambda: FastCNN(10, widths=(16, 16, 16)),
+MODELS = {"FlipCNN": lambda: FlipCNN(10, widths=(16, 16, 16)),
           "CIFAR100CNN": lambda: CIFAR100CNN(10, widths=(16, 16, 16, 16))}
 
 
@@ -198,12 +198,16 @@ def plain_grad_cam(model, stages, image, label, offsets=(0,), margin=0):
 
 
 def stages_of(model, last_but_one=False):
-    if isinstance(model, FastCNN):
+    if isinstance(model, FlipCNN):
         count = len(model.groups) - last_but_one
 
         def until(images):
             return model.groups[:count](F.gelu(model.whitening(images)))
-        return until, lambda output: model.head(model.groups[count:](output).amax((2, 3))) / model.logit_divisor
+
+        def after(output):
+            first, second = model.groups[count:](output).amax((2, 3)).chunk(2, 1)       # of the pairs of channels
+            return model.head((first + second) / 2 ** 0.5) / model.logit_divisor
+        return until, after
     layers = [model.layer1, model.layer2, model.layer3]
     count = len(layers) - last_but_one
 
@@ -219,7 +223,7 @@ def test_grad_cam_agrees_with_a_plain_loop(model, frozen):
     with torch.no_grad():                   # as a caller may be
         plain = explain.grad_cam(model, images, labels, shifts=1)
         moved = explain.grad_cam(model, images, labels)
-    last_but_one = model.groups[1] if isinstance(model, FastCNN) else model.layer2
+    last_but_one = model.groups[1] if isinstance(model, FlipCNN) else model.layer2
     finer = explain.grad_cam(model, images, labels, last_but_one, shifts=1)
     assert plain.shape == (3, 32, 32) and plain.dtype == torch.float32
     assert plain.min() >= 0 and plain.max() <= 1
@@ -257,7 +261,7 @@ def test_heat_lies_where_the_class_is(shifts):
 
 
 @pytest.mark.parametrize("row, column", [(8, 12), (16, 20), (24, 24)])
-def test_heat_of_a_network_that_pools_as_fast_cnn_does_lies_where_the_class_is(row, column):
+def test_heat_of_a_network_that_pools_as_flipcnn_does_lies_where_the_class_is(row, column):
     spot = BrightSpot()
     spot.layer3 = nn.Sequential(nn.AvgPool2d(2, 1), nn.AvgPool2d(2), nn.AvgPool2d(2), nn.AvgPool2d(2))
     images = torch.zeros(1, 3, 32, 32)
@@ -281,7 +285,7 @@ def gradient_of(model, images, labels, filters):
 
 
 def filters_of(model):
-    frozen = model.whitening if isinstance(model, FastCNN) else None
+    frozen = model.whitening if isinstance(model, FlipCNN) else None
     return [module.weight for module in model.modules() if isinstance(module, nn.Conv2d) and module is not frozen]
 
 
@@ -332,7 +336,7 @@ def test_affinity_needs_a_trainable_filter(model):
 
 # The pipeline ----------------------------------------------------------------------------------------------
 
-TINY = {"model": "FastCNN", "widths": [16, 16, 16], "optimizer": "muon", "train_size": 1000, "mixed_precision": False,
+TINY = {"model": "FlipCNN", "widths": [16, 16, 16], "optimizer": "muon", "train_size": 1000, "mixed_precision": False,
         "epochs": 1, "progress": "none"}
 
 

@@ -115,7 +115,7 @@ def test_main_reports_all_faults_before_any_run(items, faults, capsys, tmp_path)
 
 def test_a_fault_in_one_file_names_the_file(tmp_path, capsys):
     yaml_file(tmp_path / "good.yaml", preset="demo")
-    yaml_file(tmp_path / "wide.yaml", model="FastCNN", widths=[8, 8, 8, 8])
+    yaml_file(tmp_path / "wide.yaml", model="FlipCNN", widths=[8, 8, 8, 8])
     yaml_file(tmp_path / "bad.yaml", epohcs=3, runs_dir="x")
     (tmp_path / "broken.yaml").write_text("a: [")
     (tmp_path / "empty").mkdir()

@@ -23,7 +23,7 @@ def trainer_of(tmp_path, **settings):
     return Trainer(config, ImageData(images, labels, images[:3], labels[:3], ("a", "b", "c")), tmp_path)
 
 
-@pytest.mark.parametrize("settings", [{}, {"model": "FastCNN", "widths": (16, 16, 16), "optimizer": "muon"}])
+@pytest.mark.parametrize("settings", [{}, {"model": "FlipCNN", "widths": (16, 16, 16), "optimizer": "muon"}])
 def test_range_test_changes_nothing_that_is_trained_afterwards(tmp_path, settings):
     plain = trainer_of(tmp_path / "plain", **settings)
     plain.fit()

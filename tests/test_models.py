@@ -10,8 +10,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from helpers.config import TrainingConfig
-from helpers.models import (CIFAR100CNN, FastCNN, FlipCNN, ResidualBlock, build_model, describe_model, layer_table,
-                            model_stats, training_flops)
+from helpers.models import (CIFAR100CNN, FlipCNN, ResidualBlock, build_model, describe_model, layer_table, model_stats,
+                            training_flops)
 
 NARROW = (8, 16, 20, 24)      # oneDNN may crash below 16 channels at a stride
 PRETRAINED = Path(__file__).resolve().parent.parent / "pretrained"
@@ -23,7 +23,7 @@ def reference():
     return CIFAR100CNN()
 
 
-@pytest.fixture(params=["CIFAR100CNN", "FastCNN", "FlipCNN"])
+@pytest.fixture(params=["CIFAR100CNN", "FlipCNN"])
 def narrow(request):
     torch.manual_seed(0)
     return build_model(request.param, 10, NARROW if request.param == "CIFAR100CNN" else NARROW[1:])
@@ -171,105 +171,70 @@ def test_classifier_dropout_drops_single_features():
                                                      for block in model.modules() if isinstance(block, ResidualBlock))
 
 
-# FastCNN and FlipCNN ---------------------------------------------------------------------------------------
+# FlipCNN ---------------------------------------------------------------------------------------------------
 
 WIDTHS = (8, 12, 16)
 
 
-@pytest.fixture(params=[FastCNN, FlipCNN])
-def network(request):
-    """FastCNN or FlipCNN, the class."""
-    return request.param
-
-
 @pytest.mark.parametrize("side", [9, 12, 15, 16, 31, 32])
-def test_fast_networks_take_small_and_odd_images(side, network):
-    model = network(7, widths=(8, 8, 16)).eval()
+def test_flipcnn_takes_small_and_odd_images(side):
+    model = FlipCNN(7, widths=(8, 8, 16)).eval()
     images = torch.randn(2, 3, side, side)
     assert model(images).shape == (2, 7)
-    assert model.features(images).shape == (2, 16 if network is FastCNN else 8)
+    assert model.features(images).shape == (2, 8)
     assert model(torch.randn(2, 3, side, side + 3)).shape == (2, 7)
 
 
-def test_fast_networks_have_the_names_and_shapes_of_saved_weights(network):
-    pairs = network is FlipCNN
+def test_flipcnn_has_the_names_and_shapes_of_saved_weights():
     expected = {"whitening.weight": (24, 3, 2, 2), "whitening.bias": (24,)}
     for place, (inside, outside) in enumerate(zip((24, *WIDTHS), WIDTHS)):
         group = f"groups.{place}"
         for name, channels in ((f"{group}.conv1", inside), (f"{group}.conv2", outside), (f"{group}.conv3", outside)):
-            if not pairs:
-                expected[f"{name}.weight"] = (outside, channels, 3, 3)
-            elif name == "groups.0.conv1":
+            if name == "groups.0.conv1":
                 expected[f"{name}.weight"] = (outside // 2, channels, 3, 3)
             else:
                 expected |= {f"{name}.{part}.weight": (outside // 2, channels // 2 * 3, 3, 1)
                              for part in ("even", "odd")}
         for norm in ("norm1", "norm2", "norm3"):
-            expected |= batch_norm(f"{group}.{norm}", outside // (2 if pairs else 1))
-    expected["head.weight"] = (7, 8 if pairs else 16)
-    assert shapes_of(network(7, WIDTHS)) == expected
+            expected |= batch_norm(f"{group}.{norm}", outside // 2)
+    expected["head.weight"] = (7, 8)
+    assert shapes_of(FlipCNN(7, WIDTHS)) == expected
 
 
 def test_pairs_of_channels_take_half_the_parameters():
     with torch.device("meta"):
-        fast, flip = (model_stats(build(100, (160, 448, 576)))["total_parameters"] for build in (FastCNN, FlipCNN))
-    assert fast == 24 * 13 + 9 * (24 * 160 + 2 * 160 ** 2 + 160 * 448 + 2 * 448 ** 2 + 448 * 576 + 2 * 576 ** 2) \
+        found = model_stats(FlipCNN(100, (160, 448, 576)))["total_parameters"]
+    common = 9 * (24 * 160 + 2 * 160 ** 2 + 160 * 448 + 2 * 448 ** 2 + 448 * 576 + 2 * 576 ** 2) \
         + 6 * (160 + 448 + 576) + 100 * 576
-    assert 2 * (flip - 24 * 13) == fast - 24 * 13
+    assert found == 24 * 13 + common / 2
 
 
-def test_fast_networks_draw_whitening_groups_and_head_in_turn(network):
+def test_flipcnn_draws_whitening_groups_and_head_in_turn():
     """So that a seed gives the initial weights that it always gave."""
     def layers_by_hand():
         layers = [("whitening", nn.Conv2d(3, 24, 2))]
         for place, (inside, outside) in enumerate(zip((24, *WIDTHS), WIDTHS)):
             for name, channels in (("conv1", inside), ("conv2", outside), ("conv3", outside)):
                 name = f"groups.{place}.{name}"
-                if network is FastCNN:
-                    layers.append((name, nn.Conv2d(channels, outside, 3, bias=False)))
-                elif name == "groups.0.conv1":
+                if name == "groups.0.conv1":
                     layers.append((name, nn.Conv2d(channels, outside // 2, 3, bias=False)))
                 else:
                     layers += [(f"{name}.{part}", nn.Conv2d(channels // 2 * 3, outside // 2, (3, 1), bias=False))
                                for part in ("even", "odd")]
-        return [*layers, ("head", nn.Linear(16 if network is FastCNN else 8, 7, bias=False))]
+        return [*layers, ("head", nn.Linear(8, 7, bias=False))]
 
     weights = {f"{name}.weight": layer.weight for name, layer in drawn(layers_by_hand)}
-    if network is FlipCNN:      # half of the filters are symmetric, the others are pairs of mirror images
-        filters = weights["whitening.weight"]
-        mirrored = torch.cat([filters[:12], filters[18:], filters[12:18]]).flip(3)
-        weights["whitening.weight"] = (filters + mirrored) / 2
-    found = drawn(network, 7, WIDTHS).state_dict()
+    filters = weights["whitening.weight"]       # half of them are symmetric, the others are pairs of mirror images
+    mirrored = torch.cat([filters[:12], filters[18:], filters[12:18]]).flip(3)
+    weights["whitening.weight"] = (filters + mirrored) / 2
+    found = drawn(FlipCNN, 7, WIDTHS).state_dict()
     assert [name for name in found if name in weights] == list(weights)
     assert all(torch.equal(found[name], weight) for name, weight in weights.items())
     assert not found["whitening.bias"].any()
 
 
-def test_fast_network_gives_what_a_plain_network_gives():
-    model = FastCNN(7, WIDTHS).double().eval()
-    weights = {name: torch.rand_like(tensor) + 0.5 * name.endswith("var") if tensor.is_floating_point() else tensor
-               for name, tensor in model.state_dict().items()}
-    model.load_state_dict(weights)
-    images = smooth_images(3, 32).double()
-    torch.testing.assert_close(model(images), plain_fast_forward(weights, images))
-
-
-def plain_fast_forward(weights, images):
-    """FastCNN's evaluation pass with functional operations only."""
-    def norm_gelu(x, name, skip=0):
-        parts = ("running_mean", "running_var", "weight", "bias")
-        return F.gelu(F.batch_norm(x, *(weights[f"{name}.{part}"] for part in parts)) + skip)
-
-    x = F.gelu(F.conv2d(images, weights["whitening.weight"], weights["whitening.bias"]))
-    for group in ("groups.0", "groups.1", "groups.2"):
-        x = norm_gelu(F.max_pool2d(F.conv2d(x, weights[f"{group}.conv1.weight"], padding=1), 2), f"{group}.norm1")
-        y = norm_gelu(F.conv2d(x, weights[f"{group}.conv2.weight"], padding=1), f"{group}.norm2")
-        x = norm_gelu(F.conv2d(y, weights[f"{group}.conv3.weight"], padding=1), f"{group}.norm3", skip=x)
-    return F.adaptive_max_pool2d(x, 1).flatten(1) @ weights["head.weight"].T / 9
-
-
 def test_the_weights_that_come_with_the_project_load_strictly():
-    """They were saved when the network was FastCNN with a switch; their numbers are of 16 bits."""
+    """Their numbers are of 16 bits."""
     saved = torch.load(PRETRAINED / "fast.pt", weights_only=True)["model_state_dict"]
     model = FlipCNN(100, (160, 448, 576))
     model.load_state_dict(saved, strict=True)
@@ -278,14 +243,16 @@ def test_the_weights_that_come_with_the_project_load_strictly():
 
 
 def test_whitening_gives_decorrelated_responses_of_unit_variance():
+    """Over the images and their mirror images."""
     images = smooth_images(200, 16)
-    responses_before = F.conv2d(images, torch.randn(12, 3, 2, 2))
-    assert not near_identity(responses_before, 0.5)     # the images are worth whitening
-    model = FastCNN(10, widths=(8, 8, 8))
+    both = torch.cat([images, images.flip(3)])
+    assert not near_identity(F.conv2d(both, torch.randn(12, 3, 2, 2)), 0.5)     # the images are worth whitening
+    model = FlipCNN(10, widths=(8, 8, 8))
     model.whiten(images)
-    responses = model.whitening(images)
-    assert near_identity(responses[:, :12], 0.03)
-    assert torch.equal(responses[:, 12:], -responses[:, :12])
+    filters = model.whitening.weight
+    assert near_identity(F.conv2d(both, filters)[:, [*range(6), *range(12, 18)]], 0.03)
+    assert torch.equal(filters[6:12], -filters[:6]) and torch.equal(filters[18:], -filters[12:18])
+    assert torch.equal(filters[:12], filters[:12].flip(3)) and torch.equal(filters[12:18], filters[18:].flip(3))
 
 
 def near_identity(responses, tolerance):
@@ -293,14 +260,14 @@ def near_identity(responses, tolerance):
     return (torch.cov(rows) - torch.eye(len(rows))).abs().max() < tolerance
 
 
-def test_all_is_trained_but_the_whitening_filters_and_the_scales_of_the_norms(network):
-    frozen = {name for name, parameter in network(10, (8, 8, 8)).named_parameters() if not parameter.requires_grad}
+def test_all_is_trained_but_the_whitening_filters_and_the_scales_of_the_norms():
+    frozen = {name for name, parameter in FlipCNN(10, (8, 8, 8)).named_parameters() if not parameter.requires_grad}
     assert frozen == {"whitening.weight"} | {f"groups.{group}.norm{norm}.weight" for group in range(3)
                                              for norm in (1, 2, 3)}
 
 
-def test_whitening_filters_stay_frozen_and_norm_scales_stay_one(network):
-    model = network(10, widths=(8, 8, 8))
+def test_whitening_filters_stay_frozen_and_norm_scales_stay_one():
+    model = FlipCNN(10, widths=(8, 8, 8))
     model.whiten(smooth_images(50, 16))
     before = model.whitening.weight.clone()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
@@ -390,8 +357,7 @@ def test_a_network_is_described_in_one_line(reference):
                                          f"{gigaflops:.2f} GFLOP an image forward and backward")
 
 
-@pytest.mark.parametrize("build, own", [(CIFAR100CNN, (64, 128, 256, 512)), (FastCNN, (128, 384, 512)),
-                                        (FlipCNN, (128, 384, 512))])
+@pytest.mark.parametrize("build, own", [(CIFAR100CNN, (64, 128, 256, 512)), (FlipCNN, (128, 384, 512))])
 def test_a_network_is_built_by_name_in_its_own_widths_or_those_given(build, own):
     with torch.device("meta"):
         for widths, given in ((own, None), (NARROW[-len(own):], list(NARROW[-len(own):]))):
@@ -400,11 +366,5 @@ def test_a_network_is_built_by_name_in_its_own_widths_or_those_given(build, own)
 
 
 def test_unknown_model_is_refused_by_name():
-    with pytest.raises(ValueError, match="ResNet99.*CIFAR100CNN, FastCNN or FlipCNN"):
+    with pytest.raises(ValueError, match="ResNet99.*CIFAR100CNN or FlipCNN"):
         build_model("ResNet99")
-
-
-def test_fastcnn_computes_what_its_pooling_looks_at():
-    sides = {row["layer"]: row["output"][1] for row in layer_table(FastCNN(10, widths=(4, 4, 8)), 32)
-             if row["layer"].endswith("conv1")}
-    assert sides == {"groups.0.conv1": 30, "groups.1.conv1": 14, "groups.2.conv1": 6}

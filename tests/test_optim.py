@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from helpers.models import CIFAR100CNN, FastCNN
+from helpers.models import CIFAR100CNN, FlipCNN
 from helpers.optim import Muon, build_optimizer, orthogonalize, set_learning_rate, split_parameters
 from helpers.tools.gpu import Operations
 
@@ -41,7 +41,7 @@ def test_groups_hold_every_trainable_parameter_once(model):
 
 
 def test_frozen_parameters_are_left_out():
-    model = FastCNN(5, widths=(4, 4, 4))
+    model = FlipCNN(5, widths=(4, 4, 4))
     held = {id(p) for group in build_optimizer(model, "muon").param_groups for p in group["params"]}
     assert held == {id(p) for p in model.parameters() if p.requires_grad}
     assert id(model.whitening.weight) not in held and id(model.whitening.bias) in held

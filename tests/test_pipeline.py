@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 import cifar100_pipeline
-from cifar100_pipeline import CIFAR100CNN, CheckpointError, CIFAR100Pipeline, DataError, TrainingConfig, train_cifar100
+from cifar100_pipeline import (CIFAR100CNN, CheckpointError, CIFAR100Pipeline, ConfigError, DataError, TrainingConfig,
+                               train_cifar100)
 from helpers import checkpoint, system
 from helpers.data import ImageData
 
@@ -179,10 +180,11 @@ def test_weights_of_the_first_edition_are_used_unless_their_network_is_gone(fini
     loaded = CIFAR100Pipeline.from_checkpoint(path, runs_dir=str(tmp_path))
     weights = loaded.model.state_dict()
     assert all(torch.equal(weights[name].cpu(), tensor) for name, tensor in state["model_state_dict"].items())
-    checkpoint.save_atomically(state | {"config": state["config"] | {"skip": False}}, path)
-    for load in (CIFAR100Pipeline.from_checkpoint, loaded.load_weights):
-        with pytest.raises(CheckpointError, match="skip=False: .*tag v1"):
-            load(path)
+    for gone, words in (({"skip": False}, "skip=False: .*tag v1"), ({"model": "FastCNN"}, "model='FastCNN': .*tag v1")):
+        checkpoint.save_atomically(state | {"config": state["config"] | gone}, path)
+        for load in (CIFAR100Pipeline.from_checkpoint, loaded.load_weights):
+            with pytest.raises((CheckpointError, ConfigError), match=words):
+                load(path)
 
 
 def test_no_folder_is_taken_from_a_file(finished, runs_dir, tmp_path):

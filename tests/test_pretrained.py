@@ -11,7 +11,7 @@ from helpers import checkpoint, network
 from helpers.data import DataError, ImageData
 from helpers.tools import pretrained
 
-TINY = {"preset": "demo", "model": "FastCNN", "widths": [4, 4, 8], "optimizer": "muon", "epochs": 1,
+TINY = {"preset": "demo", "model": "FlipCNN", "widths": [4, 4, 8], "optimizer": "muon", "epochs": 1,
         "patience": 0, "mixed_precision": False, "progress": "none"}
 
 

@@ -64,6 +64,14 @@ def test_command_writes_table_and_figure(runs, tmp_path, capsys):
     assert len(list(runs.glob("*/training.png"))) == 4
 
 
+def test_the_committed_record_is_read():
+    """Its runs are of `v1`, some of them of a network that is gone."""
+    committed = json.loads((results.FIGURES / "record.json").read_text())["recipes"]
+    found = results.recipes(results.FIGURES / "record")
+    assert [(row["name"], row["seeds"], row["top1"]) for row in found] == [
+        (row["name"], row["seeds"], row["top1"]) for row in committed]
+
+
 def test_others_are_drawn_with_their_compute_or_as_lines(runs):
     others = [{"name": "one", "top1": 75.2, "top1_std": 0.25, "runs": 40, "petaflops": 0.3},
               {"name": "two", "top1": 79.0, "petaflops": (3, 7)}]

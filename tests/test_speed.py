@@ -56,7 +56,7 @@ class SleepingModel(nn.Module):
 # Inference -------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("name, widths", [("CIFAR100CNN", (4, 4, 4, 4)), ("FastCNN", (4, 4, 4))])
+@pytest.mark.parametrize("name, widths", [("CIFAR100CNN", (4, 4, 4, 4)), ("FlipCNN", (4, 4, 4))])
 def test_inference_rows_are_complete(name, widths, precision):
     rows = speed.inference_throughput(build_model(name, 10, widths), CPU, precision, (2, 4), repeats=3,
                                           min_seconds=0.001)

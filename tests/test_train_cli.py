@@ -185,6 +185,11 @@ def test_an_option_that_is_gone_is_answered_with_the_tag_that_has_it(option):
     assert "no longer a setting" in faults_of(option)[0] and "tag v1 (commit cfbe0af) has it" in faults_of(option)[0]
 
 
+def test_the_network_that_is_gone_is_answered_with_the_tag_that_has_it():
+    assert ["model='FastCNN'" in fault and "tag v1 (commit cfbe0af) has it" in fault
+            for fault in faults_of("--model FastCNN")] == [True]
+
+
 def test_fp32_is_said_as_before(capsys):
     for option in ("--precision fp32", "--no-mixed-precision"):
         assert read(option).mixed_precision is False and read(option).precision == "auto"

@@ -11,28 +11,24 @@ from helpers.layers.winograd import Conv3x3, winograd_conv
 from helpers.models import CIFAR100CNN, training_flops
 
 
-@pytest.mark.parametrize("without_last", [False, True])
 @pytest.mark.parametrize("height, width", [(15, 15), (7, 12), (14, 4), (6, 3), (3, 2)])
-def test_equals_the_direct_convolution(height, width, without_last, monkeypatch):
+def test_equals_the_direct_convolution(height, width, monkeypatch):
     monkeypatch.setattr(winograd, "TILES_AT_ONCE", 40)      # several parts, the last one smaller
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(25, 6, height, width, dtype=torch.float64, generator=generator, requires_grad=True)
     weight = torch.randn(5, 6, 3, 3, dtype=torch.float64, generator=generator, requires_grad=True)
-    rows, columns = height - without_last, width - without_last
-    gradient = torch.randn(25, 5, rows, columns, dtype=torch.float64, generator=generator)
+    gradient = torch.randn(25, 5, height, width, dtype=torch.float64, generator=generator)
     results = []
-    for out in (winograd_conv(images, weight, without_last),
-                F.conv2d(images, weight, padding=1)[:, :, :rows, :columns]):
+    for out in (winograd_conv(images, weight), F.conv2d(images, weight, padding=1)):
         results.append((out, *torch.autograd.grad(out, (images, weight), gradient)))
     for ours, theirs in zip(*results):
         assert ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("without_last", [False, True])
-def test_numerical_gradient(without_last):
+def test_numerical_gradient():
     images = torch.randn(2, 3, 5, 7, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(2, 3, 3, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(winograd_conv, (images, weight, without_last))
+    assert torch.autograd.gradcheck(winograd_conv, (images, weight))
 
 
 @pytest.mark.parametrize("wanted", [(True, False), (False, True)])
@@ -96,25 +92,3 @@ def test_compute_is_counted_as_of_the_direct_convolution(winograd_calls):
     model = CIFAR100CNN(widths=(64, 64, 64, 64))
     assert training_flops(model, 128) > 3.9 * training_flops(model, 64)
     assert not winograd_calls
-
-
-@pytest.mark.parametrize("channels, number", [(4, 2), (64, 64)])      # directly, by Winograd's
-@pytest.mark.parametrize("height, width", [(7, 7), (9, 5), (8, 8), (7, 8)])
-def test_pooling_sees_no_difference_where_the_convolution_leaves_out_what_it_drops(
-        height, width, channels, number, winograd_calls):
-    torch.manual_seed(0)
-    conv, images = Conv3x3(channels, channels), torch.randn(number, channels, height, width, requires_grad=True)
-    left_out = conv(images, for_pooling=True)
-    assert left_out.shape[2:] == ((height - 1, width - 1) if height % 2 and width % 2 else (height, width))
-    assert bool(winograd_calls) == (channels == 64)
-    results = []
-    for out in (left_out, conv(images)):
-        pooled = F.max_pool2d(out, 2)
-        results.append((pooled, *torch.autograd.grad(pooled.square().sum(), (images, conv.weight))))
-    for ours, theirs in zip(*results):
-        assert (ours - theirs).norm() < 1e-3 * theirs.norm()       # rounding may change which of four is the largest
-
-
-def test_only_convolutions_of_stride_1_leave_something_out():
-    conv, images = Conv3x3(4, 5, stride=2), torch.randn(2, 4, 7, 7)
-    assert torch.equal(conv(images, for_pooling=True), conv(images))

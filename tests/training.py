@@ -30,7 +30,7 @@ PLAIN = {"num_classes": 4, "widths": (8, 16, 16, 16), "epochs": 3, "batch_size":
 # All that draws random numbers or keeps a state of its own.
 SGD_RUN = PLAIN | {"dropout_rate": 0.3, "ema_decay": 0.9, "augmentation_strength": "moderate", "patience": 10,
                    "gradient_accumulation_steps": 2, "batch_size": 8, "lr_scheduler": "step", "lr_milestones": [2]}
-MUON_RUN = PLAIN | {"model": "FastCNN", "widths": (8, 8, 16), "optimizer": "muon", "flip": "alternating",
+MUON_RUN = PLAIN | {"model": "FlipCNN", "widths": (8, 8, 16), "optimizer": "muon", "flip": "alternating",
                     "augmentation_strength": "basic", "start_image_size": 16, "mixup_alpha": 0.4, "cutmix_alpha": 1.0,
                     "lr_scheduler": "linear", "gradient_clip": 0}
 

@@ -21,7 +21,7 @@ def norm_gelu(norm: nn.BatchNorm2d, images: Tensor, skip: Tensor | None = None) 
     return F.gelu(normed if skip is None else normed + skip)
 
 
-def max_pool(images: Tensor, window: Sequence[int] = (2, 2)) -> Tensor:
+def max_pool(images: Tensor, window: Sequence[int]) -> Tensor:
     """Max pooling of float [N, C, H, W] at stride 2, rounding down; windows of sides 2 or 3."""
     if images.requires_grad and fused_is_faster(images):
         return fused.max_pool(images, window)

@@ -39,25 +39,20 @@ class Conv3x3(nn.Conv2d):
     """A 3×3 convolution with padding 1 and no bias: float [N, C_in, H, W] to [N, C_out, ⌈H/stride⌉, ⌈W/stride⌉].
 
     In fp32 on a CPU it uses Winograd's algorithm where that is faster, else PyTorch's convolution. The two differ by
-    rounding, at most 1e-4 of the result's norm, a thirtieth of bf16's error. `for_pooling=True` omits the last row and
-    column of a result with odd sides, which 2×2 pooling ignores: at side 7, 36 places remain of 49.
+    rounding, at most 1e-4 of the result's norm, a thirtieth of bf16's error.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1):
         super().__init__(in_channels, out_channels, 3, stride, padding=1, bias=False)
 
-    def forward(self, images: Tensor, for_pooling: bool = False) -> Tensor:
-        without_last = for_pooling and self.stride == (1, 1) and images.shape[2] % 2 == images.shape[3] % 2 == 1
-        if self.stride == (1, 1) and winograd_is_faster(images, self.weight.dtype, self.in_channels, self.out_channels,
-                                                        without_last):
-            return winograd_conv(images, self.weight, without_last)
-        if without_last:
-            return F.conv2d(F.pad(images, (1, 0, 1, 0)), self.weight)
+    def forward(self, images: Tensor) -> Tensor:
+        if self.stride == (1, 1) and winograd_is_faster(images, self.weight.dtype, self.in_channels, self.out_channels):
+            return winograd_conv(images, self.weight)
         return super().forward(images)
 
 
 def winograd_is_faster(images: Tensor, weight_dtype: torch.dtype, in_channels: int, out_channels: int,
-                       without_last: bool = False, direct_share: float = 1.0) -> bool:
+                       direct_share: float = 1.0) -> bool:
     """Is `winograd_conv` faster than a convolution of stride 1? Only in fp32 on a CPU, outside `direct_convolutions`.
     `direct_share`: the alternative's multiplications over those of a plain convolution."""
     if not (_allowed and images.device.type == "cpu" and images.dtype == weight_dtype == torch.float32
@@ -65,21 +60,20 @@ def winograd_is_faster(images: Tensor, weight_dtype: torch.dtype, in_channels: i
             and images.ndim == 4 and images.shape[1] == in_channels
             and min(in_channels, out_channels) >= 64):      # or the transforms cost more than they save
         return False
-    height, width = (side - without_last for side in images.shape[2:])
+    height, width = images.shape[2:]
     rows, columns = _Tiling.of(height), _Tiling.of(width)
     return (len(images) * rows.count * columns.count >= 64          # or transforming the filters costs more
             and rows.multiplications * columns.multiplications < 0.6 * direct_share * 9 * height * width)
 
 
-def winograd_conv(images: Tensor, weight: Tensor, without_last: bool = False) -> Tensor:
+def winograd_conv(images: Tensor, weight: Tensor) -> Tensor:
     """`F.conv2d(images, weight, padding=1)` by F(m×m, 3×3), differentiable once.
 
     images: float32 or float64 [N, C_in, H, W]; weight: [C_out, C_in, 3, 3] of the same dtype (16 bits are too few for
-    the transforms). Returns [N, C_out, H, W], channels_last; with `without_last`, [N, C_out, H - 1, W - 1]. On each
-    axis, m is the one of TILE_SIDES with the fewest multiplications.
+    the transforms). Returns [N, C_out, H, W], channels_last. On each axis, m is the one of TILE_SIDES with the fewest
+    multiplications.
     """
-    height, width = (side - without_last for side in images.shape[2:])
-    return _WinogradConv.apply(images, weight, (height, width), torch.is_grad_enabled())
+    return _WinogradConv.apply(images, weight, torch.is_grad_enabled())
 
 
 class _Tiling:
@@ -100,11 +94,11 @@ class _WinogradConv(torch.autograd.Function):
     # Images are [N, H, W, C]; tiles are [n, n, N, rows, columns, C] as inputs, [m, m, N, rows, columns, C] as outputs.
 
     @staticmethod
-    def forward(ctx, images, weight, sides, with_grad):
-        (number, channels, *image_sides), (height, width) = images.shape, sides
+    def forward(ctx, images, weight, with_grad):
+        number, channels, height, width = images.shape
         filters, rows, columns = len(weight), _Tiling.of(height), _Tiling.of(width)
         a, b, g = _transforms(rows.m, columns.m, images.dtype)
-        border = (0, 0, 1, columns.padded + 1 - image_sides[1], 1, rows.padded + 1 - image_sides[0])
+        border = (0, 0, 1, columns.padded + 1 - width, 1, rows.padded + 1 - height)
         kernel = _transform_filters(g, weight)
         out = torch.empty((number, filters, height, width), dtype=images.dtype, memory_format=torch.channels_last)
         kept = []
@@ -120,14 +114,14 @@ class _WinogradConv(torch.autograd.Function):
             if with_grad and weight.requires_grad:
                 kept.append(inputs)
         ctx.save_for_backward(weight, *kept)
-        ctx.images_shape, ctx.sides = images.shape, sides
+        ctx.images_shape = images.shape
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         weight, *kept = ctx.saved_tensors
-        (channels, *image_sides), (height, width), filters = ctx.images_shape[1:], ctx.sides, len(weight)
+        (channels, height, width), filters = ctx.images_shape[1:], len(weight)
         rows, columns = _Tiling.of(height), _Tiling.of(width)
         a, b, g = _transforms(rows.m, columns.m, grad.dtype)
         border = (0, 0, 0, columns.padded - width, 0, rows.padded - height)
@@ -142,10 +136,10 @@ class _WinogradConv(torch.autograd.Function):
             if ctx.needs_input_grad[0]:
                 patches = b.T @ torch.bmm(tiles, kernel.transpose(1, 2)).view(len(b), -1)
                 patches = patches.view(rows.n, columns.n, -1, rows.count, columns.count, channels)
-                grad_part.copy_(_overlap_add(patches)[:, :image_sides[0], :image_sides[1]])
+                grad_part.copy_(_overlap_add(patches)[:, :height, :width])
         weight_grad = (g.T @ kernel_grad.view(len(b), -1)).view(3, 3, channels, filters).permute(3, 2, 0, 1)
         return (*[tensor if wanted else None
-                  for tensor, wanted in zip((images_grad, weight_grad), ctx.needs_input_grad)], None, None)
+                  for tensor, wanted in zip((images_grad, weight_grad), ctx.needs_input_grad)], None)
 
 
 def _transform_filters(g: Tensor, weight: Tensor) -> Tensor:

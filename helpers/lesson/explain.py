@@ -159,10 +159,9 @@ def grad_cam(model: nn.Module, images: Tensor, classes: Tensor, layer: nn.Module
     the gradient of the class's logit, sums the channels, sets negative values to 0, enlarges the map bilinearly to the
     image, and scales its maximum to 1. A map of zeros means that nothing in this layer speaks for the class.
 
-    The last group of FastCNN has only 3×3 places at 32 pixels. So the map is the mean over shifts × shifts copies of
+    The last group of FlipCNN has only 3×3 places at 32 pixels. So the map is the mean over shifts × shifts copies of
     the image, moved by fractions of a quarter of its side and padded by reflection; shifts=1 is plain Grad-CAM. One
-    extra pixel makes the copies 41 wide, so that FastCNN's poolings drop no last row or column, which would shift the
-    map by up to six pixels (flip-equivariant layers drop none at any size).
+    extra pixel makes the copies 41 wide: FlipCNN's poolings then meet even sides, where their windows do not overlap.
 
     images: normalised float [N, 3, H, W]; classes: int64 [N]; layer: a module with output [N, C, h, w], by default
     `grad_cam_layer`. Computes in fp32, in evaluation mode; parameters may be frozen.
@@ -199,7 +198,7 @@ def _weighted_activations(model: nn.Module, layer: nn.Module, images: Tensor, cl
 
 
 def grad_cam_layer(model: nn.Module) -> nn.Module:
-    """The default layer of `grad_cam`: the last group of FastCNN, the last stage of CIFAR100CNN."""
+    """The default layer of `grad_cam`: the last group of FlipCNN, the last stage of CIFAR100CNN."""
     return model.groups[-1] if hasattr(model, "groups") else model.layer3
 
 

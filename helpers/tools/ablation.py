@@ -4,7 +4,8 @@
 
 Trains the runs that configs/ablation.yaml lists and compares them on a validation split of the training images; the
 test split is never read. After each run it rewrites figures/ablation.json, .txt (the table) and .png. Started again, it
-skips the runs in ablation.json and resumes an interrupted one.
+skips the runs in ablation.json and resumes an interrupted one. Rows of a base that is gone stay in ablation.json, but
+are not drawn.
 """
 
 from __future__ import annotations
@@ -80,11 +81,12 @@ def train_one(name: str, config: TrainingConfig, data: ImageData) -> dict:
 
 def finished_rows(path: Path, runs: list[tuple[str, TrainingConfig]],
                   note: str) -> tuple[list[dict | None], list[dict]]:
-    """From the results file `path`: the row of each planned run, or None; and the rows with retired settings, which
-    nothing can train again and which stay. Raises ConfigError if the file holds other runs, which would be lost, or is
-    of other data."""
+    """From the results file `path`: the row of each planned run, or None; and the rows of FastCNN or with retired
+    settings, which nothing can train again and which stay. Raises ConfigError if the file holds other runs, which would
+    be lost, or is of other data."""
     content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"note": note, "rows": []}
-    kept = [row for row in content["rows"] if without_retired(row["settings"])[1]]
+    kept = [row for row in content["rows"]
+            if row["settings"].get("model") == "FastCNN" or without_retired(row["settings"])[1]]
     known = {(row["change"], _text_of(TrainingConfig.training_settings_of(row["settings"]))): row
              for row in content["rows"] if row not in kept}
     rows = [known.get((name, _text_of(config.training_settings()))) for name, config in runs]
@@ -138,17 +140,19 @@ def main(arguments: list[str] | None = None) -> int:
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
         data = load_cifar100(runs[0][1])
         rows, kept = finished_rows(args.out, runs, data.note)
+        # Not those with a base of their own:
+        compared = [] if any(row["change"] == FULL_RECIPE for row in kept) else kept
         for place, (name, config) in enumerate(runs):
             log.info("%d of %d: %s, seed %d%s", place + 1, len(runs), name, config.seed,
                      ": already finished, skipped" if rows[place] else "")
             if rows[place] is None:
                 rows[place] = train_one(name, config, data)
                 system = SystemInfo.of(pick_device(config.device), rows[place]["precision"])
-                so_far = [row for row in rows if row] + kept
-                write_json({"note": data.note, "system": system.to_dict(), "rows": so_far}, args.out)
-                draw_results(so_far, args.out, data.note)
-        draw_results(rows + kept, args.out, data.note)
-        print(results_table(rows + kept))
+                so_far = [row for row in rows if row]
+                write_json({"note": data.note, "system": system.to_dict(), "rows": so_far + kept}, args.out)
+                draw_results(so_far + compared, args.out, data.note)
+        draw_results(rows + compared, args.out, data.note)
+        print(results_table(rows + compared))
     except (ConfigError, OSError) as error:
         print(f"ablation: {error}", file=sys.stderr)
         return 2
