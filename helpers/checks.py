@@ -120,11 +120,6 @@ def cross_faults(config, wrong: set[str]) -> list[str]:
             faults.append(f"widths={list(config.widths)}: give {stages} of them for {config.model}")
         if config.model == "FlipCNN" and any(width % 2 for width in config.widths):
             faults.append(f"widths={list(config.widths)}: the channels of FlipCNN come in pairs; make them even")
-    if right("model", "batch_size", "train_size", "start_image_size", "image_growth_fraction"):
-        small = config.start_image_size < 18 and config.image_growth_fraction > 0      # the last norm sees one pixel
-        if config.model == "FastCNN" and small and 1 in (config.batch_size, config.train_size):
-            faults.append(f"start_image_size={config.start_image_size}: batches of one image need at least 18 for "
-                          "FastCNN, whose last batch norm would see one value a channel; or raise batch_size")
     if right("precision", "mixed_precision") and config.precision != "auto" and not config.mixed_precision:
         faults.append(f"precision={config.precision!r}: contradicts mixed_precision=False; "
                       "set mixed_precision=True, or precision to 'auto'")
