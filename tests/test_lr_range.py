@@ -39,7 +39,7 @@ def test_range_test_changes_nothing_that_is_trained_afterwards(tmp_path, setting
 
 
 def test_range_test_does_the_first_steps_of_the_training(tmp_path):
-    settings = {"learning_rate": 1e-9, "warmup_epochs": 0, "dropout_rate": 0.0}
+    settings = {"learning_rate": 1e-8, "warmup_epochs": 0, "dropout_rate": 0.0}
     trainer = trainer_of(tmp_path, **settings)
     images, targets = trainer.loader.batch(0, 0)
     with torch.no_grad():
