@@ -115,7 +115,7 @@ def test_bare_convolutions_are_those_of_the_network(monkeypatch):
     step = benchmark.bare_convolutions(model, 2, 32, CPU, "fp32")
     with FlopCounterMode(display=False) as counter:
         step()
-    head = 3 * 2 * 8 * 4        # a matrix product forward, two backward, two FLOPs a multiply-add
+    head = 3 * 2 * 4 * 4        # a matrix product forward, two backward, two FLOPs a multiply-add
     assert counter.get_total_flops() == 2 * (training_flops(model, 32) - head)
 
 
