@@ -51,7 +51,7 @@ def small_pipeline(runs, name, **settings):
     images = (colours + torch.randint(-120, 121, (240, 32, 32, 3), generator=generator)).clamp(0, 255).to(torch.uint8)
     pipeline = CIFAR100Pipeline.from_preset(
         "demo", run_name=name, runs_dir=str(runs), model="FlipCNN", widths=[16, 16, 16], optimizer="sgd",
-        learning_rate=0.05, num_classes=4, batch_size=16, val_size=80, patience=0, augmentation="none", device="cpu",
+        learning_rate=0.2, num_classes=4, batch_size=16, val_size=80, patience=0, augmentation="none", device="cpu",
         **settings)
     pipeline.data = ImageData(images[:200], labels[:200], images[200:], labels[200:],
                               ("red", "green", "blue", "grey"))
