@@ -1,6 +1,8 @@
 """What the tests share: a tiny data set as arrays, as class folders, as .npz and as ImageData."""
 
+import logging
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -20,6 +22,11 @@ from helpers.data import ImageData  # noqa: E402
 
 torch.set_num_threads(1)        # the networks and batches here are too small for more
 
+# As in a terminal's foreground: background jobs ignore Ctrl-C, those of nohup SIGHUP, and so would their children.
+for name, handler in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
+    if signal.getsignal(number := getattr(signal, name, signal.SIGINT)) is signal.SIG_IGN:
+        signal.signal(number, handler)
+
 CLASSES = ("ant", "bee", "cat")
 FOR_A_GPU = {"gpu", "test_fused.py"}        # in tests/: what takes a GPU where there is one
 
@@ -36,6 +43,18 @@ def automatic_device(request):
             patch.setattr("helpers.trainer.SAVE_SECONDS", 0.0)      # tests train an epoch in no time
             patch.setattr(torch.cuda, "is_available", lambda: False)
         yield
+
+
+@pytest.fixture(autouse=True)
+def project_log():
+    """Give each test the project's logger as a program finds it: what an earlier test's pipeline set is gone."""
+    log = logging.getLogger("cifar100")
+    before = log.handlers, log.level, log.propagate
+    log.handlers, log.level, log.propagate = [], logging.NOTSET, True
+    yield
+    for handler in log.handlers:
+        handler.close()
+    log.handlers, log.level, log.propagate = before
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """class_folders: which folders are splits and classes, which files pictures, and what is told of the others."""
 
-import logging
 
 import numpy as np
 import pytest
@@ -12,10 +11,8 @@ from helpers.image_files import DataError
 
 
 @pytest.fixture
-def listed(folders, caplog, monkeypatch):
+def listed(folders, caplog):
     """A function that lists the set: (number of pictures, what was told)."""
-    monkeypatch.setattr(logging.getLogger("cifar100"), "propagate", True)
-
     def look():
         files = list_images(dict(zip(("train", "test"), find_splits(folders))))
         return sum(len(paths) for split in files.values() for paths in split.values()), caplog.text

@@ -137,7 +137,6 @@ def test_folders_that_cannot_be_written_to_are_cached_under_data(folders, arrays
 
 def test_a_cache_that_cannot_be_kept_is_a_warning(folders, arrays, config_for, monkeypatch, caplog):
     monkeypatch.setattr(data_module.np, "savez", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
-    monkeypatch.setattr(logging.getLogger("cifar100"), "propagate", True)
     assert_holds(load_cifar100(config_for(folders)), arrays)
     assert "disk full" in caplog.text
     assert not list(folders.glob("*.npz")) and not list(folders.glob(".*"))       # no half a file

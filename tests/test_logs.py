@@ -19,17 +19,6 @@ ROOT = Path(__file__).resolve().parent.parent
 log = logging.getLogger("cifar100")
 
 
-@pytest.fixture(autouse=True)
-def no_handlers_left():
-    """Leave the project's logger as it was."""
-    before = log.handlers[:], log.level, log.propagate
-    log.handlers = []
-    yield
-    for handler in log.handlers:
-        handler.close()
-    log.handlers, log.level, log.propagate = before
-
-
 def test_a_character_that_the_terminal_lacks_does_not_end_the_program(monkeypatch):
     stream = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
     monkeypatch.setattr("sys.stdout", stream)

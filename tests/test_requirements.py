@@ -10,6 +10,7 @@ from helpers.requirements import missing_requirements
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = {"PIL": "pillow", "yaml": "pyyaml"}     # of packages whose modules are called otherwise
 COME_ALONG = {"IPython": "ipywidgets", "nbformat": "papermill", "nbclient": "papermill", "triton": "torch"}
+OPTIONAL = {"pyarrow", "safetensors"}       # asked for where a file needs them
 OWN = {"helpers", "cifar100_pipeline", "google"}    # google.colab is there on Colab only
 
 
@@ -19,7 +20,7 @@ def test_every_imported_package_stands_in_the_requirements():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = ([alias.name for alias in node.names] if isinstance(node, ast.Import) else
                      [node.module] if isinstance(node, ast.ImportFrom) and not node.level else [])
-            for name in {name.partition(".")[0] for name in names} - OWN - set(sys.stdlib_module_names):
+            for name in {name.partition(".")[0] for name in names} - OWN - OPTIONAL - set(sys.stdlib_module_names):
                 assert NAMES.get(name, COME_ALONG.get(name, name)) in listed, f"{path.name} imports {name}"
 
 
