@@ -120,7 +120,7 @@ def record(recipes: Sequence[dict], others: Sequence[dict] = (), published: Sequ
                       markersize=17, markeredgecolor="0.15", ecolor="0.15", capsize=4)
         system = recipe["machine"]
         machine = f"{system['cpu_cores']} CPU cores" if system["device"] == "cpu" else f"one {system['device_name']}"
-        axes.annotate(f"{recipe['name']}: {_accuracy(recipe)}\n{recipe['petaflops']:.3g} PFLOP, "
+        axes.annotate(f"{recipe['name']}: {_accuracy(recipe)}\n{recipe['petaflops']:.3g} PFLOP\n"
                       f"{recipe['minutes']:.0f} min on {machine}", (recipe["petaflops"], recipe["top1"]),
                       textcoords="offset points", xytext=(26, -4), va="top", bbox=over_lines)
     use_log_scale(axes)
