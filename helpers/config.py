@@ -164,6 +164,8 @@ class TrainingConfig:
         faults = value_faults(self._values())
         for name, value in self._values().items():
             object.__setattr__(self, name, coerce(value, HINTS[name])[0])
+        if "preset" not in faults and self.preset is not None and self.preset not in preset_names():
+            faults["preset"] = _no_such_preset(self.preset, f"preset={shown(self.preset)}")
         every_fault = list(faults.values()) + cross_faults(self, wrong=set(faults))
         if every_fault:
             raise ConfigError(every_fault)
@@ -338,15 +340,18 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in PRESET_DIR.glob("*.yaml"))
 
 
+def _no_such_preset(name, asked: str) -> str:
+    near = difflib.get_close_matches(shown(name).strip("'"), preset_names(), n=1, cutoff=0.5)
+    return (f"{asked}: no such file in configs/experiments" + (f"; did you mean {near[0]!r}?" if near else "")
+            + f"; there are {', '.join(preset_names())}")
+
+
 def preset_settings(name: str, extended_by: tuple[str, ...] = ()) -> dict:
     """The settings of a preset on top of those it extends. Raises ConfigError."""
     name, fault = coerce(name, str)
     if fault or name not in preset_names():
-        near = difflib.get_close_matches(shown(name).strip("'"), preset_names(), n=1, cutoff=0.5)
         asked = f"{extended_by[-1]}.yaml extends {shown(name)}" if extended_by else f"preset={shown(name)}"
-        raise ConfigError([f"{asked}: no such file in configs/experiments"
-                           + (f"; did you mean {near[0]!r}?" if near else "")
-                           + f"; there are {', '.join(preset_names())}"])
+        raise ConfigError([_no_such_preset(name, asked)])
     path = PRESET_DIR / f"{name}.yaml"
     try:
         own = read_settings(path)

@@ -311,6 +311,11 @@ def test_a_value_that_no_training_survives_is_refused_before_it(name, value, say
     assert fault.startswith(name) and says in fault
 
 
+def test_the_constructor_too_refuses_a_preset_without_a_file():
+    fault, = faults_of(TrainingConfig, preset="fasst")
+    assert fault.startswith("preset='fasst': no such file") and "did you mean 'fast'?" in fault
+
+
 def test_a_batch_of_one_small_image_leaves_every_norm_more_than_one_value():
     config = TrainingConfig(model="FlipCNN", start_image_size=12, batch_size=1)
     model = build_model(config.model, 4, (16, 16, 16)).train()
