@@ -11,7 +11,6 @@ from PIL import Image, features
 from helpers import image_files
 from helpers.data import load_cifar100
 from helpers.image_files import DataError, network_input, open_picture, picture_suffixes
-from helpers.tools.damaged_pictures import campaign
 
 RANDOM = np.random.default_rng(0).integers(0, 256, (32, 32, 4), np.uint8)
 
@@ -130,9 +129,3 @@ def test_the_first_half_of_a_picture_is_refused(suffix):
     Image.fromarray(np.random.default_rng(1).integers(0, 256, (64, 64, 3), np.uint8)).save(content, suffix)
     half = io.BytesIO(content.getvalue()[:len(content.getvalue()) // 2])
     assert "half" in error_of(half, name="half")
-
-
-def test_damaged_pictures_are_read_or_refused_in_one_line(tmp_path):
-    found = campaign(60, tmp_path, seed=1)
-    assert found["read"] + found["refused"] == 60 and found["faults"] == []
-    assert found["refused"] > 5

@@ -1,26 +1,13 @@
-"""Attempts to break a training, and what came of them.
+"""Attempts to break a training: damaged checkpoints, kills, two processes in one folder. See campaigns.py."""
 
-    python -m helpers.tools.torture                                 all campaigns in full
-    python -m helpers.tools.torture flips kills --share 0.1         a tenth of the tries of two of them
-
-A campaign takes a folder of its own, a random generator and a number of tries, and yields outcomes as (words, whether
-that is right). Writes their counts to the file --out, and as a table beside it, after each campaign.
-"""
-
-from __future__ import annotations
-
-import argparse
 import contextlib
 import io
 import json
-import logging
 import multiprocessing
 import random
 import re
 import sys
-import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,12 +17,9 @@ from torch.utils._pytree import tree_leaves
 
 from cifar100_pipeline import CheckpointError, CIFAR100Pipeline, TrainingConfig
 
-from .. import checkpoint
-from ..data import NPZ_NAME
-from ..files import write_json, write_text
-from ..locks import FolderInUse
-from ..logs import outlast_readers
-from ..text import table
+from helpers import checkpoint
+from helpers.data import NPZ_NAME
+from helpers.locks import FolderInUse
 
 EPOCHS = 3
 IN_USE, OTHER_SETTINGS = 3, 4       # exit statuses of a run that is refused
@@ -179,41 +163,3 @@ def processes(folder: Path, draw: random.Random, count: int) -> Outcomes:
         faults += f" statuses {statuses}" if refusals or seeds[0] != seeds[1] and statuses == [0, 0] else ""
         what = {IN_USE: "one was refused", OTHER_SETTINGS: "the later one has other settings"}
         yield faults or what.get(max(statuses), "the later one found a finished run"), not faults
-
-
-# Name: the campaign, and its tries in full.
-CAMPAIGNS = {"flips": (flips, 2000), "sectors": (sectors, 244), "kills": (kills, 200), "processes": (processes, 36)}
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0 if every outcome was right, else 1."""
-    parser = argparse.ArgumentParser(prog="python -m helpers.tools.torture", description=__doc__.split("\n")[0])
-    parser.add_argument("campaigns", nargs="*", metavar="CAMPAIGN", help=f"of {', '.join(CAMPAIGNS)}; all by default")
-    parser.add_argument("--share", type=float, default=1.0, help="of the tries in full")
-    parser.add_argument("--seed", type=int, default=0, help="of what is drawn")
-    parser.add_argument("--out", type=Path, default=Path("runs/torture.json"), help="file to write")
-    args = parser.parse_args(arguments)
-    if unknown := set(args.campaigns) - set(CAMPAIGNS):
-        parser.error(f"no campaign {', '.join(sorted(unknown))}; there are {', '.join(CAMPAIGNS)}")
-    logging.getLogger("cifar100").setLevel(logging.ERROR)
-    torch.set_num_threads(1)        # also since a forked process has no other threads
-    report = {}
-    for name in args.campaigns or CAMPAIGNS:
-        campaign, tries = CAMPAIGNS[name]
-        tries, began = max(1, round(args.share * tries)), time.perf_counter()
-        with tempfile.TemporaryDirectory() as folder:
-            outcomes = Counter(campaign(Path(folder), random.Random(f"{name} {args.seed}"), tries))
-        report[name] = {"tries": tries, "seconds": round(time.perf_counter() - began, 1),
-                        "wrong": sum(count for (_, is_right), count in outcomes.items() if not is_right),
-                        "outcomes": {what: count for (what, _), count in outcomes.most_common()}}
-        rows = [{"campaign": name, "tries": one["tries"], "outcome": what, "times": times}
-                for name, one in report.items() for what, times in one["outcomes"].items()]
-        write_json({"seed": args.seed, **report}, args.out)
-        write_text(table(rows) + "\n", args.out.with_suffix(".txt"))
-        print(f"{name}: {report[name]}", flush=True)
-    return int(any(one["wrong"] for one in report.values()))
-
-
-if __name__ == "__main__":
-    outlast_readers()
-    sys.exit(main())

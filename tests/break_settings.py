@@ -1,39 +1,27 @@
-"""Thousands of odd configurations, by every way in: each is refused in short lines that name it, or can be used.
+"""Odd settings by every way in: each is refused in short lines that name it, or can be used. See campaigns.py."""
 
-    python tests/odd_settings.py --count 10000 --seed 0 --train 0.02
-
-`--train` is the share of the accepted ones that also train a step, in small. Prints how many were refused and accepted;
-the first one that is neither ends it with a traceback, and `--seed` repeats it.
-"""
-
-import argparse
 import datetime
 import json
 import math
 import random
-import sys
-import tempfile
 import time
-from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy
 import yaml
 from papermill.translators import PythonTranslator
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [path for path in (str(ROOT), str(ROOT / "tests")) if path not in sys.path]
-
-from helpers.checks import folder_name_fault  # noqa: E402
-from helpers.config import ALIASES, HINTS, SETTINGS, ConfigError, TrainingConfig, preset_names  # noqa: E402
-from helpers.notebook_settings import notebook_settings  # noqa: E402
-from helpers.retired import RETIRED  # noqa: E402
-from helpers.schedule import Schedule  # noqa: E402
-from helpers.text import shown  # noqa: E402
-from helpers.tools.grid import split_values  # noqa: E402
-from helpers.trainer import TrainingDiverged  # noqa: E402
-from train import read_arguments  # noqa: E402
-from training import make_trainer  # noqa: E402
+from helpers.checks import folder_name_fault
+from helpers.config import ALIASES, HINTS, SETTINGS, ConfigError, TrainingConfig, preset_names
+from helpers.notebook_settings import notebook_settings
+from helpers.retired import RETIRED
+from helpers.schedule import Schedule
+from helpers.text import shown
+from helpers.tools.grid import split_values
+from helpers.trainer import TrainingDiverged
+from train import read_arguments
+from training import make_trainer
 
 ODD = [None, True, False, 0, 1, -1, 2, 7, 2**31, 10**19, 10**400, 10**5000, 0.5, -0.0, 1e-9, 5e-324, 1e308, 1.7e308,
        math.nan, math.inf, "", " ", "None", "null", "~", "true", "No", "1e-3", "0x_", "0x10", "1_000", "9" * 5000,
@@ -148,18 +136,10 @@ def a_step(config: TrainingConfig, folder: Path) -> bool:
     return True
 
 
-def campaign(count: int, seed: int, train: float = 0.0) -> Counter:
-    """How many of `count` odd configurations were refused, accepted and trained."""
-    found = Counter()
-    with tempfile.TemporaryDirectory() as folder:
-        for number in range(count):
-            found[check(random.Random(f"{seed}-{number}"), Path(folder), train)] += 1
-    return found
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=10_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--train", type=float, default=0.0)
-    print(dict(campaign(**vars(parser.parse_args()))))
+def settings(folder: Path, draw: random.Random, count: int, train: float = 0.02) -> Iterator[tuple[str, bool]]:
+    """Read odd settings; a share of those that are accepted also trains a step, in small."""
+    for _ in range(count):
+        try:
+            yield check(draw, folder, train), True
+        except Exception as error:      # what the campaign looks for
+            yield f"{type(error).__name__}: {error}"[:1000], False

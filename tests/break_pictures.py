@@ -1,21 +1,14 @@
-"""What becomes of damaged pictures: each is read, the same for training as for prediction, or refused in one line.
+"""Damaged pictures: each is read, the same for training as for prediction, or refused in one line. See campaigns.py."""
 
-    python -m helpers.tools.damaged_pictures --count 2000
-"""
-
-from __future__ import annotations
-
-import argparse
 import io
 import random
-import sys
-import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, features
 
-from ..image_files import DataError, network_input
+from helpers.image_files import DataError, network_input
 
 MODES = {"PNG": ("RGB", "RGBA", "L", "LA", "P", "1", "I;16"), "JPEG": ("RGB", "L", "CMYK"), "GIF": ("P", "L"),
          "BMP": ("RGB", "L", "P", "1"), "TIFF": ("RGB", "RGBA", "CMYK", "I;16", "F", "1"), "WEBP": ("RGB", "RGBA"),
@@ -49,25 +42,17 @@ def damaged_picture(draw: random.Random) -> tuple[str, bytes]:
     return kind.lower(), bytes(spoilt)
 
 
-def campaign(count: int, folder, seed: int = 0) -> dict:
-    """Read `count` damaged pictures from files in `folder`: how many were `read` and `refused`, and `faults`, one text
-    for each that did something else; its file stays."""
-    found = {"read": 0, "refused": 0, "faults": []}
-    draw = random.Random(seed)
-    for number in range(count):
+def pictures(folder: Path, draw: random.Random, count: int) -> Iterator[tuple[str, bool]]:
+    """Damage a picture, and read its file."""
+    for _ in range(count):
         suffix, content = damaged_picture(draw)
-        path = Path(folder) / f"{number:05d}.{suffix}"
+        path = folder / f"damaged.{suffix}"
         path.write_bytes(content)
-        outcome = _outcome(path)
-        if outcome in ("read", "refused"):
-            found[outcome] += 1
-            path.unlink()
-        else:
-            found["faults"].append(f"{path}: {outcome}")
-    return found
+        outcome = outcome_of(path)
+        yield outcome, outcome in ("read", "refused")
 
 
-def _outcome(path: Path) -> str:
+def outcome_of(path: Path) -> str:
     """"read", "refused", or what is wrong."""
     seen = []
     for resize in (True, False):        # as for prediction, and as for training
@@ -88,23 +73,3 @@ def _outcome(path: Path) -> str:
         return f"gives {list(prediction.shape)}"
     same = isinstance(training, str) or prediction.equal(training)
     return "read" if same else "gives other pixels for training than for prediction"
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0 without a fault, else 1."""
-    parser = argparse.ArgumentParser(prog="python -m helpers.tools.damaged_pictures",
-                                     description=__doc__.split("\n")[0])
-    parser.add_argument("--count", type=int, default=2000, help="pictures to damage [2000]")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(arguments)
-    folder = tempfile.mkdtemp(prefix="damaged_pictures_")
-    found = campaign(args.count, folder, args.seed)
-    print(f"{args.count} damaged pictures: {found['read']} read, {found['refused']} refused, "
-          f"{len(found['faults'])} faults", *found["faults"], sep="\n")
-    if not found["faults"]:
-        Path(folder).rmdir()
-    return int(bool(found["faults"]))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
