@@ -7,12 +7,11 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
+from training import make_trainer
 
-from helpers.config import TrainingConfig
 from helpers.data import ImageData
 from helpers.models import build_model, training_flops
 from helpers.tools import benchmark
-from helpers.trainer import Trainer
 
 CPU = torch.device("cpu")
 
@@ -20,14 +19,6 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def images():
     return torch.randint(0, 256, (40, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-
-
-def make_trainer(images, folder, **settings):
-    labels = torch.arange(len(images)) % 4
-    data = ImageData(images, labels, images[:4], labels[:4], ("a", "b", "c", "d"))
-    config = TrainingConfig(**{"num_classes": 4, "val_size": 0, "batch_size": 8, "widths": (8, 16, 16, 16), "epochs": 2,
-                               "warmup_epochs": 0, "device": "cpu", "progress": "none"} | settings)
-    return Trainer(config, data, folder)
 
 
 # The usual way ---------------------------------------------------------------------------------------------
@@ -42,9 +33,9 @@ def test_pil_pipeline_gives_normalised_tensors(images):
     assert made[:, :, 16, 16].unique().numel() > 20      # drawn anew for each image
 
 
-def test_baseline_runs_one_step_more_than_it_times(images, tmp_path, monkeypatch):
+def test_baseline_runs_one_step_more_than_it_times(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "cpu_cores", lambda: 0)
-    trainer, steps = make_trainer(images, tmp_path), []
+    trainer, steps = make_trainer(tmp_path, batch_size=8), []
     model = build_model("CIFAR100CNN", 4, (4, 4, 4, 4))
     model.register_forward_pre_hook(lambda _module, inputs: steps.append((inputs[0].shape, inputs[0].dtype)))
     monkeypatch.setattr(benchmark, "build_model", lambda **_arguments: model)

@@ -5,15 +5,14 @@ import time
 import pytest
 import torch
 from torch import nn
+from training import make_trainer
 
 from helpers.augment import Augmentation
 from helpers.config import TrainingConfig, preset_names
-from helpers.data import ImageData
 from helpers.lesson import speed
 from helpers.loader import BatchLoader
 from helpers.models import build_model
 from helpers.step import TrainStep
-from helpers.trainer import Trainer
 
 CPU = torch.device("cpu")
 ROW = {"batch_size", "images_per_second", "images_per_second_min", "images_per_second_max", "milliseconds",
@@ -28,14 +27,6 @@ def images():
 def make_loader(images, **settings):
     settings = {"augmentation": Augmentation.of_strength("moderate")} | settings
     return BatchLoader(images, torch.arange(len(images)) % 4, 8, CPU, (0.5,) * 3, (0.25,) * 3, **settings)
-
-
-def make_trainer(images, folder, **settings):
-    labels = torch.arange(len(images)) % 4
-    data = ImageData(images, labels, images[:4], labels[:4], ("a", "b", "c", "d"))
-    config = TrainingConfig(**{"num_classes": 4, "val_size": 0, "batch_size": 8, "widths": (8, 16, 16, 16), "epochs": 2,
-                               "warmup_epochs": 0, "device": "cpu", "progress": "none"} | settings)
-    return Trainer(config, data, folder)
 
 
 class SleepingModel(nn.Module):
@@ -104,8 +95,8 @@ def test_inference_leaves_the_model_as_it_is():
 # Training --------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_training_speed_is_of_train_steps(images, tmp_path, monkeypatch, accumulation):
-    trainer = make_trainer(images, tmp_path, gradient_accumulation_steps=accumulation)
+def test_training_speed_is_of_train_steps(tmp_path, monkeypatch, accumulation):
+    trainer = make_trainer(tmp_path, batch_size=8, gradient_accumulation_steps=accumulation)
     monkeypatch.setattr(TrainStep, "__call__", lambda self, batches, factor: time.sleep(0.005))
     row = speed.training_throughput(trainer, steps=2, repeats=3)
     assert len(row["seconds"]) == 3 and row["steps_per_second_max"] <= 1 / 0.005 and row["milliseconds"] >= 5
@@ -114,9 +105,9 @@ def test_training_speed_is_of_train_steps(images, tmp_path, monkeypatch, accumul
     assert row["images_per_second"] == pytest.approx(8 * accumulation * row["steps_per_second"])
 
 
-def test_training_benchmark_leaves_the_trainer_as_it_is(images, tmp_path):
+def test_training_benchmark_leaves_the_trainer_as_it_is(tmp_path):
     """Trained after a benchmark, a Trainer ends in the very weights of one that was not benchmarked."""
-    measured, other = make_trainer(images, tmp_path / "a"), make_trainer(images, tmp_path / "b")
+    measured, other = make_trainer(tmp_path / "a"), make_trainer(tmp_path / "b")
     row = speed.training_throughput(measured, steps=1, repeats=2)
     speed.profile_loader(measured.loader, batches=3)
     assert row["steps_per_second"] > 0 and measured.step == 0 and not list(tmp_path.glob("a/*"))
