@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
 from .image_files import DataError, open_picture, picture_suffixes
+from .text import UNPRINTABLE
 
 log = logging.getLogger("cifar100")
 
@@ -62,8 +64,8 @@ def list_images(splits: dict[str, Path]) -> dict[str, dict[str, list[Path]]]:
         empty = [name for name, paths in files[split].items() if not paths]
         if empty or not files[split]:
             raise DataError(f"{folder / empty[0] if empty else folder}: holds no picture that Pillow reads"
-                            f"{_listed(', nor do ', empty[1:])}{_listed('; there are ', _counted(left_out))}; add some "
-                            "or delete it")
+                            f"{_listed(', nor do ', empty[1:])}{_listed('; there are ', _counted(left_out))}; put "
+                            "pictures right into it, or delete it")
     for here, there in (("train", "test"), ("test", "train")):
         if missing := sorted(set(files[there]) - set(files[here])):
             raise DataError(f"{splits[here]}: lacks the class folder{'s' * (len(missing) > 1)}{_listed(' ', missing)} "
@@ -79,8 +81,8 @@ def list_images(splits: dict[str, Path]) -> dict[str, dict[str, list[Path]]]:
 
 def _pictures(folder: Path, left_out: Counter) -> list[Path]:
     """The picture files in a class folder; counts the others."""
-    if not folder.name.isprintable():
-        raise DataError(f"{str(folder)!r}: is no name for a class; rename the folder, in UTF-8")
+    if any(unicodedata.category(character) in UNPRINTABLE for character in folder.name):
+        raise DataError(f"{str(folder)!r}: is no name for a class; rename the folder, in one line of UTF-8")
     found, suffixes = [], picture_suffixes()
     for entry in _entries(folder):
         if Path(entry.name).suffix.lower() not in suffixes:

@@ -430,6 +430,8 @@ def _given(settings: dict) -> dict:
 
 
 def _is_left_out(name: str, value) -> bool:
-    """Is the value None, or text that says so for a setting that is no text itself, as papermill's -p brings it?"""
+    """Is the value None, or text that says so for a setting that is no text itself, as papermill's -p brings it, and
+    the command line in a list?"""
+    value = value[0] if isinstance(value, list) and len(value) == 1 else value
     return value is None or (isinstance(value, str) and value.strip().lower() in ("null", "none", "~")
                              and str not in (hint := HINTS.get(ALIASES.get(name, name), str), *typing.get_args(hint)))

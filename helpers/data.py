@@ -7,6 +7,7 @@ import hashlib
 import http.client
 import logging
 import os
+import re
 import tokenize
 import zipfile
 import zlib
@@ -22,7 +23,7 @@ from torchvision.datasets.utils import download_url
 from . import demo_data
 from .class_folders import find_splits, is_class, list_images, missing_splits, subfolders
 from .config import TrainingConfig
-from .files import replacing
+from .files import foreign_content, replacing
 from .image_files import IMAGE_SIZE, DataError, decode, picture_suffixes
 from .original_files import find_original, find_parquet, read_original, read_parquet
 
@@ -33,7 +34,10 @@ ARRAYS = ("x_train", "y_train", "x_test", "y_test", "classes")      # in an .npz
 DECODER = 2             # raise it when the same pictures give other pixels
 # What else than pictures may be somebody's data.
 DATA_SUFFIXES = {".npz", ".npy", ".parquet", ".arrow", ".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar",
-                 ".h5", ".hdf5", ".mat", ".pkl", ".pickle", ".tfrecord", ".heic"}
+                 ".csv", ".h5", ".hdf5", ".mat", ".pkl", ".pickle", ".tfrecord", ".heic"}
+# The published files of CIFAR-10 and CIFAR-100, and what `_cache_path` names.
+KNOWN = re.compile(r"cifar-100?-(python|batches-py|binary|batches-bin|matlab|batches-mat)(\.tar\.gz)?|"
+                   r"cifar100-[0-9a-f]{16}\.npz")
 
 # The 20 superclasses of CIFAR-100 (Krizhevsky 2009, https://www.cs.toronto.edu/~kriz/cifar.html).
 SUPERCLASSES = {
@@ -115,8 +119,8 @@ def load_cifar100(config: TrainingConfig) -> ImageData:
 
 
 def _find(config: TrainingConfig) -> tuple[str, Path]:
-    """The `data_source`, and the folder that holds it: `data_dir` or one in it. Raises DataError for several sets, and
-    for data of an unknown kind, which CIFAR-100 must not replace unasked."""
+    """The `data_source`, and the folder that holds it: `data_dir`, one in it, or one that it wraps.
+    Raises DataError for several sets, and for data of an unknown kind, which CIFAR-100 must not replace unasked."""
     folder, wanted = Path(config.data_dir).expanduser(), config.data_source
     if wanted != "drawn":
         if folder.is_file():
@@ -124,12 +128,17 @@ def _find(config: TrainingConfig) -> tuple[str, Path]:
         for place in (folder, folder / "cifar100"):     # archives of class folders unpack to there
             if source := _source_in(place, wanted):
                 return source, place
-        inside = [(source, place) for place in subfolders(folder) if (source := _source_in(place, wanted))]
-        if len(inside) > 1:
-            names = ", ".join(place.name for _, place in inside)
-            raise DataError(f"data_dir='{folder}': holds several data sets, {names}; set data_dir to one of them")
-        if inside:
-            return inside[0]
+        inner = [folder]
+        for _ in range(4):      # as archives and Kaggle wrap a set, in folders that hold but one
+            inner = subfolders(inner[0])
+            inside = [(source, place) for place in inner if (source := _source_in(place, wanted))]
+            if len(inside) > 1:
+                names = ", ".join(place.name for _, place in inside)
+                raise DataError(f"data_dir='{folder}': holds several data sets, {names}; set data_dir to one of them")
+            if inside:
+                return inside[0]
+            if len(inner) != 1:
+                break
     if wanted == "auto":
         _refuse_other_data(folder)
         wanted = "torchvision"
@@ -158,12 +167,12 @@ def _refuse_other_data(folder: Path) -> None:
 
 def _some_data(folder: Path) -> Path | None:
     """A file that may be somebody's data, at most five levels down; none of torchvision's archives and our caches."""
-    suffixes, known = picture_suffixes() | DATA_SUFFIXES, ("cifar-10", "cifar100-")
+    suffixes = picture_suffixes() | DATA_SUFFIXES
     for place, names, files in os.walk(folder):
         deep = len(Path(place).relative_to(folder).parts) >= 5
-        names[:] = [] if deep else [name for name in names if is_class(name) and not name.startswith(known)]
+        names[:] = [] if deep else [name for name in names if is_class(name) and not KNOWN.fullmatch(name)]
         for name in sorted(files):
-            if Path(name).suffix.lower() in suffixes and is_class(name) and not name.startswith(known):
+            if Path(name).suffix.lower() in suffixes and is_class(name) and not KNOWN.fullmatch(name):
                 return Path(place) / name
     return None
 
@@ -188,8 +197,9 @@ def _from_original(folder: Path, download: bool) -> ImageData:
                 failure = f"the download failed: {error}"
     if arrays is None:
         archive = folder / datasets.CIFAR100.filename
-        damaged = f"\n{archive} is damaged: its md5 is not the original's" if archive.exists() else ""
-        raise DataError(f"CIFAR-100 is not in data_dir='{folder}' and {failure}{damaged}\n{_ways(folder)}\n"
+        lacks = (f"{archive} is damaged: its md5 is not the original's" if archive.exists() else
+                 f"CIFAR-100 is not in data_dir='{folder}'")
+        raise DataError(f"{lacks} and {failure}\n{_ways(folder)}\n"
                         "  - connect to the network and keep download=True\n"
                         "  - set preset='demo' to try everything on a small drawn data set instead of CIFAR-100")
     return _checked(f"the original files in {folder}", *arrays)
@@ -212,7 +222,8 @@ def _from_npz(path: Path) -> ImageData:
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; data_source='auto' tries other sources as well") from None
     except _NOT_AN_NPZ as error:
-        raise DataError(f"{path}: cannot be read ({error}); write it again, with plain arrays only") from error
+        why = isinstance(error, zipfile.BadZipFile) and foreign_content(path.read_bytes()[:512]) or error
+        raise DataError(f"{path}: cannot be read ({why}); write it again, with plain arrays only") from error
     missing = [name for name in ARRAYS if name not in arrays]
     if missing:
         raise DataError(f"{path}: lacks the array{'s' * (len(missing) > 1)} {', '.join(missing)}; must hold "
@@ -220,18 +231,16 @@ def _from_npz(path: Path) -> ImageData:
     return _checked(str(path), *arrays.values())
 
 
-# What numpy.load and zipfile raise for truncated, damaged, foreign and pickled files.
+# What numpy and zipfile raise for truncated, damaged, foreign and pickled files.
 _NOT_AN_NPZ = (OSError, ValueError, EOFError, TypeError, KeyError, NotImplementedError, RuntimeError, SyntaxError,
                MemoryError, tokenize.TokenError, zipfile.BadZipFile, zlib.error)
 
 
 def _read_npz(path: Path, names) -> dict[str, np.ndarray]:
     """The arrays of `names` that the file holds, their CRCs checked. Raises one of _NOT_AN_NPZ."""
-    arrays = np.load(path, allow_pickle=False)
-    if not isinstance(arrays, np.lib.npyio.NpzFile):
-        raise ValueError("it is a single array")
-    with arrays:
-        return {name: _read_array(arrays.zip, name) for name in names if name in arrays.files}
+    with zipfile.ZipFile(path) as archive:      # of other files numpy.load says that one may unpickle them
+        inside = set(archive.namelist())
+        return {name: _read_array(archive, name) for name in names if f"{name}.npy" in inside}
 
 
 def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
@@ -328,7 +337,12 @@ def _checked(name: str, x_train, y_train, x_test, y_test, classes) -> ImageData:
     classes = np.asarray(classes)
     if classes.ndim != 1 or len(np.unique(classes)) != len(classes):
         raise DataError(f"{name}: classes is {classes.dtype} {list(classes.shape)}; must be a list of distinct names")
-    classes = tuple(item.decode() if isinstance(item, bytes) else str(item) for item in classes)
+    try:
+        classes = tuple(item.decode() if isinstance(item, bytes) else str(item) for item in classes)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{name}: classes holds bytes that are not UTF-8, {error.object!r}; write text") from error
+    if len(classes) < 2:
+        raise DataError(f"{name}: holds {len(classes)} class; training needs at least two")
     for split, images, labels in (("train", x_train, y_train), ("test", x_test, y_test)):
         if images.dtype != np.uint8 or images.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE, 3) or not len(images):
             raise DataError(f"{name}: x_{split} is {images.dtype} {list(images.shape)}; must be uint8 "

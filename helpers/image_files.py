@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -17,6 +18,10 @@ from .system import cpu_cores, progress_style
 IMAGE_SIZE = 32                 # pixels on each side of the network's input
 MOST_PIXELS = 50_000_000        # decoding takes up to 16 bytes for each
 NOT_DECODED = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}       # formats that Pillow only recognises
+
+# Of damaged and of large pictures: those are read all the same, or refused in a line. Here once and for all, since
+# `warnings.catch_warnings` is not for threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class DataError(RuntimeError):

@@ -88,6 +88,14 @@ def test_a_pipe_is_not_waited_for(folders, config_for):
         load_cifar100(config_for(folders))
 
 
+@pytest.mark.parametrize("name", ["👩\u200d🔬", "می\u200cخواهم", "貓\u3000狗", "a\u00a0b", "$\\foo$"])
+def test_a_class_may_have_any_name_in_one_line(name, folders, config_for):
+    """Joiners belong to emoji and to Persian, and there are spaces of several kinds."""
+    for split in ("train", "test"):
+        (folders / split / "ant").rename(folders / split / name)
+    assert name in load_cifar100(config_for(folders)).class_names
+
+
 def test_names_in_another_encoding(folders, config_for):
     """As an archive from Windows unpacks them: a picture may be called so, a class not."""
     try:

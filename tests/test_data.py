@@ -271,6 +271,7 @@ def test_a_set_in_an_unknown_form_is_not_replaced_by_cifar100(layout, folders, c
         shutil.rmtree(folders / "test")
     elif layout == "deep":
         (folders.parent / "deep" / "deeper").mkdir(parents=True)
+        (folders.parent / "deep" / "another").mkdir()
         folders.rename(folders.parent / "deep" / "deeper" / "set")
         (folders.parent / "deep").rename(folders)
     else:
@@ -286,6 +287,21 @@ def test_a_set_in_an_unknown_form_is_not_replaced_by_cifar100(layout, folders, c
         assert "need train and test as well" in message if layout == "flat" else "need test as well" in message
     error_of(config_for(folders, num_classes=100, data_source="torchvision"))
     assert no_network       # that was asked for
+
+
+@pytest.mark.parametrize("name", ["cifar-10-images/a/1.png", "cifar100-mine/a/1.png", "cifar-10.zip", "train.csv"])
+def test_names_like_those_of_downloads_are_data_of_ones_own(name, tmp_path, config_for, no_network):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_bytes(b"")
+    assert "not downloaded in place of them" in error_of(config_for(tmp_path)) and not no_network
+
+
+def test_folders_around_a_set_are_looked_into(folders, config_for):
+    outer = folders.parent / "outer"
+    (outer / "set" / "__MACOSX").mkdir(parents=True)
+    folders.rename(outer / "set" / "set")
+    data = load_cifar100(config_for(outer))
+    assert len(data.train_images) == 18 and str(outer / "set" / "set") in data.source
 
 
 def test_what_downloads_leave_behind_is_no_data_of_ones_own(tmp_path, config_for, no_network):
@@ -330,6 +346,9 @@ BROKEN = {
     "an array is missing": (lambda arrays: {"x_train": arrays["x_train"]}, "lacks the arrays y_train, x_test"),
     "pickled objects": (_with(y_train=lambda y: y.astype(object)), "plain arrays"),
     "pickled names": (_with(classes=lambda names: names.astype(object)), "plain arrays"),
+    "names in Big5": (_with(classes=lambda names: np.array([b"\xbf\xdf", b"a", b"b"])), "not UTF-8"),
+    "a single class": (lambda arrays: {**arrays, "y_train": arrays["y_train"] * 0, "y_test": arrays["y_test"] * 0,
+                                       "classes": np.array(["ant"])}, "at least two"),
     "images as floats": (_with(x_train=lambda x: x / 255), "x_train is float64"),
     "channels first": (_with(x_test=lambda x: x.transpose(0, 3, 1, 2)), "x_test is uint8 [6, 3, 32, 32]"),
     "another size": (_with(x_train=lambda x: x[:, :28, :28]), "[18, 28, 28, 3]"),
@@ -353,7 +372,7 @@ def test_a_wrong_npz_is_named_with_what_is_wrong(spoil, says, npz, arrays, confi
     assert str(npz) in message and says in message
 
 
-@pytest.mark.parametrize("content", ["half", "empty", "text", "a single array", "damaged"])
+@pytest.mark.parametrize("content", ["half", "empty", "text", "a single array", "damaged", "<html>"])
 def test_a_file_that_is_no_npz_is_named(content, npz, arrays, config_for):
     if content == "a single array":
         with open(npz, "wb") as file:
@@ -365,9 +384,11 @@ def test_a_file_that_is_no_npz_is_named(content, npz, arrays, config_for):
         npz.write_bytes(spoilt)
     else:
         whole = npz.read_bytes()
-        npz.write_bytes({"half": whole[:len(whole) // 2], "empty": b"", "text": b"no arrays"}[content])
+        start = {"half": whole[:len(whole) // 2], "empty": b"", "text": b"no arrays"}
+        npz.write_bytes(start.get(content, content.encode()))
     message = error_of(config_for(npz.parent))
-    assert str(npz) in message and "cannot be read" in message
+    assert str(npz) in message and "cannot be read" in message and "pickle.load" not in message
+    assert ("web page" in message) == (content == "<html>")
 
 
 def test_no_flipped_bit_of_an_npz_is_believed(npz, arrays, config_for):
@@ -445,7 +466,7 @@ def test_download_false_does_not_touch_the_network(tmp_path, config_for, no_netw
 def test_a_truncated_archive_is_named(download, tmp_path, config_for, no_network):
     (tmp_path / "cifar-100-python.tar.gz").write_bytes(b"\x1f\x8b half an archive")
     message = error_of(config_for(tmp_path, download=download))
-    assert f"{tmp_path / 'cifar-100-python.tar.gz'} is damaged" in message
+    assert f"{tmp_path / 'cifar-100-python.tar.gz'} is damaged" in message and "is not in data_dir" not in message
     assert bool(no_network) == download
 
 

@@ -2,6 +2,9 @@
 
 import io
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from helpers import image_files
 from helpers.data import load_cifar100
 from helpers.image_files import DataError, network_input, open_picture, picture_suffixes
 
+ROOT = Path(__file__).resolve().parent.parent
 RANDOM = np.random.default_rng(0).integers(0, 256, (32, 32, 4), np.uint8)
 
 
@@ -129,3 +133,15 @@ def test_the_first_half_of_a_picture_is_refused(suffix):
     Image.fromarray(np.random.default_rng(1).integers(0, 256, (64, 64, 3), np.uint8)).save(content, suffix)
     half = io.BytesIO(content.getvalue()[:len(content.getvalue()) // 2])
     assert "half" in error_of(half, name="half")
+
+
+def test_pillow_prints_no_warnings_of_its_own(tmp_path):
+    """In a process of its own: pytest has other filters."""
+    Image.new("1", (9600, 9600)).save(tmp_path / "large.png")
+    tags = b"II*\0\x08\0\0\0\x01\0" + b"\x0e\x01\x02\0\xff\xff\0\0\xff\xff\0\0" + bytes(4)
+    (tmp_path / "damaged.tif").write_bytes(tags)
+    source = ("import sys\nfrom helpers.image_files import DataError, network_input\nfor path in sys.argv[1:]:\n"
+              "    try:\n        network_input(path)\n    except DataError as error:\n        print(error)\n")
+    done = subprocess.run([sys.executable, "-W", "default", "-c", source, *map(str, sorted(tmp_path.iterdir()))],
+                          cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr == "" and len(done.stdout.splitlines()) == 2 and done.stdout.count(str(tmp_path)) == 2

@@ -150,6 +150,28 @@ def test_on_colab_and_kaggle_the_setup_cell_fetches_the_project_and_says_so(host
     assert str(tmp_path / "elsewhere" / origin.name) in said[1]
 
 
+@pytest.mark.parametrize("host", ["COLAB_RELEASE_TAG", "KAGGLE_KERNEL_RUN_TYPE"])
+def test_without_a_network_the_first_cells_end_in_one_line_that_says_what_to_do(host, setup, committed, tmp_path):
+    """And not in a traceback of CalledProcessError."""
+    pip = next(cell.source for cell in code_cells(committed) if "missing_requirements" in cell.source)
+    pip = pip.replace("missing_requirements()", "['no-such-package']").replace("from", "import sys, subprocess #")
+    proxy = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    environment = os.environ | proxy | {host: "1", "PIP_RETRIES": "0", "PIP_INDEX_URL": "https://pypi.invalid/simple"}
+    for source in (setup[0].replace(setup[1].as_uri(), "https://github.invalid/cifar100"), pip):
+        done = subprocess.run([sys.executable, "-c", source], cwd=tmp_path / "elsewhere", env=environment,
+                              capture_output=True, text=True)
+        assert done.returncode == 1 and "Traceback" not in done.stderr
+        assert "turn on the network (on Kaggle: Settings > Internet)" in done.stderr.splitlines()[-1]
+
+
+def test_a_clone_that_was_cut_off_is_told_and_not_used(setup, tmp_path):
+    source, origin = setup
+    (tmp_path / "elsewhere" / origin.name / ".git").mkdir(parents=True)
+    done = subprocess.run([sys.executable, "-c", source], cwd=tmp_path / "elsewhere", capture_output=True, text=True,
+                          env=os.environ | {"COLAB_RELEASE_TAG": "1"})
+    assert done.returncode == 1 and str(tmp_path / "elsewhere" / origin.name) in done.stderr
+
+
 def test_elsewhere_the_setup_cell_takes_the_project_beside_the_notebook_and_fetches_none(setup, tmp_path):
     source, origin = setup
     cells = [nbformat.v4.new_code_cell(text) for text in (source, "import cifar100_pipeline as p; print(p.found)")]
@@ -157,10 +179,12 @@ def test_elsewhere_the_setup_cell_takes_the_project_beside_the_notebook_and_fetc
     notebook = nbformat.v4.new_notebook(cells=cells, metadata=metadata)
     environment = {name: value for name, value in os.environ.items()
                    if name not in ("COLAB_RELEASE_TAG", "KAGGLE_KERNEL_RUN_TYPE", "PYTHONPATH")}
-    for folder, finds in ((origin, str(origin)), (tmp_path, "--cwd")):
+    (tmp_path / "third").mkdir()
+    for folder, finds, more in ((origin, str(origin), []), (origin, str(origin), ["--cwd", str(tmp_path / "third")]),
+                                (tmp_path, "--cwd", [])):
         nbformat.write(notebook, folder / "mine.ipynb")
         papermill = [sys.executable, "-m", "papermill", os.path.relpath(folder / "mine.ipynb", tmp_path / "elsewhere"),
-                     "out.ipynb", "--no-progress-bar"]
+                     "out.ipynb", "--no-progress-bar", *more]
         done = subprocess.run(papermill, cwd=tmp_path / "elsewhere", env=environment, capture_output=True, text=True)
         assert finds in (tmp_path / "elsewhere" / "out.ipynb").read_text(encoding="utf-8"), done.stderr
         assert (done.returncode == 0) == (folder == origin)

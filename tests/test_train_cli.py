@@ -65,7 +65,7 @@ def test_the_learning_rate_has_two_names(option):
     ("--mixed-precision=no", "mixed_precision", False), ("--compile true", "compile", True),
     ("--compile --epochs 3", "compile", True), ("--widths 8,16,32,64", "widths", (8, 16, 32, 64)),
     ("--widths [8,16,32,64]", "widths", (8, 16, 32, 64)), ("--widths [8, 16, 32, 64]", "widths", (8, 16, 32, 64)),
-    ("--train-size null", "train_size", None)])
+    ("--train-size null", "train_size", None), ("--widths null", "widths", None)])
 def test_options_become_settings(option, name, value):
     assert getattr(read(f"--preset reference {option}"), name) == value
 
