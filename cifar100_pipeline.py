@@ -147,7 +147,8 @@ class CIFAR100Pipeline:
             if self._in_use:
                 log.warning("%s", self._in_use)
             config = config or self.config
-            self._warn_of(config)
+            if self.network is None:        # else they are those of whoever trained it
+                self._warn_of(config)
             self.trainer = Trainer(config, data, self.checkpoint_dir)
             if self.network is None:
                 self.history, self.precision = self.trainer.history, self.trainer.precision

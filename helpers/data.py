@@ -379,7 +379,7 @@ def stratified_split(labels: Tensor, val_size: int, seed: int, train_size: int |
     `val_size` images, and `train_size` or all of the others. Raises ValueError when there are too few, or when a class
     is left without a training image."""
     if not 0 <= val_size < len(labels):
-        raise ValueError(f"val_size={val_size}: must be below the {len(labels)} training images")
+        raise ValueError(f"val_size={val_size}: must be below the {len(labels)} training images; choose a smaller one")
     counts = torch.bincount(labels)
     val_counts = _shares(counts, val_size)
     left = counts - val_counts

@@ -267,7 +267,7 @@ def page_of(indices: np.ndarray, page: int, size: int = PAGE_SIZE) -> tuple[np.n
 class ErrorExplorer:
     """Test images by class, outcome, confidence and loss, in pages; a click on an image explains it. `images` are the
     evaluated ones, uint8 [N, 32, 32, 3]; `explain(index)` returns a Figure about one of them. `box` is the widget to
-    show, `thumbnails` hold its pictures and buttons, `detail` is the explanation."""
+    show, `thumbnails` hold its pictures and buttons, `words` and `detail` are the explanation."""
 
     def __init__(self, evaluation: Evaluation, images, explain, note: str = ""):
         import ipywidgets
@@ -285,12 +285,13 @@ class ErrorExplorer:
                                    for icon, tooltip in (("arrow-left", "page before"), ("arrow-right", "next page")))
         self.where = ipywidgets.Label()
         self.thumbnails = [_Thumbnail(self._pick) for _ in range(PAGE_SIZE)]
+        self.words = ipywidgets.HTML()
         self.detail = ipywidgets.Image(format="png", layout=WIDE | {"display": "none"})
         self._messages = ipywidgets.Output()
         rows = [ipywidgets.HBox(filters, layout={"flex_flow": "row wrap"}),
-                ipywidgets.HBox([self.back, self.forward, self.where]),
+                ipywidgets.HBox([self.back, self.forward, self.where]), self.words, self.detail, self._messages,
                 ipywidgets.HBox([thumbnail.box for thumbnail in self.thumbnails],
-                                layout={"flex_flow": "row wrap", "max_width": "1000px"}), self.detail, self._messages]
+                                layout={"flex_flow": "row wrap", "max_width": "1000px"})]
         self.box = ipywidgets.VBox(([ipywidgets.HTML(f"<b>{html.escape(note)}</b>")] if note else []) + rows)
         for widget in filters:
             widget.observe(lambda _: self.show(0), "value")
@@ -305,9 +306,11 @@ class ErrorExplorer:
                    for choice in (self.true, self.predicted, self.superclass)]
         indices = select_images(self.evaluation, *classes, self.outcome.value, key, descending)
         self.shown, self.page, pages = page_of(indices, page)
-        self.where.value = (f"page {self.page + 1} of {pages}, {len(indices):,} images; click one to see why"
+        self.where.value = (f"page {self.page + 1} of {pages}, {len(indices):,} images; each button has the predicted "
+                            "class, click it to see why"
                             if len(indices) else "no image passes these filters")
         self.back.disabled, self.forward.disabled = self.page == 0, self.page == pages - 1
+        self.words.value, self.detail.layout.display = "", "none"
         for place, thumbnail in enumerate(self.thumbnails):
             if place < len(self.shown):
                 index = int(self.shown[place])
@@ -325,8 +328,10 @@ class ErrorExplorer:
     def _pick(self, index: int) -> None:
         self._messages.clear_output()
         with self._messages:        # an error in a callback would appear nowhere else
+            words = html.escape(self._caption(index)[2])
+            self.words.value = f"{words} …"     # it may take seconds
             self.detail.value = plots.png_of(self.explain(index))
-            self.detail.layout.display = ""
+            self.words.value, self.detail.layout.display = words, ""
 
 
 class _Thumbnail:
@@ -335,9 +340,9 @@ class _Thumbnail:
     def __init__(self, pick):
         import ipywidgets
         self.picture = ipywidgets.Image(format="png", width=96, height=96)
-        self.button = ipywidgets.Button(layout={"width": "116px"})
+        self.button = ipywidgets.Button(layout={"width": "156px"})
         self.button.on_click(lambda _: pick(self.index))
-        self.box = ipywidgets.VBox([self.picture, self.button], layout={"align_items": "center", "width": "122px"})
+        self.box = ipywidgets.VBox([self.picture, self.button], layout={"align_items": "center", "width": "162px"})
 
     def show(self, index: int, image, right: bool, name: str, words: str) -> None:
         self.index = index

@@ -136,7 +136,7 @@ def confident_errors(evaluation: Evaluation, images, n: int = 12, note: str = ""
     for place, index in enumerate(errors):
         left, top = (place % columns) * width, (place // columns) * height
         draw_picture(axes, images[index], left + 0.16, top, 1.35)
-        true, predicted = (readable(evaluation.class_names[labels[index]], 13)
+        true, predicted = (readable(evaluation.class_names[labels[index]], 11)
                            for labels in (evaluation.labels, evaluation.predictions))
         axes.text(left + 0.83, top + 1.4, f"true: {true}\npredicted: {predicted}\n"
                   f"confidence {100 * evaluation.confidences[index]:.1f} %", fontsize=9.5, ha="center", va="top")

@@ -20,6 +20,7 @@ BOX = "□"
 _CJK = {"CJK", "HIRAGANA", "KATAKANA", "HANGUL", "BOPOMOFO", "IDEOGRAPHIC", "FULLWIDTH", "HALFWIDTH", "KANGXI"}
 _UNREADABLE = (OSError, RuntimeError, ValueError, LookupError)      # what matplotlib raises for fonts it cannot use
 _tried, _told = set(), set()
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)    # not every font has a bold face
 
 
 def fonts_for(text: str) -> tuple[list[str], dict[int, str]]:
