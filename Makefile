@@ -7,12 +7,12 @@ PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python3)
 help:		## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup:		## make .venv with the requirements and ruff
+setup:		## make .venv with the requirements and what tests need
 	python3 -m venv .venv
-	.venv/bin/python -m pip install -r requirements.txt ruff
+	.venv/bin/python -m pip install -r requirements.txt pytest-xdist ruff
 
 test:		## run the tests
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n 2 --dist loadfile
 
 lint:		## check the style
 	$(PYTHON) -m ruff check

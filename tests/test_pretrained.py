@@ -65,6 +65,9 @@ def test_from_pretrained_evaluates_without_training(run, folder, tmp_path):
     stated = checkpoint.load(pretrained.export(run.run_dir))["file_results"]
     pipeline = CIFAR100Pipeline.from_pretrained("demo", runs_dir=str(tmp_path))
     assert pipeline.evaluate()["top1"] == pytest.approx(stated["top1"], abs=pretrained.TOLERANCE)
+    pipeline.show_augmentation()
+    log = pipeline.run_dir / "train.log"
+    assert not log.exists() or "has no effect" not in log.read_text(encoding="utf-8")      # nobody set it
 
 
 def test_check_tells_whether_the_file_gives_what_it_states(run, folder, monkeypatch, capsys):

@@ -132,9 +132,11 @@ def test_the_explorer_shows_what_its_filters_say(evaluation, images):
     assert np.array_equal(picture[1::3, 1::3], images[explorer.shown[0]].numpy())
     first.button.click()
     assert asked == [explorer.shown[0]] and is_png(explorer.detail.value)
+    assert explorer.words.value == first.button.tooltip and explorer.detail.layout.display == ""
 
     explorer.true.value, explorer.superclass.value = 2, 1       # class 2 is of superclass 0
     assert "no image" in explorer.where.value and explorer.forward.disabled
+    assert explorer.words.value == "" and explorer.detail.layout.display == "none"      # of another page
     assert {thumbnail.box.layout.display for thumbnail in explorer.thumbnails} == {"none"}
 
 
