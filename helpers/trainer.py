@@ -351,7 +351,6 @@ class Trainer:
                                       "run_name, or resume='never' to start over")
             saved = ours | saved | TrainingConfig.training_settings_of(saved)
             checkpoint.check_same_run({name: saved[name] for name in ours}, ours, path, state.get("name"))
-        log.info("continuing from %s, step %d", path, take(state, "step", int, path))
         return path, state
 
     def _training_settings(self) -> dict:
@@ -398,12 +397,13 @@ class Trainer:
         with part(path, "rng"):
             set_rng_state(take(saved, "rng", {str: torch.Tensor}, path), self.device)
             self._rng = rng_state(self.device)
-        stream = take({"random_stream": 1} | saved, "random_stream", int, path)
-        if stream != RANDOM_STREAM and not self.is_finished:
-            log.warning("this run began in a version that draws its batches differently: it continues with other "
-                        "batches than it would have had there")
         if self.is_finished:            # perhaps on another machine
             self.machine = take({"machine": self.machine} | saved, "machine", dict, path)
+        else:
+            log.info("continuing from %s, step %d", path, self.step)
+            if take({"random_stream": 1} | saved, "random_stream", int, path) != RANDOM_STREAM:
+                log.warning("this run began in a version that draws its batches differently: it continues with other "
+                            "batches than it would have had there")
 
     # Numbers ---------------------------------------------------------------------------------------------------
 
