@@ -22,7 +22,7 @@ from torchvision.datasets.utils import download_url
 from . import demo_data
 from .class_folders import find_splits, is_class, list_images, missing_splits, subfolders
 from .config import TrainingConfig
-from .files import replacing
+from .files import foreign_content, replacing
 from .image_files import IMAGE_SIZE, DataError, decode, picture_suffixes
 from .original_files import find_original, find_parquet, read_original, read_parquet
 
@@ -212,7 +212,8 @@ def _from_npz(path: Path) -> ImageData:
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; data_source='auto' tries other sources as well") from None
     except _NOT_AN_NPZ as error:
-        raise DataError(f"{path}: cannot be read ({error}); write it again, with plain arrays only") from error
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{path}: cannot be read ({why}); write it again, with plain arrays only") from error
     missing = [name for name in ARRAYS if name not in arrays]
     if missing:
         raise DataError(f"{path}: lacks the array{'s' * (len(missing) > 1)} {', '.join(missing)}; must hold "
@@ -227,6 +228,10 @@ _NOT_AN_NPZ = (OSError, ValueError, EOFError, TypeError, KeyError, NotImplemente
 
 def _read_npz(path: Path, names) -> dict[str, np.ndarray]:
     """The arrays of `names` that the file holds, their CRCs checked. Raises one of _NOT_AN_NPZ."""
+    with open(path, "rb") as file:
+        start = file.read(512)
+    if not start.startswith((b"PK", b"\x93NUMPY")):     # NumPy would advise to read it as a pickle
+        raise ValueError(foreign_content(start) or "it is no .npz archive")
     arrays = np.load(path, allow_pickle=False)
     if not isinstance(arrays, np.lib.npyio.NpzFile):
         raise ValueError("it is a single array")
