@@ -34,7 +34,8 @@ def replacing(path):
         if os.name == "nt":             # which renames closed files only
             os.replace(file.name, path)
     except OSError as error:
-        error.filename = error.filename or str(path)
+        if error.errno is not None:     # else it is a message already
+            error.filename = error.filename or str(path)
         raise
     finally:
         Path(file.name).unlink(missing_ok=True)

@@ -51,8 +51,8 @@ def try_lock(file) -> bool:
 
 def claim(folder, setting: str = "run_name") -> None:
     """Make `folder`, created if need be, this process's own until it ends; again at any time, which notices that the
-    folder was deleted, or that a machine which does not see the lock took it. Raises FolderInUse, which
-    names `setting` as the way out, and OSError where nothing can be written."""
+    folder was deleted, or that a machine which does not see the lock took it. Raises FolderInUse, which names `setting`
+    as the way out, and OSError where nothing can be written."""
     path = Path(folder).resolve() / NAME
     if path in _claimed:
         file, text = _claimed[path]

@@ -232,7 +232,7 @@ def test_a_run_in_use_may_be_looked_at_and_not_trained(tmp_path, capsys):
 
 def test_a_finished_run_is_evaluated_whoever_has_its_folder(finished, runs_dir, monkeypatch):
     """Also where nothing can be written, as on a share that others may only read."""
-    def read_only(*_):
+    def read_only(*_, **__):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(locks, "open", read_only, raising=False)

@@ -108,8 +108,8 @@ def test_a_variant_of_a_preset_is_named_by_its_folder_and_drawn_hollow(runs):
 @pytest.mark.parametrize("change", [
     {"results": {"top1": 70.0}}, {"results": 3}, {"training": None}, {"training": {"stopped": ""}}, {"config": []},
     {"config": {"preset": "quick"}}, {"model_stats": {}}, {"history": [{"epoch": 1, "loss": 2}]}, {"name": None},
-    {"results": {"top1": float("nan"), "top5": 90.0}}, {"results": {"top1": "high", "top5": 90.0}}, {"system": None},
-    "[" * 100_000, "", "[]", '{"results": '])
+    {"results": {"top1": float("nan"), "top5": 90.0}}, {"results": {"top1": "high", "top5": 90.0}}, {"note": 3},
+    {"system": None}, {"system": {}}, "[" * 100_000, "", "[]", '{"results": '])
 def test_a_file_of_another_make_is_passed_over_with_a_line(runs, change, caplog):
     path = runs / "other" / "metrics.json"
     path.parent.mkdir()

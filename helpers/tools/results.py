@@ -33,7 +33,10 @@ def recipes(folder) -> list[dict]:
 def _finished(folder) -> list[dict]:
     """The finished runs in `folder`: the contents of their metrics.json with `path` and `run` (see `run_of`)."""
     def checked(content: dict) -> dict:
-        json.dumps(_row([{"folder": ""} | content]), allow_nan=False)
+        row = _row([{"folder": ""} | content])
+        json.dumps(row, allow_nan=False)
+        for name in ("device", "device_name", "cpu_cores"):     # drawn beside its point
+            row["machine"][name]
         return content | {"run": run_of(content)}
 
     found = [(path, read_metrics(path, checked)) for path in sorted(Path(folder).glob("*/metrics.json"))]
