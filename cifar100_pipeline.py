@@ -30,7 +30,7 @@ from helpers.lesson import explain, plots, speed, widgets
 from helpers.lesson.lr_range import lr_range_test
 from helpers.lesson.own_picture import answer, attention, look_at
 from helpers.lesson.runs import finished_runs, joint_note, published_beside, runs_text, write_metrics
-from helpers.locks import FolderInUse, claim, held_by_others
+from helpers.locks import claim, what_bars
 from helpers.logs import forget_epochs, log_to
 from helpers.metrics import Evaluation, History
 from helpers.models import CIFAR100CNN, FlipCNN, describe_model, layer_table
@@ -69,7 +69,7 @@ class CIFAR100Pipeline:
         self.trainer: Trainer | None = None
         self.history = History()
         self.speeds: dict = {}      # benchmark results, for metrics.json
-        self._in_use = ""           # by which other process the run's folder is
+        self._barred: OSError | None = None         # why the run's folder may only be looked at
         self._unwritten: dict[Path, str] = {}       # files that could not be written, and why
         self._use(None)
 
@@ -139,13 +139,13 @@ class CIFAR100Pipeline:
 
     def build_trainer(self, config: TrainingConfig | None = None) -> Trainer:
         """The Trainer, at the checkpoint to continue from, if any; only to look at while another process has the run's
-        folder. Raises CheckpointError."""
+        folder or where nothing can be written. Raises CheckpointError."""
         if self.trainer is None:
             data = self.prepare_data()
-            self._in_use = held_by_others(self.run_dir, self.checkpoint_dir)
+            self._barred = what_bars(self.run_dir, self.checkpoint_dir)
             self._log(progress_style(self.config.progress))
-            if self._in_use:
-                log.warning("%s", self._in_use)
+            if self._barred:
+                log.warning("%s", self._barred)
             config = config or self.config
             if self.network is None:        # else they are those of whoever trained it
                 self._warn_of(config)
@@ -155,8 +155,8 @@ class CIFAR100Pipeline:
         return self.trainer
 
     def _log(self, style: str) -> None:
-        """Log to the screen, and to the run's file unless it is another process's."""
-        log_to(None if self._in_use else self.run_dir / "train.log", style)
+        """Log to the screen, and to the run's file unless that may only be looked at."""
+        log_to(None if self._barred else self.run_dir / "train.log", style)
 
     def _warn_of(self, config: TrainingConfig) -> None:
         """Warn of settings that are probably a mistake."""
@@ -222,17 +222,18 @@ class CIFAR100Pipeline:
 
         Calls `on_epoch(trainer)` after each epoch. `live` shows curves and a Stop button instead of the progress bar:
         True, False, or "auto" (where a notebook's front end shows a bar). Stop and Ctrl-C save a checkpoint, from which
-        the next `train` continues. Raises TrainingDiverged if the loss is not finite, and FolderInUse, an OSError, if
-        another process trains in the run's folder. If a finished training cannot be saved, logs an error and goes on.
+        the next `train` continues. Raises TrainingDiverged if the loss is not finite, and OSError where nothing can be
+        written, as FolderInUse if another process trains in the run's folder. If a finished training cannot be saved,
+        logs an error and goes on.
         """
         live, config = widgets.shows_live_view(live, self.config.progress), self.config
         if self.history.stopped == "interrupted" and self.trainer.has_saved:
             config = self.config.replace(resume="auto")
-        if self.history.stopped == "interrupted" or self._in_use:       # that process may have changed the files since
+        if self.history.stopped == "interrupted" or self._barred:       # that process may have changed the files since
             self.trainer = None
         trainer = self.build_trainer(config)
-        if self._in_use and not trainer.is_finished:
-            raise FolderInUse(self._in_use)
+        if self._barred and not trainer.is_finished:
+            raise self._barred
         self._use(None)
         self._unwritten.clear()
         self.history, self.precision, was_finished = trainer.history, trainer.precision, trainer.is_finished
@@ -252,15 +253,13 @@ class CIFAR100Pipeline:
             if not trainer.is_finished:
                 raise
             log.error("%s", error)
-            self._unwritten[checkpoint.step_path(self.checkpoint_dir, trainer.step)] = str(error.__cause__)
+            path, cause = checkpoint.step_path(self.checkpoint_dir, trainer.step), error.__cause__
+            self._unwritten[path] = cause.strerror or str(cause)
             self.history = trainer.history
         self._use(TrainedNetwork(
             trainer.model, self.config, self.device, trainer.precision, class_names=self.data.class_names,
             mean=trainer.mean, std=trainer.std, note=self.data.note,
             validation=None if trainer.val_loader is None else (trainer.val_loader, trainer.val_labels)))
-        if self.history.stopped == "interrupted":
-            log.info("stopped after step %d of %d; train again with the same settings to continue from %s",
-                     trainer.step, trainer.total_steps, self.checkpoint_dir)
         if not was_finished:        # else the file already holds the results too
             self._write_metrics()
         return self.history
@@ -269,7 +268,7 @@ class CIFAR100Pipeline:
         """Train with the live view, or with the bar or lines that `progress` asks for."""
         trainer = self.trainer
         self._log("bar" if live else progress_style(self.config.progress))
-        if not self._in_use:
+        if not self._barred:
             forget_epochs(self.run_dir / "train.log", after=len(trainer.history))
         if not live:
             trainer.on_epoch = on_epoch
@@ -596,7 +595,7 @@ class CIFAR100Pipeline:
 
     def _write_metrics(self) -> None:
         is_trained = self.trainer and self.network and self.trainer.model is self.network.model     # and not loaded
-        if is_trained and not self._in_use:
+        if is_trained and not self._barred:
             with self._noting_failure(path := self.run_dir / "metrics.json"):
                 write_metrics(path, self.trainer, self.speeds, self.results)
 

@@ -15,6 +15,7 @@ from cifar100_pipeline import (CheckpointError, CIFAR100Pipeline, ConfigError, D
 from helpers.config import ALIASES, EVERYDAY, HINTS, SETTINGS, by_group, layered_settings, read_settings, value_faults
 from helpers.logs import outlast_readers
 from helpers.retired import COMMIT, RETIRED, TAG, without_fp32
+from helpers.system import is_out_of_memory
 
 
 def build_parser(everything: bool = False) -> argparse.ArgumentParser:
@@ -97,6 +98,13 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except (DataError, CheckpointError, TrainingDiverged, ValueError, OSError) as error:
         print(f"train.py: {error}", file=sys.stderr)
+        return 1
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and not is_out_of_memory(error):
+            raise
+        print(f"train.py: out of memory ({(str(error).splitlines() or ['the computer'])[0]}). Close other programs or "
+              "choose a smaller batch_size or network; the same command continues from the last checkpoint, if any",
+              file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:
         print(f"train.py: {str(error) or 'interrupted'}", file=sys.stderr)

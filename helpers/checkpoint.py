@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import errno
 import io
 import logging
+import os
 import re
 import zipfile
 from pathlib import Path
@@ -14,6 +16,7 @@ import numpy as np
 import torch
 
 from .files import discard, foreign_content, replacing
+from .system import is_out_of_memory
 
 log = logging.getLogger("cifar100")
 
@@ -42,9 +45,14 @@ class NotSaved(OSError):
 
 def save_atomically(state: dict, path) -> Path:
     """`torch.save` to a temporary file, flushed to disk and then renamed to `path`. Raises OSError when that fails;
-    torch.save alone raises RuntimeError on a full disk."""
+    torch.save alone raises RuntimeError on a full disk, and where memory is short."""
     content = io.BytesIO()
-    torch.save(state, content)
+    try:
+        torch.save(state, content)
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or is_out_of_memory(error) or "inline_container" in str(error)):
+            raise
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), str(path)) from error
     with replacing(path) as file:
         file.write(content.getbuffer())
     return Path(path)
@@ -69,6 +77,9 @@ def load(path, map_location="cpu") -> dict:
         with torch.serialization.safe_globals(_NUMPY_DATA):
             state = torch.load(content, map_location=map_location, weights_only=True)
     except Exception as error:      # whatever such bytes make zipfile, pickle and torch raise
+        if is_out_of_memory(error):     # for arrays that are there; one that claims more is NumPy's MemoryError
+            raise ReadError(f"{path}: cannot be read now, since memory is short ({_first_line(error)}); close other "
+                            "programs and try again") from error
         raise CheckpointError(f"{path}: {_why_unreadable(error)}") from error
     if not isinstance(state, dict) or "model_state_dict" not in state:
         state = _weights_from_elsewhere(state)
@@ -80,6 +91,8 @@ def load(path, map_location="cpu") -> dict:
 
 def _check_kind(content: bytes) -> None:
     """Raise ValueError for what comes in place of a checkpoint: a pointer, a page, the first part of a download."""
+    if not content:
+        raise ValueError("it is empty")
     if why := foreign_content(content[:512]):
         raise ValueError(why)
     if content.startswith(b"PK\x03\x04") and b"PK\x05\x06" not in content[-66_000:]:     # the archive's directory

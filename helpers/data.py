@@ -222,7 +222,8 @@ def _from_npz(path: Path) -> ImageData:
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; data_source='auto' tries other sources as well") from None
     except _NOT_AN_NPZ as error:
-        why = isinstance(error, zipfile.BadZipFile) and foreign_content(path.read_bytes()[:512]) or error
+        why = (isinstance(error, zipfile.BadZipFile) and foreign_content(path.read_bytes()[:512])
+               or (str(error).splitlines() or [type(error).__name__])[0])
         raise DataError(f"{path}: cannot be read ({why}); write it again, with plain arrays only") from error
     missing = [name for name in ARRAYS if name not in arrays]
     if missing:

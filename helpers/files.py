@@ -7,6 +7,7 @@ import json
 import os
 import re
 import secrets
+import stat
 from pathlib import Path
 
 from .locks import try_lock
@@ -18,7 +19,7 @@ _TEMPORARY = re.compile(r"\..+\.\d+(-[0-9a-f]{6})?\.tmp")
 @contextlib.contextmanager
 def replacing(path):
     """Yield a binary file beside `path`, making its folder; once flushed to disk it replaces `path`, or it goes if the
-    block fails. Also sweeps that folder."""
+    block fails. Also sweeps that folder. An OSError names `path`, which that of a full disk alone does not."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     sweep(path.parent)
@@ -32,6 +33,10 @@ def replacing(path):
                 os.replace(file.name, path)
         if os.name == "nt":             # which renames closed files only
             os.replace(file.name, path)
+    except OSError as error:
+        if error.errno is not None:     # else it is a message already
+            error.filename = error.filename or str(path)
+        raise
     finally:
         Path(file.name).unlink(missing_ok=True)
 
@@ -62,9 +67,12 @@ def sweep(folder) -> None:
 
 
 def discard(path: Path) -> None:
-    """Delete a file and its content: Google Drive moves a deleted file to the bin, where it still takes its space."""
+    """Delete a file and its content: Google Drive moves a deleted file to the bin, where it still takes its space. What
+    has the content under another name, a link's target or a backup by hard links, keeps it."""
     with contextlib.suppress(FileNotFoundError):
-        os.truncate(path, 0)
+        found = path.lstat()
+        if stat.S_ISREG(found.st_mode) and found.st_nlink <= 1:
+            os.truncate(path, 0)
         path.unlink()
 
 
@@ -83,9 +91,12 @@ def write_text(text: str, path) -> Path:
 
 
 def foreign_content(start: bytes) -> str:
-    """What a file with these first bytes is when it came in place of another: a Git LFS pointer, a web page; or ""."""
+    """What a file with these first bytes is when it came in place of one that is no text: a Git LFS pointer, a web
+    page, a server's message; else ""."""
     if start.startswith(b"version https://git-lfs"):
         return "it is a Git LFS pointer, not the file itself; `git lfs pull` fetches that"
     if re.match(rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?<(!doctype )?html", start, re.IGNORECASE):
         return "it is a web page; download the file itself, perhaps after signing in"
+    if re.fullmatch(rb"[^\x00-\x08\x0e-\x1f\x7f]+", start):
+        return f"it is text, not the file itself: {' '.join(start.decode(errors='replace').split())[:80]!r}"
     return ""

@@ -49,9 +49,10 @@ def try_lock(file) -> bool:
     return True
 
 
-def claim(folder) -> None:
+def claim(folder, setting: str = "run_name") -> None:
     """Make `folder`, created if need be, this process's own until it ends; again at any time, which notices that the
-    folder was deleted, or that a machine which does not see the lock took it. Raises FolderInUse."""
+    folder was deleted, or that a machine which does not see the lock took it. Raises FolderInUse, which names `setting`
+    as the way out, and OSError where nothing can be written."""
     path = Path(folder).resolve() / NAME
     if path in _claimed:
         file, text = _claimed[path]
@@ -61,8 +62,12 @@ def claim(folder) -> None:
         file.close()
         log.warning("%s was deleted or taken over while this process worked there; it goes on in what is there now",
                     folder)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = open(path, "ab", buffering=0)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "ab", buffering=0)
+    except OSError as error:
+        raise OSError(f"{folder}: no run can be kept there ({error.strerror or error}); choose another runs_dir, "
+                      "run_name or checkpoint_dir") from error
     try:
         is_ours = try_lock(file)
     except OSError as error:
@@ -71,7 +76,7 @@ def claim(folder) -> None:
     if not is_ours:
         file.close()
         raise FolderInUse(f"{folder} is in use by {_holder(path)}: wait for its end, stop it, or choose another "
-                          "run_name")
+                          f"{setting}")
     text = (f"process {os.getpid()} on {platform.node()}, {Path(sys.argv[0]).name}, since "
             f"{time.strftime('%Y-%m-%d %H:%M:%S')}".encode())
     file.truncate(0)
@@ -82,14 +87,14 @@ def claim(folder) -> None:
     _claimed[path] = file, text
 
 
-def held_by_others(*folders) -> str:
-    """Claim the folders; if another process has one, return in words which."""
+def what_bars(*folders) -> OSError | None:
+    """Claim the folders; what `claim` raises if this process may only look at one of them, else None."""
     try:
         for folder in folders:
             claim(folder)
-    except FolderInUse as error:
-        return str(error)
-    return ""
+    except OSError as error:
+        return error
+    return None
 
 
 def _holds(path: Path, text: bytes) -> bool:

@@ -110,5 +110,5 @@ def outlast_readers() -> None:
         if stream is None:
             stream = open(os.devnull, "w", encoding="utf-8")
         with contextlib.suppress(AttributeError):       # some replacements have none
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)      # a file too has it at a SIGTERM
         setattr(sys, name, _Outlasting(stream))

@@ -187,7 +187,9 @@ def peak_memory_mb(device: torch.device) -> float | None:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Is this an out-of-memory error of the device or of the CPU allocator?"""
-    phrases = ("DefaultCPUAllocator: can't allocate memory", "MPS backend out of memory", "CUDA error: out of memory",
+    phrases = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory",     # on Windows
+               "bad_alloc", "could not create a primitive",      # oneDNN
+               "MPS backend out of memory", "CUDA error: out of memory",
                "CUBLAS_STATUS_ALLOC_FAILED",
                # cuDNN: no algorithm has enough workspace.
                "was unable to find an engine to execute this computation", "Unable to find a valid cuDNN algorithm")

@@ -26,7 +26,7 @@ from .network import EVALUATION_BATCH, predict
 from .replay import ReplayedStep
 from .retired import refusals, without_retired
 from .schedule import Schedule
-from .signals import StopOnSignals
+from .signals import ENDING, StopOnSignals
 from .step import TrainStep
 from .system import (DTYPES, SystemInfo, keep_freed_memory, memory_format, peak_memory_mb, pick_device, pick_precision,
                      progress_style, rng_state, set_rng_state, synchronize)
@@ -153,7 +153,10 @@ class Trainer:
                 self._save_and_use_weights()
         else:
             self._save_and_use_weights()
-        if self.stop_requested in ("SIGTERM", "SIGHUP"):
+        if self.history.stopped == "interrupted":
+            log.info("stopped after step %d of %d (%s); train again with the same settings to continue from %s",
+                     self.step, self.total_steps, self.stop_requested, self.checkpoint_dir)
+        if self.stop_requested in ENDING:
             signal.raise_signal(signal.Signals[self.stop_requested])
         return self.history
 
@@ -310,16 +313,13 @@ class Trainer:
         """Write best.pt, if it is not the best any more."""
         if self._unwritten_best is not None:
             self._last_best = time.perf_counter()
-            self._save_or_warn(self._save_best)
+            self._save_or_warn(lambda: checkpoint.save_atomically(self._unwritten_best, self.checkpoint_dir / BEST))
             self._unwritten_best = None
-
-    def _save_best(self) -> None:
-        claim(self.checkpoint_dir)
-        checkpoint.save_atomically(self._unwritten_best, self.checkpoint_dir / BEST)
 
     def _save_or_warn(self, save) -> None:
         """A moment's failure of Google Drive or a full disk must not end the training."""
         try:
+            claim(self.checkpoint_dir)
             save()
         except FolderInUse:
             raise

@@ -3,6 +3,10 @@
 import logging
 import os
 import random
+import re
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +15,8 @@ import torch
 
 from helpers import checkpoint
 from helpers.checkpoint import CheckpointError
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def state_at(step):
@@ -187,6 +193,36 @@ def test_an_array_that_claims_all_memory_does_not_bar_the_way_to_an_older_checkp
         checkpoint.load(newest)
     with caplog.at_level(logging.WARNING, "cifar100"):
         assert checkpoint.load_newest(tmp_path)[1]["step"] == 10
+
+
+LITTLE_MEMORY = """
+import os, resource, sys
+import torch
+from helpers import checkpoint
+what, path = sys.argv[1:]
+big = {"model_state_dict": {"weight": torch.ones(5_000_000)}, "step": 20}
+if what == "load":
+    checkpoint.save_atomically(big, path)
+    del big
+pages = int(open("/proc/self/statm").read().split()[0])
+free = {"load": 30_000_000, "save": 10_000_000}[what]      # of 20 MB, which loading has twice in memory
+resource.setrlimit(resource.RLIMIT_AS, (pages * os.sysconf("SC_PAGE_SIZE") + free,) * 2)
+try:
+    checkpoint.load(path) if what == "load" else checkpoint.save_atomically(big, path)
+except (OSError, checkpoint.CheckpointError) as error:
+    print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits its memory")
+@pytest.mark.parametrize("what, says", [("load", "ReadError .*run.pt: cannot be read now.* memory"),
+                                        ("save", "OSError .*Cannot allocate memory: .*run.pt")])
+def test_too_little_memory_is_neither_damage_nor_the_end_of_a_training(tmp_path, what, says):
+    """A good checkpoint passed over as damaged would be replaced by those of a run that starts over."""
+    child = subprocess.run([sys.executable, "-c", LITTLE_MEMORY, what, str(tmp_path / "run.pt")], text=True, cwd=ROOT,
+                           capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert re.match(says, child.stdout), child.stdout + child.stderr
+    assert names_in(tmp_path) == (["run.pt"] if what == "load" else [])
 
 
 @pytest.mark.parametrize("value, kind, fits", [

@@ -372,7 +372,7 @@ def test_a_wrong_npz_is_named_with_what_is_wrong(spoil, says, npz, arrays, confi
     assert str(npz) in message and says in message
 
 
-@pytest.mark.parametrize("content", ["half", "empty", "text", "a single array", "damaged", "<html>"])
+@pytest.mark.parametrize("content", ["half", "empty", "text", "a single array", "damaged", "a pickle", "<html>"])
 def test_a_file_that_is_no_npz_is_named(content, npz, arrays, config_for):
     if content == "a single array":
         with open(npz, "wb") as file:
@@ -384,10 +384,11 @@ def test_a_file_that_is_no_npz_is_named(content, npz, arrays, config_for):
         npz.write_bytes(spoilt)
     else:
         whole = npz.read_bytes()
-        start = {"half": whole[:len(whole) // 2], "empty": b"", "text": b"no arrays"}
+        start = {"half": whole[:len(whole) // 2], "empty": b"", "text": b"no arrays", "a pickle": b"\x80\x04}."}
         npz.write_bytes(start.get(content, content.encode()))
     message = error_of(config_for(npz.parent))
-    assert str(npz) in message and "cannot be read" in message and "pickle.load" not in message
+    assert str(npz) in message and "cannot be read" in message and "pickle" not in message     # nor NumPy's advice
+    assert content != "text" or "it is text, not the file itself: 'no arrays'" in message
     assert ("web page" in message) == (content == "<html>")
 
 

@@ -2,11 +2,12 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
-from helpers.files import replacing, sweep, write_json, write_text
+from helpers.files import discard, foreign_content, replacing, sweep, write_json, write_text
 
 
 def test_json_is_written_and_read_back(tmp_path):
@@ -43,6 +44,33 @@ def test_temporary_files_of_dead_writers_are_swept_and_those_of_living_ones_neve
         file.write(b"whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*others, "large.pt", "small.txt"])
     assert (tmp_path / "large.pt").read_bytes() == b"whole"
+
+
+def test_an_error_of_a_full_disk_names_the_file(tmp_path, monkeypatch):
+    def full(_number):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left on device: .*page.html"):
+        write_text("new", tmp_path / "page.html")
+
+
+@pytest.mark.parametrize("link", [Path.hardlink_to, Path.symlink_to])
+def test_what_is_deleted_stays_where_it_has_another_name(tmp_path, link):
+    """As in a backup of hard links, or a run continued from a link to another run's checkpoint."""
+    (tmp_path / "kept").write_bytes(b"content")
+    link(tmp_path / "gone", tmp_path / "kept")
+    discard(tmp_path / "gone")
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    assert (tmp_path / "kept").read_bytes() == b"content"
+
+
+@pytest.mark.parametrize("start, says", [
+    (b"<!-- saved --><html>", "it is text, not the file itself: '<!-- saved"), ("404：找不到".encode(), "404：找不到"),
+    (b'{"error":\n "Entry not found"}', """'{"error": "Entry not found"}'"""), (b"<HTML>", "web page"),
+    (b"PK\x03\x04weights", ""), (b"\x80\x02}q", ""), (b"", "")])
+def test_text_in_place_of_a_file_is_told(start, says):
+    assert says in foreign_content(start) if says else foreign_content(start) == ""
 
 
 def test_two_writers_of_one_file_do_not_meet(tmp_path):

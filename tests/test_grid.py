@@ -4,6 +4,7 @@ The notebook is a stub of three cells that trains nothing, so a run takes second
 """
 
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -284,6 +285,29 @@ def test_ctrl_c_stops_run_and_grid_and_writes_the_report(tmp_path):
     page = Page.of(tmp_path / "g" / "report.html")
     assert [[row["run"], row["state"]] for row in page.tables[0]] == [["demo-epochs=77", "interrupted"],
                                                                       ["demo-epochs=78", "waiting"]]
+
+
+def test_a_second_grid_in_the_same_folder_is_refused(tmp_path, capsys):
+    code = "import sys; from helpers.locks import claim; claim(sys.argv[1]); print(flush=True); input()"
+    child = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "g")], stdin=subprocess.PIPE,
+                             stdout=subprocess.PIPE, cwd=ROOT)
+    try:
+        child.stdout.readline()
+        assert grid.main(["epochs=1", "preset=demo", "--name", "g", "--runs-dir", str(tmp_path)]) == 1
+    finally:
+        child.kill()
+        child.communicate()
+    assert re.search(f"grid: .*g is in use by process {child.pid} .*another --name", capsys.readouterr().err)
+    assert [path.name for path in (tmp_path / "g").iterdir()] == [".lock"]
+
+
+def test_a_full_disk_ends_a_grid_with_one_line(tmp_path, monkeypatch, capsys):
+    def full(_number):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert grid.main(["epochs=1", "preset=demo", "--name", "g", "--runs-dir", str(tmp_path)]) == 1
+    assert re.fullmatch("grid: .*No space left on device: .*report.html'; .*", capsys.readouterr().err.strip())
 
 
 def test_the_report_lists_finished_and_failed_runs(stub_grid):

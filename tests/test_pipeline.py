@@ -14,7 +14,7 @@ from PIL import Image
 import cifar100_pipeline
 from cifar100_pipeline import (CIFAR100CNN, CheckpointError, CIFAR100Pipeline, ConfigError, DataError, TrainingConfig,
                                train_cifar100)
-from helpers import checkpoint, system
+from helpers import checkpoint, locks, system
 from helpers.data import ImageData
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -231,7 +231,12 @@ def test_a_run_in_use_may_be_looked_at_and_not_trained(tmp_path, capsys):
 
 
 def test_a_finished_run_is_evaluated_whoever_has_its_folder(finished, runs_dir, monkeypatch):
-    monkeypatch.setattr(cifar100_pipeline, "held_by_others", lambda *_: "in use by process 4711")
+    """Also where nothing can be written, as on a share that others may only read."""
+    def read_only(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(locks, "open", read_only, raising=False)
+    monkeypatch.setattr(locks, "_claimed", {})
     files = {path: path.read_bytes() for path in (runs_dir / "tiny").glob("*.*")}
     opened = CIFAR100Pipeline.from_preset("demo", run_name="tiny", runs_dir=str(runs_dir), **TINY)
     opened.train()

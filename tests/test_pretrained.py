@@ -114,6 +114,23 @@ def test_an_interrupted_run_is_not_exported(run, folder, tmp_path):
         pretrained.export(tmp_path / "run")
 
 
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"training": 3, "system": {}}', "[" * 100_000])
+def test_metrics_of_another_make_are_one_error(run, folder, tmp_path, content):
+    shutil.copytree(run.run_dir, tmp_path / "run")
+    (tmp_path / "run" / "metrics.json").write_text(content)
+    with pytest.raises(CheckpointError, match="metrics.json: not a metrics.json of this project"):
+        pretrained.export(tmp_path / "run")
+
+
+@pytest.mark.parametrize("part", ["file_results", "test_results"])
+def test_check_of_weights_without_results_is_one_error(run, folder, monkeypatch, capsys, part):
+    path = pretrained.export(run.run_dir)
+    monkeypatch.setattr(pretrained, "load_cifar100", lambda config: run.data)
+    checkpoint.save_atomically({name: value for name, value in checkpoint.load(path).items() if name != part}, path)
+    assert pretrained.main(["check", "demo"]) == 2
+    assert f"lacks its part '{part}'" in capsys.readouterr().err
+
+
 def test_a_run_without_results_is_not_exported(run, folder, tmp_path):
     checkpoint.save_atomically(checkpoint.load(run.checkpoint_dir / "final.pt") | {"test_results": {}},
                                tmp_path / "checkpoints" / "final.pt")

@@ -6,7 +6,7 @@ import statistics
 import numpy as np
 import pytest
 
-from helpers.files import write_json
+from helpers.files import write_json, write_text
 from helpers.tools import results
 
 EPOCH = {"epoch": 1, "train_loss": 3.0, "train_accuracy": 30.0, "val_loss": None, "val_top1": None, "val_top5": None,
@@ -15,7 +15,7 @@ EPOCH = {"epoch": 1, "train_loss": 3.0, "train_accuracy": 30.0, "val_loss": None
 
 
 def write_run(folder, preset, seed, top1, petaflops, seconds, stopped=""):
-    write_json({"config": {"preset": preset, "seed": seed, "val_size": 0, "epochs": 1,
+    write_json({"name": preset, "config": {"preset": preset, "seed": seed, "val_size": 0, "epochs": 1,
                                   "label_smoothing": 0.2}, "note": "", "history": [EPOCH],
                        "model_stats": {"total_parameters": 10},
                        "system": {"device": "cpu", "device_name": "a CPU", "cpu_cores": 2},
@@ -57,6 +57,7 @@ def test_a_run_older_than_a_setting_had_its_default(runs, younger, recipes, imag
 
 
 def test_command_writes_table_and_figure(runs, tmp_path, capsys):
+    write_text("{}", runs / "other" / "metrics.json")
     assert results.main(["--runs", str(runs), "--out", str(tmp_path / "record.json")]) == 0
     assert "78.00" in capsys.readouterr().out
     assert len(json.loads((tmp_path / "record.json").read_text())["recipes"]) == 2
@@ -102,6 +103,21 @@ def test_a_variant_of_a_preset_is_named_by_its_folder_and_drawn_hollow(runs):
     axes = results.plots.record(rows).axes[0]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["fast-9: 77.50 % (n = 1)"]
     assert "77.50" not in " ".join(text.get_text() for text in axes.texts)
+
+
+@pytest.mark.parametrize("change", [
+    {"results": {"top1": 70.0}}, {"results": 3}, {"training": None}, {"training": {"stopped": ""}}, {"config": []},
+    {"config": {"preset": "quick"}}, {"model_stats": {}}, {"history": [{"epoch": 1, "loss": 2}]}, {"name": None},
+    {"results": {"top1": float("nan"), "top5": 90.0}}, {"results": {"top1": "high", "top5": 90.0}}, {"note": 3},
+    {"system": None}, {"system": {}}, "[" * 100_000, "", "[]", '{"results": '])
+def test_a_file_of_another_make_is_passed_over_with_a_line(runs, change, caplog):
+    path = runs / "other" / "metrics.json"
+    path.parent.mkdir()
+    content = json.loads((runs / "quick" / "metrics.json").read_text())
+    path.write_text(change if isinstance(change, str) else json.dumps(content | change))
+    assert [row["runs"] for row in results.recipes(runs)] == [3, 1]
+    line, = caplog.messages
+    assert str(path) in line
 
 
 def test_command_without_runs_says_so(tmp_path, capsys):

@@ -90,6 +90,9 @@ def test_the_error_of_an_impossible_allocation_is_out_of_memory():
     (RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"), True),
     (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), True),
     (RuntimeError("FIND was unable to find an engine to execute this computation"), True),
+    (RuntimeError("[enforce fail at alloc_cpu.cpp:80] data. DefaultCPUAllocator: not enough memory: you tried to "
+                  "allocate 8388608 bytes."), True),        # on Windows
+    (RuntimeError("could not create a primitive"), True), (RuntimeError("std::bad_alloc"), True),
     (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
     (ValueError("out of memory"), False), (KeyboardInterrupt(), False)])
 def test_other_errors_are_told_apart_from_out_of_memory(error, expected):

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import train
 from helpers.checkpoint import CheckpointError
@@ -129,6 +130,14 @@ def test_an_expected_error_is_one_message_and_a_status(error, status, monkeypatc
     run_raises(monkeypatch, error)
     assert main(["--preset", "demo"]) == status
     assert capsys.readouterr().err == f"train.py: {error}\n"
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried\nand failed")])
+def test_too_little_memory_is_one_line(error, monkeypatch, capsys):
+    run_raises(monkeypatch, error)
+    assert main(["--preset", "demo"]) == 1
+    line, = capsys.readouterr().err.splitlines()
+    assert line.startswith("train.py: out of memory (") and "batch_size" in line
 
 
 def test_ctrl_c_anywhere_is_said_in_a_word(monkeypatch, capsys):

@@ -357,6 +357,32 @@ def test_a_closed_terminal_and_sigterm_save_however_often_they_come(tmp_path, mo
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+@pytest.mark.parametrize("first, second", [(signal.SIGINT, signal.SIGTERM), (signal.SIGTERM, signal.SIGINT)])
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_process_told_to_end_ends_whatever_else_comes(tmp_path, monkeypatch, caplog, first, second, at_once):
+    again = []
+    monkeypatch.setattr(trainer_module.signal, "raise_signal", again.append)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        trainer = make_trainer(tmp_path)
+
+        def both():
+            if at_once:
+                signal.pthread_sigmask(signal.SIG_BLOCK, (first, second))
+            os.kill(os.getpid(), first)
+            os.kill(os.getpid(), second)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, (first, second))
+
+        at_batch(trainer, 1, 1, both)
+        with caplog.at_level("INFO", "cifar100"):
+            assert trainer.fit().stopped == "interrupted"
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert steps_in(tmp_path) == [7] and again == [signal.SIGTERM]
+    assert f"stopped after step 7 of {trainer.total_steps} (SIGTERM)" in caplog.text
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 @pytest.mark.parametrize("name", ["SIGHUP", "SIGINT", "SIGTERM"])
 def test_a_signal_that_is_ignored_stays_so(tmp_path, name):
     """As SIGHUP under nohup, and SIGINT in a shell's background."""

@@ -43,18 +43,24 @@ def finished_runs(pattern: str) -> list[dict]:
     runs = []
     for folder in sorted(glob.glob(pattern)):
         path = Path(folder) / "metrics.json"
-        if not path.is_file():
-            continue
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if content["results"]:
-                runs.append(_run_of(content))
-        except (OSError, *NO_METRICS) as error:
-            log.warning("skipped %s: not a metrics.json of this project (%s: %s)", path, type(error).__name__, error)
+        if path.is_file() and (run := read_metrics(path, run_of)) is not None:
+            runs.append(run)
     return sorted(runs, key=lambda run: -run["top1"])
 
 
-def _run_of(content: dict) -> dict:
+def read_metrics(path: Path, take):
+    """`take(content)` of a metrics.json; None without results and, with a warning, where the content is of another
+    make, on which `take` raises one of NO_METRICS."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return take(content) if content["results"] else None
+    except (OSError, *NO_METRICS) as error:
+        log.warning("skipped %s: not a metrics.json of this project (%s: %s)", path, type(error).__name__, error)
+        return None
+
+
+def run_of(content: dict) -> dict:
+    """The entry in `finished_runs` for the content of a metrics.json."""
     results, training = content["results"], content["training"]
     for name in ("name", "note"):
         content[name].encode()      # text, and without half a surrogate pair, which cannot be printed

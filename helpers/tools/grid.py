@@ -38,6 +38,7 @@ import yaml
 from ..checks import coerce, folder_name_fault
 from ..config import ALIASES, SETTINGS, ConfigError, TrainingConfig, layered_settings, name_faults, read_settings
 from ..files import write_text
+from ..locks import claim
 from ..logs import outlast_readers
 from ..text import duration, short_text, shortened, shown
 from ..yaml_files import parse_yaml
@@ -304,7 +305,15 @@ def main(arguments: list[str] | None = None) -> int:
         write_text(html_report(name, runs, command, args.notebook.name), folder / "report.html")
 
     try:
+        claim(folder, "--name")
+    except OSError as error:
+        print(f"grid: {error}", file=sys.stderr)
+        return 1
+    try:
         run_grid(runs, args.notebook, write_report)
+    except OSError as error:
+        print(f"grid: {error}; the same command continues", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("grid: interrupted; the same command resumes", file=sys.stderr)
         return 130

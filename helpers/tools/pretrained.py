@@ -17,9 +17,10 @@ from pathlib import Path
 import torch
 
 from .. import checkpoint, network
-from ..checkpoint import CheckpointError
+from ..checkpoint import CheckpointError, take
 from ..config import ConfigError, TrainingConfig
 from ..data import DataError, ImageData, load_cifar100, stratified_split
+from ..lesson.runs import NO_METRICS
 from ..metrics import Evaluation
 from ..network import TrainedNetwork, portable_settings, pretrained_path
 from ..system import pick_device
@@ -42,16 +43,23 @@ def export(run_dir, data: ImageData | None = None, out=None) -> Path:
     Reads `checkpoints/final.pt` and `metrics.json` in `run_dir`. Raises CheckpointError and DataError."""
     run_dir = Path(run_dir)
     state = checkpoint.load(run_dir / "checkpoints" / "final.pt")
+    config, name = take(state, "config", {str: object}, run_dir), take(state, "name", str, run_dir)
     if not state.get("test_results"):
         raise CheckpointError(f"{run_dir}: has no test results yet; call pipeline.evaluate() and pipeline.save()")
-    metrics = json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))
-    if metrics["training"]["stopped"] == "interrupted":
+    try:
+        metrics = json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))
+        training, system = metrics["training"], metrics["system"]
+        is_interrupted = training["stopped"] == "interrupted"
+    except NO_METRICS as error:
+        raise CheckpointError(f"{run_dir / 'metrics.json'}: not a metrics.json of this project "
+                              f"({type(error).__name__}: {error}); evaluate the run again") from error
+    if is_interrupted:
         raise CheckpointError(f"{run_dir}: training was interrupted; train to the end, evaluate and save first")
-    config = {name: value for name, value in state["config"].items() if name not in PATHS}
+    config = {setting: value for setting, value in config.items() if setting not in PATHS}
     content = {**state, "model_state_dict": in_half_precision(state["model_state_dict"]), "config": config,
-               "training": metrics["training"], "system": metrics["system"]}
+               "training": training, "system": system}
     content["file_results"] = evaluate(content, data or load_cifar100(_config_of(content)))
-    path = out or network.PRETRAINED / f"{state['config']['preset'] or state['name']}.pt"
+    path = out or network.PRETRAINED / f"{config.get('preset') or name}.pt"
     return checkpoint.save_atomically(content, path)
 
 
@@ -114,13 +122,15 @@ def main(arguments: list[str] | None = None) -> int:
             checkpoint.save_atomically(content, pretrained_path(args.name))
             print(f"temperature {content['temperature']:.4f}, reliable from {content['reliable_confidence']:.4f}")
             return 0
-        stated, found = content["file_results"], evaluate(content, data)
+        stated, in_the_run = (take(content, name, {str: object}, args.name) for name in ("file_results",
+                                                                                         "test_results"))
+        found = evaluate(content, data)
     except (CheckpointError, ConfigError, DataError, OSError) as error:
         print(f"pretrained: {error}", file=sys.stderr)
         return 2
     for key in ("top1", "top5"):
         print(f"{key}: {found[key]:.2f} % measured, {stated[key]:.2f} % stated, "
-              f"{content['test_results'][key]:.2f} % in the run itself")
+              f"{in_the_run[key]:.2f} % in the run itself")
     print(f"expected calibration error: {found['expected_calibration_error']:.4f}, without the temperature "
           f"{found['uncalibrated_error']:.4f}")
     return int(any(abs(found[key] - stated[key]) > TOLERANCE for key in ("top1", "top5")))

@@ -15,8 +15,7 @@ from statistics import mean, stdev
 from ..config import TrainingConfig, has_soft_targets
 from ..files import write_json
 from ..lesson import plots
-from ..lesson.runs import OTHERS, PUBLISHED, REFERENCE
-from ..metrics import History
+from ..lesson.runs import OTHERS, PUBLISHED, REFERENCE, read_metrics, run_of
 from ..text import table
 from . import FIGURES
 
@@ -28,13 +27,28 @@ def recipes(folder) -> list[dict]:
     `top1`, `top1_std`, `top1_by_run`, `top5`, `tta_top1`, `tta_top5` (%, means; the last two if all runs have them),
     `petaflops`, `minutes` (means) and `machine` (of the first run).
     """
+    return _rows(_finished(folder), folder)
+
+
+def _finished(folder) -> list[dict]:
+    """The finished runs in `folder`: the contents of their metrics.json with `path` and `run` (see `run_of`)."""
+    def checked(content: dict) -> dict:
+        row = _row([{"folder": ""} | content])
+        json.dumps(row, allow_nan=False)
+        for name in ("device", "device_name", "cpu_cores"):     # drawn beside its point
+            row["machine"][name]
+        return content | {"run": run_of(content)}
+
+    found = [(path, read_metrics(path, checked)) for path in sorted(Path(folder).glob("*/metrics.json"))]
+    return [content | {"path": path, "folder": path.parent.name} for path, content in found
+            if content and content["run"]["history"].stopped != "interrupted"]
+
+
+def _rows(runs: list[dict], folder) -> list[dict]:
     by_recipe = {}
-    for path in sorted(Path(folder).glob("*/metrics.json")):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["results"] and content["training"]["stopped"] != "interrupted":
-            settings = TrainingConfig.training_settings_of(content["config"])
-            recipe = json.dumps(settings | {"preset": content["config"]["preset"], "seed": None}, sort_keys=True)
-            by_recipe.setdefault(recipe, []).append({"folder": path.parent.name} | content)
+    for content in runs:
+        recipe = content["run"]["settings"] | {"preset": content["config"]["preset"], "seed": None}
+        by_recipe.setdefault(json.dumps(recipe, sort_keys=True), []).append(content)
     if not by_recipe:
         raise FileNotFoundError(f"no finished run in {folder}; copy a run's metrics.json into a folder in it")
     return sorted(map(_row, by_recipe.values()), key=lambda row: row["petaflops"])
@@ -62,19 +76,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--runs", type=Path, default=FIGURES / "record", help="folder with one folder per run")
     parser.add_argument("--out", type=Path, default=FIGURES / "record.json", help="file to write")
     args = parser.parse_args(arguments)
+    runs = _finished(args.runs)
     try:
-        rows = recipes(args.runs)
+        rows = _rows(runs, args.runs)
     except FileNotFoundError as error:
         print(f"results: {error}", file=sys.stderr)
         return 1
     write_json({"recipes": rows, "reference": REFERENCE}, args.out)
     published = [result for result in PUBLISHED if result[0] != REFERENCE["name"]]
     plots.record(rows, OTHERS, published).savefig(args.out.with_suffix(".png"))
-    for path in args.runs.glob("*/metrics.json"):
-        run = json.loads(path.read_text(encoding="utf-8"))
-        history = History.from_list(run["history"], run["training"]["stopped"])
-        soft_targets = has_soft_targets(TrainingConfig.training_settings_of(run["config"]))
-        plots.training_curves(history, run["note"], soft_targets).savefig(path.with_name("training.png"))
+    for content in runs:
+        run = content["run"]
+        figure = plots.training_curves(run["history"], run["note"], has_soft_targets(run["settings"]))
+        figure.savefig(content["path"].with_name("training.png"))
     print(table([{"recipe": row["name"], "runs": row["runs"], "top-1 %": f"{row['top1']:.2f}",
                   "top-5 %": f"{row['top5']:.2f}", "PFLOP": f"{row['petaflops']:.3f}",
                   "minutes": f"{row['minutes']:.1f}"} for row in rows]))
