@@ -59,8 +59,9 @@ def parse_yaml(text: str | bytes):
         return yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
-        raise YamlError(f"cannot be read as YAML: {error.problem}, line {mark.line + 1}, column {mark.column + 1}"
-                        if mark else f"cannot be read as YAML: {error.problem}") from None
+        problem = error.problem if len(error.problem) <= 200 else f"{error.problem[:150]}…{error.problem[-49:]}"
+        raise YamlError(f"cannot be read as YAML: {problem}, line {mark.line + 1}, column {mark.column + 1}"
+                        if mark else f"cannot be read as YAML: {problem}") from None
     except yaml.YAMLError as error:
         remedy = "; save it as UTF-8" if isinstance(error, yaml.reader.ReaderError) else ""
         raise YamlError(f"cannot be read as YAML: {str(error).splitlines()[0]}{remedy}") from None

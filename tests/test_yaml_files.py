@@ -17,7 +17,8 @@ BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
     ("seed: " + "9" * 5000, "digits"), ("a: " + "[" * 3000, "brackets"), ("- " * 3000 + "a", "brackets"),
     ("a: !!int ''", "'' is no value"), ("a: !!bool maybe", "'maybe'"), ("a: !!timestamp x", "'x'"),
     ("? [a]\n: 3", "unhashable"), ("epochs: 3\nepochs: 5", "'epochs' appears twice"), ("a: [1", "line 1"),
-    ("a: !!python/object/apply:os.system [x]", "constructor"), ("\0", "UTF-8"), ("a: \ud800", "UTF-8"),
+    ("a: !!python/object/apply:os.system [x]", "constructor"),
+    ("a: !!x" + "9" * 5000, "constructor"), ("\0", "UTF-8"), ("a: \ud800", "UTF-8"),
     (b"a: \xb4\xfa", "UTF-8"), ("--- 1\n--- 2", "another document")])
 def test_odd_yaml_is_one_short_line_at_once(text, says):
     start = time.perf_counter()
