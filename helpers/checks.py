@@ -147,12 +147,15 @@ _NEEDS = [
     (("lr_milestones", "lr_gamma"), "lr_scheduler='step'", lambda config: config.lr_scheduler == "step"),
     (("min_delta",), "patience above 0", lambda config: config.patience > 0),
     (("patience", "min_delta"), "val_size above 0", lambda config: config.val_size > 0),
+    (("self_distillation",), "mix_probability below 1, as mixed images are not distilled",
+     lambda config: config.mix_probability < 1 or not config.mixes),
+    (("self_distillation",), "epochs of at least 4", lambda config: config.epochs >= 4),
     (("mix_probability",), "mixup_alpha or cutmix_alpha above 0", lambda config: config.mixes),
     (("mixup_alpha", "cutmix_alpha"), "mix_probability above 0", lambda config: config.mix_probability > 0),
     (("image_growth_fraction",), "start_image_size below 32", lambda config: config.start_image_size < 32),
     (("start_image_size",), "image_growth_fraction above 0", lambda config: config.image_growth_fraction > 0)]
 # With these values a setting wants nothing.
-_OFF = {"patience": 0, "mixup_alpha": 0, "cutmix_alpha": 0, "start_image_size": 32}
+_OFF = {"patience": 0, "self_distillation": 0, "mixup_alpha": 0, "cutmix_alpha": 0, "start_image_size": 32}
 
 
 def unmet_needs(config, given: dict) -> dict[str, str]:

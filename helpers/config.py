@@ -107,6 +107,9 @@ class TrainingConfig:
     # Regularisation and augmentation
     label_smoothing: float = setting(0.1, "share of the target spread over all classes (Szegedy et al. 2016)",
                                      low=0, below=1, everyday=True)
+    self_distillation: float = setting(0.0, "in the last quarter of the epochs, share of the target that the network "
+                                       "predicted for the image an epoch earlier (Kim et al. 2021, arXiv 2006.12000); "
+                                       "0 for none; not for mixed images", low=0, below=1)
     augmentation_strength: str = setting("moderate", "none, basic, light, moderate or strong; basic is crop and flip, "
                                          "the others add affine and colour changes, strong also cutout",
                                          choices=("none", "basic", "light", "moderate", "strong"), everyday=True)
@@ -297,7 +300,7 @@ def by_group() -> dict[str, list[str]]:
 
 def has_soft_targets(settings: dict) -> bool:
     """Do runs with these `training_settings` train on targets other than the label alone?"""
-    return any(settings[name] for name in ("label_smoothing", "mixup_alpha", "cutmix_alpha"))
+    return any(settings[name] for name in ("label_smoothing", "self_distillation", "mixup_alpha", "cutmix_alpha"))
 
 
 def name_faults(settings, full_names_only: bool = False) -> list[str]:

@@ -68,12 +68,14 @@ class BatchLoader:
                 images, labels = self.mix(images, labels)
         return images.to(self.dtype, memory_format=self.memory_format), labels
 
-    def batch_at(self, places: Tensor, image_size: int = IMAGE_SIZE) -> tuple[Tensor, Tensor]:
-        """As `batch`: the batch at `places`, int64 [B] on the device, of the epoch made ready by `prepare`. Takes no
-        number from the host, so that a graph can replay it; needs images on the device that are not mixed."""
+    def batch_at(self, places: Tensor, image_size: int = IMAGE_SIZE) -> tuple[Tensor, Tensor, Tensor]:
+        """As `batch`, with the indices of the images, int64 [B]: the batch at `places`, int64 [B] on the device, of the
+        epoch made ready by `prepare`. Takes no number from the host, so that a graph can replay it; needs images on the
+        device that are not mixed.
+        """
         chosen = self._order[places]
         images = resize(self._augmented(self._source[chosen], places), image_size)
-        return images.to(self.dtype, memory_format=self.memory_format), self.labels[chosen]
+        return images.to(self.dtype, memory_format=self.memory_format), self.labels[chosen], chosen
 
     def batches(self, epoch: int = 0):
         """Yield all batches of an epoch."""

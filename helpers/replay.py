@@ -56,16 +56,18 @@ class ReplayedStep:
         """Steps of a kind before its speed is steady."""
         return 1 if self._capture is None else WARM_UP + 1
 
-    def __call__(self, epoch: int, batches: range, image_size: int, factor: float = 1.0) -> tuple[Tensor, Tensor]:
+    def __call__(self, epoch: int, batches: range, image_size: int, factor: float = 1.0,
+                 distil: bool = False) -> tuple[Tensor, Tensor]:
         """One optimiser step over these batches of the epoch; otherwise as TrainStep."""
         self.train_step.set_rates(factor)
         if self._capture is None:
             made = [self.loader.batch(epoch, index, image_size) for index in batches]
-            result = self.train_step.on_device(made)
+            rows = [self.loader.indices(epoch, index) for index in batches]
+            result = self.train_step.on_device(made, rows, distil)
         else:
             self.loader.prepare(epoch)
             self._first.fill_(batches.start * self.loader.batch_size)
-            result = self._captured(image_size, len(batches), self.train_step.parts)
+            result = self._captured(image_size, len(batches), self.train_step.parts, distil)
         self.train_step.count += 1
         return result
 
@@ -76,10 +78,11 @@ class ReplayedStep:
 
     def _captured(self, *kind) -> tuple[Tensor, Tensor]:
         """Take a step of this kind: an ordinary one at first, then by its graph."""
-        image_size, batches, _ = kind
-        work = functools.partial(self._work, image_size, batches)
+        image_size, batches, _, distil = kind
+        work = functools.partial(self._work, image_size, batches, distil)
         if kind not in self._graphs:
-            if any(other[0] != image_size for other in self._graphs):    # sizes only grow: free what is over
+            # Sizes only grow, and distillation does not end: free the memory of what is over.
+            if any((other[0], other[3]) != (image_size, distil) for other in self._graphs):
                 self._graphs.clear()
             if self._ordinary[kind] < WARM_UP:
                 self._ordinary[kind] += 1
@@ -94,11 +97,11 @@ class ReplayedStep:
         replay()
         return tuple(output.clone() for output in outputs)      # the next replay overwrites them
 
-    def _work(self, image_size: int, batches: int) -> tuple[Tensor, Tensor]:
+    def _work(self, image_size: int, batches: int, distil: bool) -> tuple[Tensor, Tensor]:
         """What is captured: all of a step that happens on the device."""
         first = self._first + self._places
         made = [self.loader.batch_at(first + index * self.loader.batch_size, image_size) for index in range(batches)]
-        return self.train_step.on_device(made)
+        return self.train_step.on_device([batch[:2] for batch in made], [rows for *_, rows in made], distil)
 
     def _give_up(self, error: Exception) -> None:
         """Go on with ordinary steps."""

@@ -6,15 +6,15 @@ from __future__ import annotations
 from .text import shown
 
 TAG, COMMIT = "v1", "cfbe0af"      # the last version that had them
-ANY = object()          # for a setting that never shaped the weights, or only beside another one here
+ANY = object()          # for a setting that never shaped the weights
 NETWORK = ("model", "pool_first", "skip", "input_skip", "mean_features")    # the weights are of another network
 
 # Name: the value it has in effect today.
 RETIRED = {
     "whitening": True, "pool_first": False, "skip": True, "norm_scale": False, "input_skip": False,
     "mean_features": False, "decay_norm_and_bias": True, "norm_learning_rate": 0.05, "head_learning_rate": 0.5,
-    "head_momentum": 0.85, "self_distillation": 0.0, "self_distillation_from": ANY, "mix_until": 1.0,
-    "channels_last": True, "data_placement": ANY, "eval_batch_size": ANY, "flip_tta": ANY}
+    "head_momentum": 0.85, "self_distillation_from": 0.75, "mix_until": 1.0, "channels_last": True,
+    "data_placement": ANY, "eval_batch_size": ANY, "flip_tta": ANY}
 
 
 def without_retired(settings: dict) -> tuple[dict, dict]:

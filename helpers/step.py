@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from .checkpoint import part, take
 from .config import TrainingConfig
@@ -30,6 +32,7 @@ class TrainStep:
         model: the network, on its device and in the caller's mode.
         config: the settings of optimiser, loss and average.
         precision: of the forward pass: "fp32", "bf16" or "fp16".
+        labels: int64 [N] of all training images on the device; for `self_distillation` only.
         replayable: keep all that changes from step to step in tensors, so that a CUDA graph of `on_device` stays right;
             by default on CUDA only, since on a CPU plain numbers round otherwise.
 
@@ -38,7 +41,7 @@ class TrainStep:
     """
 
     def __init__(self, model: nn.Module, config: TrainingConfig, precision: str = "fp32",
-                 replayable: bool | None = None):
+                 labels: Tensor | None = None, replayable: bool | None = None):
         self.model, self.config, self.precision = model, config, precision
         self.device = next(model.parameters()).device
         self.average = copy.deepcopy(model) if config.ema_decay else None
@@ -48,6 +51,7 @@ class TrainStep:
         self.criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
         self.forward = torch.compile(model) if config.compile else model
         self.parts, self.count = 1, 0
+        self._past = self._smoothed(labels) if config.self_distillation and labels is not None else None
         kept = model.state_dict().keys()
         statistics = [buffer for name, buffer in model.named_buffers() if name in kept]
         # By type, which one kernel copies together: the statistics and their copies.
@@ -60,14 +64,16 @@ class TrainStep:
             for group in self.optimizer.param_groups:
                 group["lr"] = torch.tensor(group["lr"], device=self.device)
 
-    def __call__(self, batches: Sequence[tuple[Tensor, Tensor]], factor: float = 1.0) -> tuple[Tensor, Tensor]:
+    def __call__(self, batches: Sequence[tuple[Tensor, Tensor]], factor: float = 1.0,
+                 rows: Sequence[Tensor] | None = None, distil: bool = False) -> tuple[Tensor, Tensor]:
         """Do one step over `batches`; return the mean loss and the number of right predictions, on the device.
 
         batches: images [B, 3, H, W] with labels int64 [B], or float [B, num_classes] of mixed images; factor: of the
-        peak learning rates. Raises the device's out-of-memory error when a single image does not fit.
+        peak learning rates; rows: the training images in each batch, int64 [B], for self-distillation, whose targets
+        `distil` uses. Raises the device's out-of-memory error when a single image does not fit.
         """
         self.set_rates(factor)
-        result = self.on_device(batches)
+        result = self.on_device(batches, rows, distil)
         self.count += 1
         return result
 
@@ -81,10 +87,12 @@ class TrainStep:
         else:
             self._decay = decay
 
-    def on_device(self, batches: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    def on_device(self, batches: Sequence[tuple[Tensor, Tensor]], rows: Sequence[Tensor] | None = None,
+                  distil: bool = False) -> tuple[Tensor, Tensor]:
         """The part of a step that a CUDA graph can replay, between `set_rates` and the count of steps."""
+        rows = [None] * len(batches) if rows is None else rows
         undo = None if is_capturing(self.device) else self._undoing()       # a capture that fails is not repeated
-        while (result := self._forward_backward(batches)) is None:
+        while (result := self._forward_backward(batches, rows, distil)) is None:
             undo()
             self._cut_batches()
         if self.config.gradient_clip:
@@ -97,26 +105,45 @@ class TrainStep:
             update_average(self.average, self.model, self._decay)
         return result
 
-    def _forward_backward(self, batches) -> tuple[Tensor, Tensor] | None:
+    def _forward_backward(self, batches, rows, distil: bool) -> tuple[Tensor, Tensor] | None:
         """Compute gradients of the mean loss over all images; return as `__call__`, or None when out of memory."""
         count = sum(len(images) for images, _ in batches)
         loss_sum, correct = torch.zeros((2,), device=self.device)
+        predictions = []
         try:
-            for images, labels in batches:
-                for part, targets in zip(images.chunk(self.parts), labels.chunk(self.parts)):
+            for (images, labels), chosen in zip(batches, rows):
+                chosen = itertools.repeat(None) if chosen is None else chosen.chunk(self.parts)
+                for part, targets, which in zip(images.chunk(self.parts), labels.chunk(self.parts), chosen):
                     with autocast(self.device, self.precision):
                         logits = self.forward(part)
-                    loss = self.criterion(logits.float(), targets) * (len(part) / count)
+                    loss = self._loss(logits.float(), targets, which if distil else None) * (len(part) / count)
                     self.scaler.scale(loss).backward()
                     loss_sum = loss_sum + loss.detach()
                     hard_targets = targets if targets.ndim == 1 else targets.argmax(1)
                     correct = correct + (logits.argmax(1) == hard_targets).sum()
+                    if self._past is not None and which is not None and targets.ndim == 1:
+                        predictions.append((which, logits.detach()))
         except RuntimeError as error:
             smallest = self.parts >= max(len(images) for images, _ in batches)
             if not is_out_of_memory(error) or smallest or is_capturing(self.device):
                 raise
             return None
+        for which, logits in predictions:       # not before: a step that runs out of memory is repeated
+            self._past[which] = logits.float().softmax(1).half()
         return loss_sum, correct
+
+    def _loss(self, logits: Tensor, targets: Tensor, rows: Tensor | None) -> Tensor:
+        """Mean loss of a batch; with `rows`, a share of the target is the network's prediction an epoch earlier."""
+        loss = self.criterion(logits, targets)
+        if self._past is None or rows is None or targets.ndim == 2:
+            return loss
+        return torch.lerp(loss, cross_entropy(logits, self._past[rows].float()), self.config.self_distillation)
+
+    def _smoothed(self, labels: Tensor) -> Tensor:
+        """Smoothed labels, in place of predictions until there are some: float16 [N, num_classes]."""
+        classes, smoothing = self.config.num_classes, self.config.label_smoothing
+        targets = torch.full((len(labels), classes), smoothing / classes, dtype=torch.float16, device=self.device)
+        return targets.scatter_(1, labels[:, None], 1 - smoothing + smoothing / classes)
 
     def _undoing(self) -> Callable[[], None]:
         """A function that puts back what a forward pass moves: running statistics, and the generators of dropout."""
@@ -152,7 +179,7 @@ class TrainStep:
         """All that the next step depends on, except torch's random state."""
         return {"model_state_dict": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(), "ema": None if self.average is None else self.average.state_dict(),
-                "splits": self.parts, "step": self.count}
+                "past_predictions": self._past, "splits": self.parts, "step": self.count}
 
     def load_state_dict(self, saved: dict, path="the saved state") -> None:
         """Restore a `state_dict`, perhaps from another device. Makes new tensors: graphs captured before are stale.
@@ -166,6 +193,12 @@ class TrainStep:
         if take(saved, "scaler", {str: (int, float)}, path) and self.scaler.is_enabled():
             with part(path, "scaler"):
                 self.scaler.load_state_dict(saved["scaler"])
+        if self._past is not None:
+            past = take(saved, "past_predictions", Tensor, path)
+            with part(path, "past_predictions"):
+                if past.shape != self._past.shape:
+                    raise ValueError(f"has the shape {list(past.shape)}, not {list(self._past.shape)}")
+                self._past = past.to(self._past)
         self.parts, self.count = (take(saved, name, int, path) for name in ("splits", "step"))
 
     def _take_momentum(self, saved: dict) -> None:

@@ -37,6 +37,7 @@ log = logging.getLogger("cifar100")
 READ_SECONDS = 2.0      # how often losses are read back from the device
 SAVE_SECONDS = 10.0     # between files written at the ends of epochs: a GPU trains an epoch again in less than a second
 BEST = "best.pt"
+DISTIL_FROM = 0.75      # share of the epochs after which self-distillation starts
 _NUMBER = (int, float)
 # Attributes of the Trainer that a checkpoint holds under their names.
 _PLAIN_STATE = {"seconds": _NUMBER, "flops": _NUMBER, "best_accuracy": _NUMBER, "patience_accuracy": _NUMBER,
@@ -83,7 +84,7 @@ class Trainer:
         cuda = self.device.type == "cuda"       # where each image size costs the capture of a graph
         self.schedule = Schedule(config, self.loader.count, size_step=4 if cuda else 2)
         self.model = self.initial_network(model)
-        self.train_step = TrainStep(self.model, config, self.precision)
+        self.train_step = TrainStep(self.model, config, self.precision, self.loader.labels)
         self.replayed_step = ReplayedStep(self.train_step, self.loader)
 
         self.history = History()
@@ -207,7 +208,8 @@ class Trainer:
 
     def _take_step(self, epoch: int) -> None:
         size, batches = self.schedule.image_size(self.step), self.schedule.batches(self.step)
-        loss, correct = self.replayed_step(epoch, batches, size, self.schedule.learning_rate_factor(self.step))
+        distil = self.config.self_distillation > 0 and epoch >= DISTIL_FROM * self.config.epochs
+        loss, correct = self.replayed_step(epoch, batches, size, self.schedule.learning_rate_factor(self.step), distil)
         count = len(batches) * self.loader.batch_size
         self.running.add(loss, correct, count)
         self.flops += count * self._flops_of_image(size)

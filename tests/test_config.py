@@ -174,7 +174,7 @@ def test_a_strength_brings_its_own_crop_and_cutout_unless_these_are_given():
         config = TrainingConfig.from_preset("fast", **settings)
         return config.crop_padding, config.cutout_size, config.name
 
-    assert sizes(augmentation="basic") == (None, 8, "fast")
+    assert sizes(augmentation="basic") == (2, 0, "fast")
     assert sizes(augmentation="strong") == (None, None, "fast-augmentation_strength=strong")
     assert sizes(augmentation="none", crop_padding=2)[:2] == (2, None)
     strong = TrainingConfig.from_preset("fast", augmentation="strong")
@@ -626,6 +626,10 @@ def test_none_as_text_is_no_name(name):
     ("reference", {"augmentation": "none", "crop_mode": "reflect", "flip": "alternating"},
      {"crop_mode": "crop_padding above 0", "flip": "another augmentation_strength than 'none'"}),
     ("reference", {"crop_padding": 0, "crop_mode": "reflect"}, {"crop_mode": "crop_padding above 0"}),
+    ("reference", {"self_distillation": 0.5, "epochs": 3}, {"self_distillation": "epochs of at least 4"}),
+    ("reference", {"self_distillation": 0.5, "mixup_alpha": 0.4},
+     {"self_distillation": "mix_probability below 1, as mixed images are not distilled"}),
+    ("reference", {"self_distillation": 0.5, "mixup_alpha": 0.4, "mix_probability": 0.5}, {}),
     ("reference", {"cutmix_alpha": 0.4, "mix_probability": 0}, {"cutmix_alpha": "mix_probability above 0"}),
     ("reference", {"start_image_size": 16, "image_growth_fraction": 0},
      {"start_image_size": "image_growth_fraction above 0"}),

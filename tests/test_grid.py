@@ -158,7 +158,7 @@ def test_results_need_equal_settings_and_a_finished_training(tmp_path):
     write_metrics(run)
     assert results_of(run)["top1"] == 50.0
     config = run.config.to_dict() | {"device": "cuda"}      # does not shape the weights
-    write_metrics(run, config={name: value for name, value in config.items() if name != "mix_probability"})
+    write_metrics(run, config={name: value for name, value in config.items() if name != "self_distillation"})
     assert results_of(run)["top1"] == 50.0
     write_metrics(run, stopped="interrupted")       # with results
     assert results_of(run) is None

@@ -20,8 +20,9 @@ from helpers.models import build_model
 from helpers.replay import WARM_UP, ReplayedStep
 from helpers.step import TrainStep
 from helpers.tools.gpu import operations_of_step
-from training import (MUON_RUN, assert_close, assert_near, assert_same_run, colour_data, in_precision, make_trainer,
-                      weights_of)
+from helpers.trainer import DISTIL_FROM
+from training import (DISTILLED_RUN, MUON_RUN, assert_close, assert_near, assert_same_run, colour_data, in_precision,
+                      make_trainer, weights_of)
 
 REPLAYED = {"mixup_alpha": 0, "cutmix_alpha": 0, "learning_rate": 0.02}
 
@@ -68,7 +69,8 @@ def replayed_trainer(folder, settings, capture, **changes):
     """A Trainer whose steps are replayed by `capture`."""
     trainer = make_trainer(folder, settings, **changes)
     former = trainer.train_step
-    trainer.train_step = TrainStep(trainer.model, trainer.config, trainer.precision, replayable=True)
+    trainer.train_step = TrainStep(trainer.model, trainer.config, trainer.precision, trainer.loader.labels,
+                                   replayable=True)
     if former.count:
         trainer.train_step.load_state_dict(former.state_dict())
     trainer.replayed_step = ReplayedStep(trainer.train_step, trainer.loader, capture)
@@ -79,7 +81,7 @@ def replayed_trainer(folder, settings, capture, **changes):
     MUON_RUN | REPLAYED | {"epochs": 5, "start_image_size": 24},            # 24, 26 … 32 px
     MUON_RUN | REPLAYED | {"gradient_accumulation_steps": 2, "start_image_size": 32, "epochs": 5,
                            "gradient_clip": 1.0},       # an epoch's last step takes one batch
-    MUON_RUN | REPLAYED | {"start_image_size": 28, "ema_decay": 0.9, "augmentation_strength": "strong"}])
+    DISTILLED_RUN | REPLAYED | {"start_image_size": 32, "ema_decay": 0.9, "augmentation_strength": "strong"}])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_replayed_training_ends_like_an_ordinary_one(tmp_path, settings, precision):
     """Learning rates, places of the batches, the average's memory and the loss scale reach the recorded operations."""
@@ -89,8 +91,9 @@ def test_replayed_training_ends_like_an_ordinary_one(tmp_path, settings, precisi
     ordinary = make_trainer(tmp_path / "ordinary", settings)
     start = weights_of(ordinary.model)
     replayed.fit(), ordinary.fit()
-    schedule = replayed.schedule
-    kinds = Counter((schedule.image_size(step), len(schedule.batches(step))) for step in range(schedule.total_steps))
+    schedule, config = replayed.schedule, replayed.config
+    kinds = Counter((schedule.image_size(step), len(schedule.batches(step)), config.self_distillation > 0 and
+                     step >= DISTIL_FROM * schedule.total_steps) for step in range(schedule.total_steps))
     assert recording.captures == sum(steps > WARM_UP for steps in kinds.values()) > 1
     assert recording.warm_ups == sum(min(steps, WARM_UP) for steps in kinds.values())
     if precision == "fp32":
@@ -264,7 +267,7 @@ def test_nothing_in_a_step_leaves_its_device_or_comes_from_the_host(monkeypatch,
     drawn = order.to(device), {name: values.to(device) for name, values in parameters.items()}
     monkeypatch.setattr(loader, "draw_epoch", lambda epoch: drawn)
     monkeypatch.setattr(step_module, "autocast", lambda *_: nullcontext())      # nor does autocast
-    step = TrainStep(model, config, replayable=True)
+    step = TrainStep(model, config, labels=loader.labels, replayable=True)
     off_device = OffDevice("meta")
 
     class Watching(Recording):
@@ -275,7 +278,7 @@ def test_nothing_in_a_step_leaves_its_device_or_comes_from_the_host(monkeypatch,
 
     take = ReplayedStep(step, loader, Watching())
     for _ in range(WARM_UP + 1):
-        take(0, range(0, config.gradient_accumulation_steps), 24)
+        take(0, range(0, config.gradient_accumulation_steps), 24, distil=True)
     assert not off_device.found
 
 

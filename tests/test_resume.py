@@ -16,7 +16,7 @@ from helpers.checkpoint import CheckpointError, NotSaved
 from helpers.data import ImageData
 from helpers.system import DTYPES
 from helpers.trainer import TrainingDiverged
-from training import (MUON_RUN, PLAIN, SGD_RUN, assert_continues_to_the_same_weights, assert_equal,
+from training import (DISTILLED_RUN, MUON_RUN, PLAIN, SGD_RUN, assert_continues_to_the_same_weights, assert_equal,
                       assert_same_run, at_batch, colour_data, drive_accuracies, fit_without_a_break, in_precision,
                       kill_in_mid_save, linear_model, make_trainer, names_in, run_in_child, steps_in, stop_at_batch,
                       train_and_signal_oneself, train_beside_another, weights_of)
@@ -88,7 +88,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, patience, step, e
 
 # Resume ----------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("settings", [SGD_RUN, MUON_RUN, MUON_RUN | {"mix_probability": 0.4, "ema_decay": 0.9}])
+@pytest.mark.parametrize("settings", [SGD_RUN, MUON_RUN, DISTILLED_RUN])
 def test_a_run_stopped_after_every_step_ends_in_the_same_weights(tmp_path, settings):
     expected = fit_without_a_break(tmp_path / "whole", settings)
     last = expected.total_steps
@@ -104,11 +104,13 @@ def test_a_run_stopped_after_every_step_ends_in_the_same_weights(tmp_path, setti
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-@pytest.mark.parametrize("settings", [SGD_RUN, MUON_RUN | {"ema_decay": 0.9, "gradient_clip": 1.0, "patience": 10}])
+@pytest.mark.parametrize("settings", [SGD_RUN, MUON_RUN | {"ema_decay": 0.9, "gradient_clip": 1.0, "patience": 10},
+                                      DISTILLED_RUN | {"mix_probability": 0}])
 def test_a_16_bit_run_stopped_in_mid_epoch_ends_in_the_same_weights(tmp_path, monkeypatch, precision, settings):
-    """With a loss scale that is too high at first, so that it moves."""
+    """With a loss scale that is too high at first, so that it moves; the second of two epochs distils."""
     restless = functools.partial(torch.amp.GradScaler, init_scale=2.0**30, growth_interval=2)
     monkeypatch.setattr(torch.amp, "GradScaler", restless)
+    monkeypatch.setattr(trainer_module, "DISTIL_FROM", 0.5)
     settings = settings | {"epochs": 2, "lr_milestones": [1], "val_size": 66, "batch_size": 6, "start_image_size": 12,
                            "image_growth_fraction": 1.0, **in_precision(precision)}
     expected = fit_without_a_break(tmp_path / "whole", settings)
@@ -220,7 +222,7 @@ def test_sigkill_in_the_middle_of_a_checkpoint_costs_only_that_one(tmp_path):
 
 def test_a_part_that_is_missing_or_of_another_type_is_named(tmp_path):
     """Or the run goes on, where nobody needs the part."""
-    settings = PLAIN | {"ema_decay": 0.9, "patience": 9} | in_precision("fp16")
+    settings = PLAIN | {"ema_decay": 0.9, "patience": 9, "self_distillation": 0.4} | in_precision("fp16")
     take_one_step(tmp_path, settings)
     path, state = checkpoint.load_newest(tmp_path)
     unread = {"config", "classes", "mean", "std", "note", "scheduler", "epoch", "device", "name", "machine"}
@@ -359,8 +361,8 @@ def test_a_checkpoint_from_before_a_setting_was_introduced_is_continued(tmp_path
 RETIRED_SETTINGS = {
     "whitening": True, "pool_first": False, "skip": True, "norm_scale": False, "input_skip": False,
     "mean_features": False, "flip_equivariant": False, "decay_norm_and_bias": True, "norm_learning_rate": 0.05,
-    "head_learning_rate": 0.5, "head_momentum": 0.85, "self_distillation": 0.0, "self_distillation_from": 0.75,
-    "mix_until": 1.0, "channels_last": True}
+    "head_learning_rate": 0.5, "head_momentum": 0.85, "self_distillation_from": 0.75, "mix_until": 1.0,
+    "channels_last": True}
 
 
 @pytest.mark.parametrize("settings, held", [

@@ -1,4 +1,4 @@
-"""step: one optimiser step against plain ones; accumulation, clipping, precision, average, memory."""
+"""step: one optimiser step against plain ones; accumulation, clipping, precision, average, distillation, memory."""
 
 import copy
 import logging
@@ -14,23 +14,24 @@ from helpers.config import TrainingConfig
 from helpers.models import build_model
 from helpers.optim import build_optimizer
 from helpers.step import TrainStep
-from training import (MUON_RUN, PLAIN, assert_close, assert_equal, colour_data, in_precision, linear_model,
-                      make_trainer, weights_of)
+from training import (DISTILLED_RUN, MUON_RUN, PLAIN, assert_close, assert_equal, colour_data, in_precision,
+                      linear_model, make_trainer, weights_of)
 
 DATA = colour_data()
 IMAGES, LABELS = DATA.train_images.permute(0, 3, 1, 2) / 128 - 1, DATA.train_labels
 
 
-def make_step(model=None, precision="fp32", settings=PLAIN, **changes):
-    return TrainStep((model or linear_model()).train(), TrainingConfig(**settings | changes), precision)
+def make_step(model=None, precision="fp32", labels=None, settings=PLAIN, **changes):
+    return TrainStep((model or linear_model()).train(), TrainingConfig(**settings | changes), precision, labels)
 
 
-def take(step, *sizes, count=3, factor=1.0):
+def take(step, *sizes, count=3, **options):
     """Do `count` steps over batches of these sizes, through the images in turn; loss and right predictions of each."""
     results = []
     for number in range(count):
         rows = (torch.arange(sum(sizes)) + number * sum(sizes)) % len(LABELS)
-        loss, correct = step([(IMAGES[part], LABELS[part]) for part in rows.split(sizes)], factor)
+        loss, correct = step([(IMAGES[part], LABELS[part]) for part in rows.split(sizes)], rows=rows.split(sizes),
+                             **options)
         results.append((loss.item(), correct.item()))
     return results
 
@@ -169,6 +170,44 @@ def test_average_is_the_written_out_one(settings):
     assert make_step().average is None
 
 
+# Self-distillation -----------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("changes", [{}, {"gradient_accumulation_steps": 2}])
+def test_self_distillation_adds_what_the_network_said_of_an_image_an_epoch_before(tmp_path, changes):
+    trainer = make_trainer(tmp_path, DISTILLED_RUN, label_smoothing=0.2, **changes)
+    past, losses, batches = {}, [], len(trainer.loader)
+    assert trainer_module.DISTIL_FROM == 0.75
+
+    def write_out(model, inputs, logits):
+        if not model.training:
+            return
+        epoch, index = divmod(len(losses), batches)
+        rows = trainer.loader.indices(epoch, index).tolist()
+        _, labels = trainer.loader.batch(epoch, index, inputs[0].shape[-1])
+        target = 0.8 * (labels if labels.ndim == 2 else F.one_hot(labels, 4)) + 0.2 / 4
+        if labels.ndim == 1:                            # not mixed
+            if epoch == 3:                              # the last of four, the first after three quarters of them
+                before = torch.stack([past.get(row, own) for row, own in zip(rows, target)])
+                target = 0.6 * target + 0.4 * before
+            past.update(zip(rows, logits.detach().softmax(1)))
+        losses.append(-(target * logits.log_softmax(1)).sum(1).mean().item())
+
+    trainer.model.register_forward_hook(write_out)
+    history = trainer.fit()
+    means = [sum(losses[i:i + batches]) / batches for i in range(0, len(losses), batches)]
+    assert history["train_loss"] == pytest.approx(means, rel=1e-4)
+
+
+def test_self_distillation_takes_labels_and_a_word():
+    """As the benchmarks and the learning-rate range test have neither, their steps are those without it."""
+    plain, unlabelled, waiting, distilling = (
+        make_step(labels=labels, self_distillation=share)
+        for labels, share in ((None, 0.0), (None, 0.5), (LABELS, 0.5), (LABELS, 0.5)))
+    expected = take(plain, 48)
+    assert take(unlabelled, 48, distil=True) == take(waiting, 48) == expected
+    assert take(distilling, 48, distil=True) != expected
+
+
 # Out of memory ---------------------------------------------------------------------------------------------
 
 class SmallMemory(nn.Module):
@@ -217,6 +256,22 @@ def test_out_of_memory_with_accumulation_and_loss_scaling():
     found = take(step, 10, 10, count=15)
     torch.testing.assert_close(torch.tensor(found), torch.tensor(take(roomy, 10, 10, count=15)), rtol=0.02, atol=1e-3)
     assert_close(weights_of(step.model.network), weights_of(roomy.model), rtol=0.02, atol=1e-3)
+
+
+def test_a_step_done_again_for_lack_of_memory_is_not_taught_its_first_answer():
+    model = SmallMemory(16)
+    step, roomy = (make_step(network, labels=LABELS, self_distillation=0.9) for network in (model, None))
+
+    def fail_once(*_):
+        if len(model.counts) == 14:         # the second batch of the seventh step, the third round of the images
+            model.counts.append(0)
+            run_out_of_memory()
+
+    model.network.register_forward_pre_hook(fail_once)
+    found = take(step, 16, 16, count=9, distil=True)
+    assert step.parts == 2
+    assert torch.tensor(found).allclose(torch.tensor(take(roomy, 16, 16, count=9, distil=True)))
+    assert_close(weights_of(model.network), weights_of(roomy.model), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("settings", [PLAIN | {"dropout_rate": 0.3}, MUON_RUN, MUON_RUN | {"model": "FlipCNN"}])
@@ -268,13 +323,13 @@ def test_other_errors_are_not_taken_for_lack_of_memory():
 
 @pytest.mark.parametrize("optimizer", ["sgd", "muon"])
 def test_a_step_that_takes_up_anothers_state_goes_on_as_it_does(optimizer):
-    made = {"precision": "fp16", "optimizer": optimizer, "ema_decay": 0.5}
+    made = {"precision": "fp16", "labels": LABELS, "optimizer": optimizer, "self_distillation": 0.5, "ema_decay": 0.5}
     first = make_step(SmallMemory(16), **made)
-    take(first, 32, count=4)
+    take(first, 32, count=4, distil=True)
     first.scaler.update(2.0**12)
     second = make_step(SmallMemory(32), **made)
     second.load_state_dict(copy.deepcopy(first.state_dict()))     # as a file holds it
     assert (second.parts, second.count, second.scaler.get_scale()) == (2, 4, 2.0**12)
-    assert take(second, 32) == take(first, 32)
+    assert take(second, 32, distil=True) == take(first, 32, distil=True)
     assert_equal(weights_of(second.model), weights_of(first.model))
     assert_equal(weights_of(second.average), weights_of(first.average))

@@ -34,6 +34,9 @@ MUON_RUN = PLAIN | {"model": "FlipCNN", "widths": (8, 8, 16), "optimizer": "muon
                     "augmentation_strength": "basic", "start_image_size": 16, "mixup_alpha": 0.4, "cutmix_alpha": 1.0,
                     "lr_scheduler": "linear", "gradient_clip": 0}
 
+# Four epochs, so that the last one distils.
+DISTILLED_RUN = MUON_RUN | {"mix_probability": 0.4, "self_distillation": 0.4, "epochs": 4}
+
 # What a GPU can replay: without mixing, and small enough to take the same way twice.
 CUDA_RUN = MUON_RUN | {"device": "cuda", "widths": (16, 16, 32), "mixup_alpha": 0, "cutmix_alpha": 0,
                        "learning_rate": 0.02, "start_image_size": 32}

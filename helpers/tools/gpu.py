@@ -74,13 +74,14 @@ class Operations(TorchDispatchMode):
 def operations_of_step(config: TrainingConfig, image_size: int = 32, precision: str = "bf16",
                        batch_size: int = 20) -> tuple[int, int, int]:
     """Operations, bytes and FLOPs of a TrainStep, without making its batch; counted on the CPU."""
-    step = TrainStep(build_model(**config.model_arguments()).train(), config, precision, replayable=True)
-    labels = torch.arange(batch_size) % config.num_classes
+    step = TrainStep(build_model(**config.model_arguments()).train(), config, precision,
+                     torch.zeros(batch_size, dtype=torch.long), replayable=True)
+    rows = torch.arange(batch_size)
     images = torch.randn(batch_size, 3, image_size, image_size).to(memory_format=torch.channels_last)
     for _ in range(2):      # the first makes the optimiser's state
         step.set_rates(1.0)
         with FlopCounterMode(display=False) as flops, Operations() as operations:
-            step.on_device([(images, labels)])
+            step.on_device([(images, rows % config.num_classes)], [rows])
     return operations.count, operations.bytes, flops.get_total_flops()
 
 

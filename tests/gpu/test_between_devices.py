@@ -22,7 +22,7 @@ def stopped_run(folder, settings, monkeypatch):
     assert STOPPED_AT % first.schedule.steps_per_epoch
 
 
-@pytest.mark.parametrize("changes", [{}, {"ema_decay": 0.9, "gradient_accumulation_steps": 2,
+@pytest.mark.parametrize("changes", [{}, {"ema_decay": 0.9, "self_distillation": 0.4, "gradient_accumulation_steps": 2,
                                           "batch_size": 8, "start_image_size": 24},
                                      {"model": "CIFAR100CNN", "widths": (16, 16, 16, 16), "optimizer": "sgd"}])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -55,7 +55,7 @@ def assert_is_at_home(train_step):
 @pytest.mark.parametrize("there, here", [("cuda", "cpu"), ("cpu", "cuda")])
 def test_a_run_goes_on_on_the_other_device(tmp_path, monkeypatch, there, here, precision, changes):
     """From the same weights; its batches are then others, as each kind of device draws its own."""
-    settings = CUDA_RUN | {"ema_decay": 0.9} | changes | in_precision(precision)
+    settings = CUDA_RUN | {"ema_decay": 0.9, "self_distillation": 0.4} | changes | in_precision(precision)
     stopped_run(tmp_path, settings | {"device": there}, monkeypatch)
     second = make_trainer(tmp_path, settings | {"device": here})
     assert (second.began_at, second.device.type, second.precision) == (STOPPED_AT, here, precision)

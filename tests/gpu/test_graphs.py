@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from helpers.replay import WARM_UP, ReplayedStep
-from training import (MUON_RUN, PLAIN, assert_near, in_precision, make_trainer, take_steps,
+from training import (DISTILLED_RUN, MUON_RUN, PLAIN, assert_near, in_precision, make_trainer, take_steps,
                       weights_of)
 
 STEPS = 8
@@ -100,8 +100,9 @@ def test_the_first_replays_may_be_skipped_too(tmp_path, settings):
     FLIP | {"start_image_size": 20, "epochs": 5},       # 20, 24, 28 and 32 px
     FLIP | {"gradient_accumulation_steps": 2, "epochs": 5, "gradient_clip": 1.0},
     FLIP | {"ema_decay": 0.9, "augmentation_strength": "strong"},
+    DISTILLED_RUN | PLAINLY | {"widths": (16, 16, 32), "start_image_size": 32, "epochs": 8},
     CNN | {"gradient_clip": 0.5, "ema_decay": 0.9, "gradient_accumulation_steps": 2, "epochs": 6}],
-    ids=["image sizes", "accumulation and clipping", "average", "all of it under sgd"])
+    ids=["image sizes", "accumulation and clipping", "average", "self-distillation", "all of it under sgd"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_replayed_training_ends_like_an_ordinary_one(tmp_path, settings, precision):
     """The way's share is larger than for single steps: differences grow from step to step."""

@@ -18,7 +18,7 @@ from .theme import BLUE, GREEN, ORANGE, THEME, draw_column, new_figure, themed, 
 @themed
 def training_curves(history: History, note: str = "", soft_targets: bool = True) -> Figure:
     """Loss, top-1, top-5 and learning rate by epoch; the best validation epoch is marked. soft_targets: the training
-    loss compares with more than the label (label smoothing, mixup, CutMix)."""
+    loss compares with more than the label (label smoothing, self-distillation)."""
     ended = {"early": ", stopped early", "interrupted": ", interrupted"}.get(history.stopped)
     ended = f"{ended} after epoch {history['epoch'][-1]}" if ended and len(history) else ""
     figure = new_figure(7, f"Training{ended}", note)
