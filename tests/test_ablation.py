@@ -54,8 +54,9 @@ def test_a_plan_is_the_base_with_every_seed_and_each_change_with_the_first(plan)
     assert all(config.widths == (4, 4, 8) and config.runs_dir == "here" for _, config in runs)
 
 
-def test_the_committed_plan_is_valid_and_each_change_changes_something():
-    runs = ablation.ablation_runs(CONFIG_DIR / "ablation.yaml")
+@pytest.mark.parametrize("path", sorted(CONFIG_DIR.glob("ablation*.yaml")), ids=lambda path: path.stem)
+def test_a_committed_plan_is_valid_and_each_change_changes_something(path):
+    runs = ablation.ablation_runs(path)
     base = runs[0][1].training_settings()
     changed = [config.training_settings() for name, config in runs if name != ablation.FULL_RECIPE]
     assert changed and all(settings != base for settings in changed)

@@ -71,6 +71,8 @@ def test_the_committed_record_is_read():
     found = results.recipes(results.FIGURES / "record")
     assert [(row["name"], row["seeds"], row["top1"]) for row in found] == [
         (row["name"], row["seeds"], row["top1"]) for row in committed]
+    handles, _ = results.plots.record(found).axes[0].get_legend_handles_labels()
+    assert len({handle.get_marker() for handle in handles}) == len(handles) > 5
 
 
 def test_others_are_drawn_with_their_compute_or_as_lines(runs):
