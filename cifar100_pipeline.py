@@ -30,7 +30,7 @@ from helpers.lesson import explain, plots, speed, widgets
 from helpers.lesson.lr_range import lr_range_test
 from helpers.lesson.own_picture import answer, attention, look_at
 from helpers.lesson.runs import finished_runs, joint_note, published_beside, runs_text, write_metrics
-from helpers.locks import claim, what_bars
+from helpers.locks import claim, why_read_only
 from helpers.logs import forget_epochs, log_to
 from helpers.metrics import Evaluation, History
 from helpers.models import CIFAR100CNN, FlipCNN, describe_model, layer_table
@@ -69,7 +69,7 @@ class CIFAR100Pipeline:
         self.trainer: Trainer | None = None
         self.history = History()
         self.speeds: dict = {}      # benchmark results, for metrics.json
-        self._barred: OSError | None = None         # why the run's folder may only be looked at
+        self._read_only: OSError | None = None      # why the run's folder may only be looked at
         self._unwritten: dict[Path, str] = {}       # files that could not be written, and why
         self._use(None)
 
@@ -142,10 +142,10 @@ class CIFAR100Pipeline:
         folder or where nothing can be written. Raises CheckpointError."""
         if self.trainer is None:
             data = self.prepare_data()
-            self._barred = what_bars(self.run_dir, self.checkpoint_dir)
+            self._read_only = why_read_only(self.run_dir, self.checkpoint_dir)
             self._log(progress_style(self.config.progress))
-            if self._barred:
-                log.warning("%s", self._barred)
+            if self._read_only:
+                log.warning("%s", self._read_only)
             config = config or self.config
             if self.network is None:        # else they are those of whoever trained it
                 self._warn_of(config)
@@ -156,7 +156,7 @@ class CIFAR100Pipeline:
 
     def _log(self, style: str) -> None:
         """Log to the screen, and to the run's file unless that may only be looked at."""
-        log_to(None if self._barred else self.run_dir / "train.log", style)
+        log_to(None if self._read_only else self.run_dir / "train.log", style)
 
     def _warn_of(self, config: TrainingConfig) -> None:
         """Warn of settings that are probably a mistake."""
@@ -229,11 +229,11 @@ class CIFAR100Pipeline:
         live, config = widgets.shows_live_view(live, self.config.progress), self.config
         if self.history.stopped == "interrupted" and self.trainer.has_saved:
             config = self.config.replace(resume="auto")
-        if self.history.stopped == "interrupted" or self._barred:       # that process may have changed the files since
+        if self.history.stopped == "interrupted" or self._read_only:    # that process may have changed the files since
             self.trainer = None
         trainer = self.build_trainer(config)
-        if self._barred and not trainer.is_finished:
-            raise self._barred
+        if self._read_only and not trainer.is_finished:
+            raise self._read_only
         self._use(None)
         self._unwritten.clear()
         self.history, self.precision, was_finished = trainer.history, trainer.precision, trainer.is_finished
@@ -268,7 +268,7 @@ class CIFAR100Pipeline:
         """Train with the live view, or with the bar or lines that `progress` asks for."""
         trainer = self.trainer
         self._log("bar" if live else progress_style(self.config.progress))
-        if not self._barred:
+        if not self._read_only:
             forget_epochs(self.run_dir / "train.log", after=len(trainer.history))
         if not live:
             trainer.on_epoch = on_epoch
@@ -595,7 +595,7 @@ class CIFAR100Pipeline:
 
     def _write_metrics(self) -> None:
         is_trained = self.trainer and self.network and self.trainer.model is self.network.model     # and not loaded
-        if is_trained and not self._barred:
+        if is_trained and not self._read_only:
             with self._noting_failure(path := self.run_dir / "metrics.json"):
                 write_metrics(path, self.trainer, self.speeds, self.results)
 

@@ -87,7 +87,7 @@ def claim(folder, setting: str = "run_name") -> None:
     _claimed[path] = file, text
 
 
-def what_bars(*folders) -> OSError | None:
+def why_read_only(*folders) -> OSError | None:
     """Claim the folders; what `claim` raises if this process may only look at one of them, else None."""
     try:
         for folder in folders:

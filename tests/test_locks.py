@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from helpers import locks
-from helpers.locks import FolderInUse, claim, what_bars
+from helpers.locks import FolderInUse, claim, why_read_only
 
 ROOT = Path(__file__).resolve().parent.parent
 CLAIM = "import sys; from helpers.locks import claim; claim(sys.argv[1]); print('mine', flush=True); "
@@ -30,12 +30,12 @@ def test_the_second_process_is_told_who_has_the_folder_until_that_one_ends(tmp_p
     try:
         with pytest.raises(FolderInUse, match=f"mine is in use by process {child.pid} on .*another run_name"):
             claim(folder)
-        assert str(what_bars(tmp_path / "free", folder)).startswith(str(folder))
+        assert str(why_read_only(tmp_path / "free", folder)).startswith(str(folder))
     finally:
         child.kill()
         child.communicate()
     claim(folder)
-    assert what_bars(folder) is None
+    assert why_read_only(folder) is None
     assert f"process {os.getpid()} on" in (folder / ".lock").read_text()
 
 
@@ -81,7 +81,7 @@ def test_a_folder_that_cannot_be_is_one_error_with_the_remedy(tmp_path):
     for folder in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(OSError, match="file.*: no run can be kept there .*; choose another runs_dir"):
             claim(folder)
-    assert "no run can be kept" in str(what_bars(tmp_path / "file"))
+    assert "no run can be kept" in str(why_read_only(tmp_path / "file"))
 
 
 def test_where_there_are_no_locks_one_line_says_so(tmp_path, monkeypatch, caplog):
