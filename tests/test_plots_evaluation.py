@@ -35,6 +35,13 @@ def test_confusion_matrix_of_many_classes_names_some_at_their_own_place():
         assert label.get_text() == f"c{place - 0.5:.0f}"
 
 
+@pytest.mark.parametrize("names, rotation", [("cat dog rose bicycle".split(), 0), (["rather long"] * 10, 90)])
+def test_confusion_matrix_writes_few_names_as_one_reads(names, rotation):
+    classes = len(names)
+    evaluation = Evaluation.from_logits(torch.eye(classes), torch.arange(classes), names)
+    assert plots.confusion_matrix(evaluation).axes[0].get_xticklabels()[0].get_rotation() == rotation
+
+
 def test_confused_pairs_show_the_mistaken_and_the_class_they_passed_for():
     labels, guesses, pictures = torch.tensor([0, 0, 1]), torch.tensor([1, 0, 1]), images(3)
     logits = 5.0 * torch.nn.functional.one_hot(guesses, 2)

@@ -77,7 +77,8 @@ def confusion_matrix(evaluation: Evaluation, note: str = "") -> Figure:
     axes.grid(False)
     axes.hlines(edges, 0, len(order), color="0.6", linewidth=0.6)
     axes.vlines(edges, 0, len(order), color="0.6", linewidth=0.6)
-    axes.set_xticks(ticks, names, rotation=90, fontsize=9)
+    fit_side_by_side = len(names) * max(map(len, names)) <= 80
+    axes.set_xticks(ticks, names, rotation=0 if fit_side_by_side else 90, fontsize=9)
     axes.set_yticks(ticks, names, rotation=0, fontsize=9)
     axes.set(xlabel="predicted", ylabel="true")
     axes.spines[:].set_visible(True)
