@@ -169,9 +169,12 @@ def test_rows_whose_base_is_gone_stay_and_are_compared_with_no_other(plan, data,
     assert ["-10.00" in line for line in (tmp_path / "out.txt").read_text().split("\n") if "FastCNN" in line] == [True]
 
 
-def test_committed_rows_are_of_the_committed_plan_or_of_a_base_that_is_gone():
-    runs = ablation.ablation_runs(CONFIG_DIR / "ablation.yaml")
-    for name in ("ablation", "ablation_long"):
-        path = ablation.FIGURES / f"{name}.json"
-        rows, kept = ablation.finished_rows(path, runs, "")
-        assert len(kept) + sum(row is not None for row in rows) == len(json.loads(path.read_text())["rows"])
+@pytest.mark.parametrize("name", [path.stem for path in sorted(CONFIG_DIR.glob("ablation*.yaml"))] + ["ablation_long"])
+def test_committed_rows_are_of_the_committed_plan_or_of_a_base_that_is_gone(name):
+    """So that a preset does not change under the rows of a plan: the plan must then name what it keeps."""
+    path, plan = ablation.FIGURES / f"{name}.json", CONFIG_DIR / f"{name}.yaml"
+    if not path.is_file():
+        pytest.skip("no row of this plan is trained yet")
+    runs = ablation.ablation_runs(plan if plan.is_file() else CONFIG_DIR / "ablation.yaml")
+    rows, kept = ablation.finished_rows(path, runs, "")
+    assert len(kept) + sum(row is not None for row in rows) == len(json.loads(path.read_text())["rows"])
