@@ -203,9 +203,9 @@ def test_flipcnn_has_the_names_and_shapes_of_saved_weights():
 
 def test_pairs_of_channels_take_half_the_parameters():
     with torch.device("meta"):
-        found = model_stats(FlipCNN(100, (160, 448, 576)))["total_parameters"]
-    common = 9 * (24 * 160 + 2 * 160 ** 2 + 160 * 448 + 2 * 448 ** 2 + 448 * 576 + 2 * 576 ** 2) \
-        + 6 * (160 + 448 + 576) + 100 * 576
+        found = model_stats(FlipCNN(100, (192, 576, 672)))["total_parameters"]
+    common = 9 * (24 * 192 + 2 * 192 ** 2 + 192 * 576 + 2 * 576 ** 2 + 576 * 672 + 2 * 672 ** 2) \
+        + 6 * (192 + 576 + 672) + 100 * 672
     assert found == 24 * 13 + common / 2
 
 
@@ -236,7 +236,7 @@ def test_flipcnn_draws_whitening_groups_and_head_in_turn():
 def test_the_weights_that_come_with_the_project_load_strictly():
     """Their numbers are of 16 bits."""
     saved = torch.load(PRETRAINED / "fast.pt", weights_only=True)["model_state_dict"]
-    model = FlipCNN(100, (160, 448, 576))
+    model = FlipCNN(100, TrainingConfig.from_preset("fast").widths)
     model.load_state_dict(saved, strict=True)
     loaded = model.state_dict()
     assert same_weights({name: tensor.to(loaded[name].dtype) for name, tensor in saved.items()}, loaded)

@@ -2,7 +2,6 @@
 
     python -m helpers.tools.pretrained export runs/fast       writes pretrained/fast.pt from a finished, saved run
     python -m helpers.tools.pretrained check --data-dir data  evaluates it and compares with the results it states
-    python -m helpers.tools.pretrained calibrate              fits temperature and reliable confidence anew
 
 `CIFAR100Pipeline.from_pretrained("fast")` reads such a file of weights, configuration and results.
 """
@@ -19,7 +18,7 @@ import torch
 from .. import checkpoint, network
 from ..checkpoint import CheckpointError, take
 from ..config import ConfigError, TrainingConfig
-from ..data import DataError, ImageData, load_cifar100, stratified_split
+from ..data import DataError, ImageData, load_cifar100
 from ..lesson.runs import NO_METRICS
 from ..metrics import Evaluation
 from ..network import TrainedNetwork, portable_settings, pretrained_path
@@ -63,22 +62,6 @@ def export(run_dir, data: ImageData | None = None, out=None) -> Path:
     return checkpoint.save_atomically(content, path)
 
 
-def calibrate(content: dict, data: ImageData) -> dict:
-    """`content` with the temperature and the reliable confidence that its run's validation images give its weights."""
-    config = _config_of(content)
-    _, val = stratified_split(data.train_labels, config.val_size, config.seed, config.train_size)
-    if not len(val):
-        raise CheckpointError("its run had no validation split, and the images it trained on show no honest confidence")
-    weights = TrainedNetwork.from_state({**content, "temperature": None, "reliable_confidence": None}, config,
-                                        pick_device())
-    weights.check_classes(data)
-    loader = weights.loader(data.train_images[val])
-    measured = TrainedNetwork(weights.model, config, weights.device, class_names=data.class_names, mean=weights.mean,
-                              std=weights.std, validation=(loader, data.train_labels[val]))
-    content = {**content, "temperature": measured.temperature, "reliable_confidence": measured.reliable_confidence}
-    return {**content, "file_results": evaluate(content, data)}
-
-
 def _config_of(content: dict) -> TrainingConfig:
     return TrainingConfig.from_settings(portable_settings(content))
 
@@ -105,8 +88,6 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("run_dir", help="the run's folder, with metrics.json and checkpoints/final.pt")
     command = commands.add_parser("check", help="evaluate a file and compare with the accuracy it states")
     command.add_argument("name", nargs="?", default="fast", help="name of the file in pretrained/")
-    command = commands.add_parser("calibrate", help="fit the temperature of a file to its run's validation images")
-    command.add_argument("name", nargs="?", default="fast", help="name of the file in pretrained/")
     for command in commands.choices.values():
         command.add_argument("--data-dir", default="data", help="folder with CIFAR-100")
     args = parser.parse_args(arguments)
@@ -117,11 +98,6 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"wrote {path.name}, {path.stat().st_size / 2**20:.1f} MB")
             return 0
         content = checkpoint.load(pretrained_path(args.name))
-        if args.command == "calibrate":
-            content = calibrate(content, data)
-            checkpoint.save_atomically(content, pretrained_path(args.name))
-            print(f"temperature {content['temperature']:.4f}, reliable from {content['reliable_confidence']:.4f}")
-            return 0
         stated, in_the_run = (take(content, name, {str: object}, args.name) for name in ("file_results",
                                                                                          "test_results"))
         found = evaluate(content, data)
