@@ -92,7 +92,7 @@ class CIFAR100Pipeline:
             raise CheckpointError(f"{path}: holds weights but no configuration of this project; make a pipeline with "
                                   "the network's sizes and call pipeline.load_weights(path)")
         pipeline = cls(TrainingConfig.from_settings(portable_settings(state, path) | overrides, str(path)))
-        pipeline.load_weights(path)
+        pipeline._use(TrainedNetwork.from_state(state, pipeline.config, pipeline.device, pipeline.precision, path))
         return pipeline
 
     @classmethod
@@ -138,9 +138,9 @@ class CIFAR100Pipeline:
         return self.build_trainer().model if self.network is None else self.network.model
 
     def build_trainer(self, config: TrainingConfig | None = None) -> Trainer:
-        """The Trainer, at the checkpoint to continue from, if any; only to look at while another process has the run's
-        folder or where nothing can be written. Raises CheckpointError."""
-        if self.trainer is None:
+        """The Trainer, with a `config` a new one, at the checkpoint to continue from, if any; only to look at while
+        another process has the run's folder or where nothing can be written. Raises CheckpointError."""
+        if self.trainer is None or config is not None:
             data = self.prepare_data()
             self._read_only = why_read_only(self.run_dir, self.checkpoint_dir)
             self._log(progress_style(self.config.progress))
@@ -226,11 +226,10 @@ class CIFAR100Pipeline:
         written, as FolderInUse if another process trains in the run's folder. If a finished training cannot be saved,
         logs an error and goes on.
         """
-        live, config = widgets.shows_live_view(live, self.config.progress), self.config
-        if self.history.stopped == "interrupted" and self.trainer.has_saved:
-            config = self.config.replace(resume="auto")
+        live, config = widgets.shows_live_view(live, self.config.progress), None
         if self.history.stopped == "interrupted" or self._read_only:    # that process may have changed the files since
-            self.trainer = None
+            has_saved = self.trainer is not None and self.trainer.has_saved
+            config = self.config.replace(resume="auto") if has_saved else self.config
         trainer = self.build_trainer(config)
         if self._read_only and not trainer.is_finished:
             raise self._read_only
@@ -306,8 +305,8 @@ class CIFAR100Pipeline:
             self._test_features, logits = explain.features_and_logits(network.model, loader, network.precision,
                                                                       self.config.progress)
             self.evaluation = network.evaluation(logits, data)
-            bar = "test images and their mirror images" if progress_style(self.config.progress) == "bar" else ""
-            flipped = network.evaluation(network.logits(loader, flip=True, bar=bar), data)
+            bar = "mirror images of the test images" if progress_style(self.config.progress) == "bar" else ""
+            flipped = network.evaluation((logits + network.logits(loader, mirrored=True, bar=bar)) / 2, data)
             self._as_trained = Evaluation.from_logits(logits, data.test_labels, data.class_names)
             network.results = {"note": self.note, **self.evaluation.summary(), "temperature": network.temperature,
                                "uncalibrated_error": self._as_trained.expected_calibration_error,
@@ -450,7 +449,7 @@ class CIFAR100Pipeline:
         images = list(images) if isinstance(images, (list, tuple, range)) else [images]
         pixels = torch.stack([self.as_input(image) for image in images])
         heat, answers = attention(network, pixels, class_name)
-        titles = [f"true: {readable(self.class_names[self.data.test_labels[int(image)]])}\n{text}"
+        titles = [f"true: {readable(self.data.class_names[self.data.test_labels[int(image)]])}\n{text}"
                   if isinstance(image, (int, np.integer)) else text for image, text in zip(images, answers)]
         return self._keep("attention", plots.grad_cam_overlay, pixels, heat, titles, note=self.note)
 

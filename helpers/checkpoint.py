@@ -23,6 +23,7 @@ log = logging.getLogger("cifar100")
 KEEP_NEWEST = 2
 WEIGHTS = ("state_dict", "net", "model")        # where others keep what is "model_state_dict" here
 STEPS = "step_*.pt"
+BEST = "best.pt"
 
 # What rebuilds NumPy numbers and arrays, under its names in NumPy 1 and 2: plain data, which published checkpoints have
 # among their results.
@@ -58,12 +59,12 @@ def save_atomically(state: dict, path) -> Path:
     return Path(path)
 
 
-def load(path, map_location="cpu") -> dict:
+def load(path) -> dict:
     """Read the dict in a checkpoint with `weights_only=True`. Weights from elsewhere, bare, under one of WEIGHTS (then
     named in "under") or as safetensors, become {"model_state_dict": …}. Raises CheckpointError naming the file, or its
     subclass ReadError when the file may be good."""
     try:
-        content = io.BytesIO(Path(path).read_bytes())
+        content = io.BytesIO(Path(path).expanduser().read_bytes())
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint; resume='auto' looks for the newest") from None
     except (OSError, MemoryError) as error:
@@ -75,7 +76,7 @@ def load(path, map_location="cpu") -> dict:
         _check_kind(content.getvalue())
         _check_sums(content)
         with torch.serialization.safe_globals(_NUMPY_DATA):
-            state = torch.load(content, map_location=map_location, weights_only=True)
+            state = torch.load(content, map_location="cpu", weights_only=True)
     except Exception as error:      # whatever such bytes make zipfile, pickle and torch raise
         if is_out_of_memory(error):     # for arrays that are there; one that claims more is NumPy's MemoryError
             raise ReadError(f"{path}: cannot be read now, since memory is short ({_first_line(error)}); close other "
@@ -211,7 +212,7 @@ def list_steps(folder) -> list[Path]:
 def safe_files(folder) -> str:
     """In words: the checkpoints in `folder` that a training can continue from or that hold its weights."""
     names = [path.name for path in list_steps(folder)[:1]]
-    names += [name for name in ("best.pt", "final.pt") if (Path(folder) / name).is_file()]
+    names += [name for name in (BEST, "final.pt") if (Path(folder) / name).is_file()]
     return f"{', '.join(names)} in {folder}" if names else "nothing"
 
 

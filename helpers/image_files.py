@@ -36,6 +36,8 @@ def open_picture(source, name: str = "", side: int | None = None) -> Image.Image
     if not isinstance(source, (str, os.PathLike, Image.Image)) and not hasattr(source, "read"):
         raise DataError(f"no picture: {type(source).__name__} given; give a path, a file, a PIL image, an array uint8 "
                         "[H, W, 3] or the index of a test image")
+    if isinstance(source, (str, os.PathLike)):
+        source = os.path.expanduser(source)
     try:
         if isinstance(source, Image.Image):
             return _upright_rgb(source)

@@ -109,10 +109,6 @@ class History:
         """Copies of the rows, ready for JSON, without `stopped`."""
         return [dict(row) for row in self.rows]
 
-    @classmethod
-    def from_list(cls, rows: Sequence[dict], stopped: str = "") -> History:
-        return cls(rows, stopped)
-
 
 class RunningMeans:
     """Mean loss and accuracy (%) of the epoch so far; numbers stay on the device until `read`."""
@@ -160,12 +156,6 @@ class Calibration:
     count: Tensor
     confidence: Tensor
     accuracy: Tensor
-
-    @property
-    def expected_error(self) -> float:
-        """Expected calibration error in [0, 1]: |accuracy - confidence|, weighted by the images of each bin."""
-        gap = (self.accuracy - self.confidence).abs().nan_to_num(0.0)
-        return ((gap * self.count).sum() / self.count.sum()).item()
 
 
 @dataclass(frozen=True, eq=False)
@@ -296,7 +286,10 @@ class Evaluation:
 
     @property
     def expected_calibration_error(self) -> float:
-        return self.calibration.expected_error
+        """In [0, 1]: |accuracy - confidence| in each bin of `calibration`, weighted by its images."""
+        bins = self.calibration
+        gap = (bins.accuracy - bins.confidence).abs().nan_to_num(0.0)
+        return ((gap * bins.count).sum() / bins.count.sum()).item()
 
     def reliable_confidence(self, target: float = RELIABLE, least: int = 20) -> float | None:
         """The lowest confidence at which at least the share `target` of predictions is right; None if fewer than

@@ -88,8 +88,8 @@ class TrainedNetwork:
         return cls(model.to(device, memory_format=memory_format(device)), config, device, precision, **known,
                    results=results, temperature=temperature, reliable=reliable)
 
-    def save(self, path, **more) -> Path:
-        """Write weights, configuration, results and `more` as a checkpoint. `test_results` also has `test_acc` and
+    def save(self, path) -> Path:
+        """Write weights, configuration and results as a checkpoint. `test_results` also has `test_acc` and
         `test_acc_top5`, the reference's names. Raises OSError."""
         results = dict(self.results)
         if "top1" in results:
@@ -98,7 +98,7 @@ class TrainedNetwork:
                  "model_stats": model_stats(self.model), "mean": list(self.mean), "std": list(self.std),
                  "classes": list(self.class_names), "note": self.note, "name": self.config.name,
                  "temperature": self.temperature, "reliable_confidence": self.reliable_confidence}
-        return checkpoint.save_atomically(state | more, path)
+        return checkpoint.save_atomically(state, path)
 
     def adopt(self, data: ImageData) -> None:
         """Take class names and normalisation from `data` if the weights lack them."""
@@ -120,10 +120,10 @@ class TrainedNetwork:
         return BatchLoader(images, labels, EVALUATION_BATCH, self.device, self.mean, self.std,
                            dtype=DTYPES[self.precision])
 
-    def logits(self, images: Tensor | BatchLoader, flip: bool = False, bar: str = "") -> Tensor:
+    def logits(self, images: Tensor | BatchLoader, mirrored: bool = False, bar: str = "") -> Tensor:
         """Logits float32 [N, num_classes] on the CPU, of images uint8 [N, 32, 32, 3] or their loader; see `predict`."""
         loader = images if isinstance(images, BatchLoader) else self.loader(images)
-        return predict(self.model, loader, self.precision, flip, bar)
+        return predict(self.model, loader, self.precision, mirrored, bar)
 
     def most_probable(self, logits: Tensor, top: int = 5) -> list[tuple[str, float]]:
         """The `top` most probable classes of one image's logits, float [num_classes], as (name, probability)."""
@@ -219,14 +219,13 @@ def pretrained_path(name: str = "fast") -> Path:
 
 
 @torch.no_grad()
-def predict(model: nn.Module, loader: BatchLoader, precision: str = "fp32", flip: bool = False,
+def predict(model: nn.Module, loader: BatchLoader, precision: str = "fp32", mirrored: bool = False,
             bar: str = "") -> Tensor:
-    """Logits float32 [N, num_classes] on the CPU, in evaluation mode. `flip` averages them over the image and its
-    mirror image (test-time augmentation). `bar` is the text of a progress bar, "" for none."""
+    """Logits float32 [N, num_classes] on the CPU, in evaluation mode, of the images or of their mirror images. `bar` is
+    the text of a progress bar, "" for none."""
     def of(images: Tensor) -> Tensor:
         with autocast(loader.device, precision):
-            logits = model(images).float()
-            return (logits + model(images.flip(3)).float()) / 2 if flip else logits
+            return model(images.flip(3) if mirrored else images).float()
 
     outputs = []
     with evaluating(model):

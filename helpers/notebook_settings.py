@@ -26,9 +26,8 @@ def notebook_settings(namespace: dict) -> dict:
 
 def _assigned_names(source: str) -> set[str] | None:
     """The names that a cell's statements assign; None for a cell that is not valid Python, which did not run."""
-    python = "\n".join(line for line in source.splitlines() if not line.startswith(("%", "!")))      # no magics
     try:
-        statements = ast.parse(python).body
+        statements = ast.parse(source).body
     except SyntaxError:
         return None
     targets = [target for node in statements for target in getattr(node, "targets", [getattr(node, "target", None)])

@@ -115,14 +115,12 @@ def results_text(results: dict) -> str:
     lines = [f"top-1 {results['top1']:.2f} %, top-5 {results['top5']:.2f} % on {results['images']:,} test images"]
     if results["note"]:
         lines[0] = f"{results['note']}: {lines[0]}"
-    if "flip_tta" in results:
-        lines.append(f"with flip TTA {results['flip_tta']['top1']:.2f} % and {results['flip_tta']['top5']:.2f} %")
+    lines.append(f"with flip TTA {results['flip_tta']['top1']:.2f} % and {results['flip_tta']['top5']:.2f} %")
     worst, best = (readable(results[name], 40) for name in ("worst_class", "best_class"))
     lines.append(f"classes: mean {results['class_mean']:.2f} %, standard deviation {results['class_std']:.2f}, from "
                  f"{results['class_min']:.0f} % ({worst}) to {results['class_max']:.0f} % ({best})")
     if results["superclass_top1"] is not None:
         lines.append(f"superclasses: {results['superclass_top1']:.2f} % of the predictions fall in the right one")
-    lines.append(f"expected calibration error {results['expected_calibration_error']:.4f}")
-    if "temperature" in results:
-        lines[-1] += f", {results['uncalibrated_error']:.4f} without the temperature {results['temperature']:.3f}"
+    lines.append(f"expected calibration error {results['expected_calibration_error']:.4f}, "
+                 f"{results['uncalibrated_error']:.4f} without the temperature {results['temperature']:.3f}")
     return "\n".join(lines)

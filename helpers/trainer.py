@@ -36,7 +36,6 @@ log = logging.getLogger("cifar100")
 
 READ_SECONDS = 2.0      # how often losses are read back from the device
 SAVE_SECONDS = 10.0     # between files written at the ends of epochs: a GPU trains an epoch again in less than a second
-BEST = "best.pt"
 DISTIL_FROM = 0.75      # share of the epochs after which self-distillation starts
 _NUMBER = (int, float)
 # Attributes of the Trainer that a checkpoint holds under their names.
@@ -310,17 +309,18 @@ class Trainer:
         return path
 
     def _write_best(self) -> None:
-        """Write best.pt, if it is not the best any more."""
+        """Write best.pt, if there is a better one than it holds."""
         if self._unwritten_best is not None:
             self._last_best = time.perf_counter()
-            self._save_or_warn(lambda: checkpoint.save_atomically(self._unwritten_best, self.checkpoint_dir / BEST))
-            self._unwritten_best = None
+            path = self.checkpoint_dir / checkpoint.BEST
+            if self._save_or_warn(lambda: checkpoint.save_atomically(self._unwritten_best, path)):
+                self._unwritten_best = None
 
-    def _save_or_warn(self, save) -> None:
-        """A moment's failure of Google Drive or a full disk must not end the training."""
+    def _save_or_warn(self, save) -> Path | None:
+        """What `save` returns, or None: a moment's failure of Google Drive or a full disk must not end the training."""
         try:
             claim(self.checkpoint_dir)
-            save()
+            return save()
         except FolderInUse:
             raise
         except OSError as error:
@@ -385,7 +385,7 @@ class Trainer:
         self.train_step.load_state_dict(saved, path)
         with part(path, "history"):
             rows = take(saved, "history", [dict], path)
-            self.history = History.from_list([{name: row[name] for name in HISTORY_KEYS} for row in rows])
+            self.history = History([{name: row[name] for name in HISTORY_KEYS} for row in rows])
             if len(rows) != self.epoch:
                 raise ValueError(f"has {len(rows)} epochs, and the weights {self.epoch}")
         with part(path, "stopped"):

@@ -127,9 +127,13 @@ def test_command_trains_what_its_file_does_not_hold(plan, data, tmp_path, monkey
     assert len(trained) == 4
 
 
-def test_command_says_what_is_wrong(tmp_path, capsys):
+def test_command_says_what_is_wrong(plan, data, tmp_path, monkeypatch, capsys):
     assert ablation.main(["--plan", str(tmp_path / "absent.yaml")]) == 2
     assert "absent.yaml" in capsys.readouterr().err
+    monkeypatch.setattr(ablation, "load_cifar100", lambda config: data)
+    monkeypatch.setattr(ablation, "train_one", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    assert ablation.main(["--plan", str(plan()), "--out", str(tmp_path / "out.json")]) == 1     # no setting is wrong
+    assert "No space left" in capsys.readouterr().err
 
 
 def test_rows_of_settings_that_are_gone_stay_and_are_drawn(plan, data, tmp_path, monkeypatch, capsys):

@@ -102,19 +102,20 @@ class _BrokenLoader:
         yield torch.zeros(1, 5, 8, 8), None         # five channels
 
 
-def test_nearest_agrees_with_a_plain_loop(monkeypatch):
-    monkeypatch.setattr(explain, "QUERIES", 3)      # several parts
+def test_neighbours_agree_with_a_plain_loop():
     generator = torch.Generator().manual_seed(0)
-    features, queries = torch.randn(30, 6, generator=generator), torch.randn(7, 6, generator=generator)
-    indices, similarities = explain.nearest(features, queries, 4)
-    for query, found, values in zip(queries, indices, similarities):
-        cosines = [(query @ feature / query.norm() / feature.norm()).item() for feature in features]
-        best = sorted(range(30), key=lambda place: -cosines[place])[:4]
-        assert found.tolist() == best
-        assert values.tolist() == pytest.approx([cosines[place] for place in best], abs=1e-6)
-    assert explain.nearest(features, features, 1)[0].flatten().tolist() == list(range(30))
-    with pytest.raises(ValueError, match="k=31: must be from 1 to 30"):
-        explain.nearest(features, queries, 31)
+    images, labels = torch.randint(256, (30, 32, 32, 3), dtype=torch.uint8, generator=generator), torch.arange(30) % 3
+    data = ImageData(images, labels, None, None, ("a", "b", "c"))
+    features, query = torch.randn(30, 6, generator=generator), torch.randn(1, 6, generator=generator)
+    cosines = [(query[0] @ feature / query.norm() / feature.norm()).item() for feature in features]
+    best = sorted(range(30), key=lambda place: -cosines[place])
+    for k in (0, 4, 31):
+        found = explain.neighbours(features, query, data, k)
+        assert [similarity for *_, similarity in found] == pytest.approx(
+            [cosines[place] for place in best[:k]], abs=1e-6)
+        for (pixels, name, _), place in zip(found, best):
+            assert torch.equal(pixels, data.train_images[place])
+            assert name == data.class_names[data.train_labels[place]]
 
 
 def test_class_map_lays_classes_that_are_alike_side_by_side():
@@ -469,6 +470,9 @@ def test_other_classes_than_the_weights_know_are_refused(loaded, monkeypatch):
     for look in (loaded.show_superclass_affinity, loaded.show_attention):
         with pytest.raises(DataError, match="other classes"):
             look()
+    label = loaded.prepare_data().test_labels[0]
+    title = loaded.show_attention([0]).axes[0].texts[0].get_text()
+    assert title.startswith(f"true: {loaded.data.class_names[label]}")      # the data's name, not the network's
 
 
 def test_agreement_is_the_correlation_off_the_diagonal():

@@ -72,7 +72,7 @@ def test_history_survives_json():
     history = History(stopped="early")
     history.append(train_loss=torch.tensor(1.5), val_top1=np.float32(12.5), val_loss=None, image_size=32)
     rows = json.loads(json.dumps(history.to_list()))
-    again = History.from_list(rows, stopped="early")
+    again = History(rows, stopped="early")
     assert rows == [{"epoch": 1, "train_loss": 1.5, "val_top1": 12.5, "val_loss": None, "image_size": 32}]
     assert again.rows == history.rows and again.stopped == "early"
 

@@ -411,6 +411,30 @@ def test_an_interrupted_run_leaves_the_test_split_alone_and_goes_on(finished, ru
         assert torch.equal(weight, pipeline.model.state_dict()[name]), name
 
 
+def test_an_interrupted_run_goes_on_after_a_rebuild_that_failed(runs_dir, monkeypatch):
+    """As when Google Drive cannot be read for a moment; with resume='never' too it does not start over."""
+    pipeline = CIFAR100Pipeline.from_preset("demo", run_name="rebuilt", runs_dir=str(runs_dir), **TINY, epochs=2,
+                                            resume="never")
+    assert pipeline.train(on_epoch=lambda trainer: trainer.stop()).stopped == "interrupted"
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "load_newest", lambda folder: (_ for _ in ()).throw(checkpoint.ReadError("later")))
+        with pytest.raises(checkpoint.ReadError, match="later"):
+            pipeline.train()
+    epochs = []
+    assert pipeline.train(on_epoch=lambda trainer: epochs.append(trainer.epoch)).stopped == ""
+    assert epochs == [2] and len(pipeline.history) == 2
+
+
+def test_a_path_may_start_at_the_home_folder(finished, runs_dir, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(runs_dir))
+    monkeypatch.setenv("USERPROFILE", str(runs_dir))
+    loaded = CIFAR100Pipeline.from_checkpoint("~/tiny/checkpoints/final.pt", run_name="home", runs_dir=str(runs_dir))
+    loaded.compare("~/tiny")
+    assert "tiny" in capsys.readouterr().out
+    Image.new("RGB", (32, 32), "red").save(runs_dir / "red.png")
+    assert loaded.predict("~/red.png") == loaded.predict(runs_dir / "red.png")
+
+
 def test_train_cifar100_takes_the_short_names(runs_dir, monkeypatch):
     seen = {}
     monkeypatch.setattr(cifar100_pipeline.CIFAR100Pipeline, "run", lambda self: seen.update(config=self.config))

@@ -24,6 +24,10 @@ def write_run(folder, preset, seed, top1, petaflops, seconds, stopped=""):
                       folder / (preset if seed == 1 else f"{preset}-{seed}") / "metrics.json")
 
 
+def recipes_in(folder) -> list[dict]:
+    return results.recipes(results.finished(folder))
+
+
 @pytest.fixture
 def runs(tmp_path):
     for seed, top1 in ((1, 70.0), (2, 70.6), (3, 69.8)):
@@ -34,11 +38,11 @@ def runs(tmp_path):
 
 def test_an_interrupted_run_does_not_count(runs):
     write_run(runs, "quick", 4, 10.0, 0.1, 300, stopped="interrupted")
-    assert results.recipes(runs)[0]["runs"] == 3
+    assert recipes_in(runs)[0]["runs"] == 3
 
 
 def test_recipes_are_means_over_their_runs(runs):
-    quick, fast = results.recipes(runs)
+    quick, fast = recipes_in(runs)
     assert (quick["preset"], quick["runs"], quick["seeds"]) == ("quick", 3, [1, 2, 3])
     assert quick["top1"] == pytest.approx((70.0 + 70.6 + 69.8) / 3)
     assert quick["top1_std"] == pytest.approx(statistics.stdev([70.0, 70.6, 69.8]))
@@ -51,7 +55,7 @@ def test_a_run_older_than_a_setting_had_its_default(runs, younger, recipes, imag
     path = runs / "quick-3" / "metrics.json"
     content = json.loads(path.read_text())
     path.write_text(json.dumps(content | {"config": content["config"] | younger}))
-    found = results.recipes(runs)
+    found = recipes_in(runs)
     assert len(found) == recipes
     assert [row["training_images"] for row in found if 3 in row["seeds"]] == [images]
 
@@ -68,7 +72,7 @@ def test_command_writes_table_and_figure(runs, tmp_path, capsys):
 def test_the_committed_record_is_read():
     """Its runs are of `v1`, some of them of a network that is gone."""
     committed = json.loads((results.FIGURES / "record.json").read_text())["recipes"]
-    found = results.recipes(results.FIGURES / "record")
+    found = recipes_in(results.FIGURES / "record")
     assert [(row["name"], row["seeds"], row["top1"]) for row in found] == [
         (row["name"], row["seeds"], row["top1"]) for row in committed]
     handles, _ = results.plots.record(found).axes[0].get_legend_handles_labels()
@@ -78,7 +82,7 @@ def test_the_committed_record_is_read():
 def test_others_are_drawn_with_their_compute_or_as_lines(runs):
     others = [{"name": "one", "top1": 75.2, "top1_std": 0.25, "runs": 40, "petaflops": 0.3},
               {"name": "two", "top1": 79.0, "petaflops": (3, 7)}]
-    axes = results.plots.record(results.recipes(runs), others, [("three", 72.0, 90.0)]).axes[0]
+    axes = results.plots.record(recipes_in(runs), others, [("three", 72.0, 90.0)]).axes[0]
     words = [text.get_text() for text in axes.texts]
     assert words[:3] == ["three: 72.00 %", "one\n75.20 ± 0.25 % (n = 40)\n0.3 PFLOP", "two\n79.00 %\n3 to 7 PFLOP"]
     ranges = [segment for container in axes.containers for lines in container[2] for segment in lines.get_segments()]
@@ -100,7 +104,7 @@ def test_a_variant_of_a_preset_is_named_by_its_folder_and_drawn_hollow(runs):
     path = runs / "fast-9" / "metrics.json"
     content = json.loads(path.read_text())
     path.write_text(json.dumps(content | {"config": content["config"] | {"input_skip": True}}))
-    rows = results.recipes(runs)
+    rows = recipes_in(runs)
     assert [row["name"] for row in rows] == ["quick", "fast", "fast-9"]
     axes = results.plots.record(rows).axes[0]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["fast-9: 77.50 % (n = 1)"]
@@ -117,7 +121,7 @@ def test_a_file_of_another_make_is_passed_over_with_a_line(runs, change, caplog)
     path.parent.mkdir()
     content = json.loads((runs / "quick" / "metrics.json").read_text())
     path.write_text(change if isinstance(change, str) else json.dumps(content | change))
-    assert [row["runs"] for row in results.recipes(runs)] == [3, 1]
+    assert [row["runs"] for row in recipes_in(runs)] == [3, 1]
     line, = caplog.messages
     assert str(path) in line
 

@@ -44,6 +44,22 @@ def test_epochs_that_take_no_time_write_files_at_the_end_only(tmp_path, monkeypa
     assert checkpoint.load(tmp_path / "best.pt")["step"] == 15 and trainer.best_accuracy == 30
 
 
+def test_a_best_that_could_not_be_written_follows_with_the_next_checkpoint(tmp_path, monkeypatch, caplog):
+    drive_accuracies(monkeypatch, [10.0, 30.0, 20.0, 20.0])
+    save, lost = checkpoint.save_atomically, []
+
+    def fail_once(state, path):
+        if path.name == "best.pt" and state.get("step") == 10 and not lost:
+            lost.append(path)
+            raise OSError(5, "Input/output error")
+        return save(state, path)
+
+    monkeypatch.setattr(checkpoint, "save_atomically", fail_once)
+    make_trainer(tmp_path, epochs=4, checkpoint_interval=1, model=linear_model()).fit()
+    assert lost and "could not write" in caplog.text
+    assert checkpoint.load(tmp_path / "best.pt")["step"] == 10
+
+
 def test_two_newest_and_the_best_are_kept(tmp_path):
     make_trainer(tmp_path, epochs=5, checkpoint_interval=1, model=linear_model()).fit()
     assert names_in(tmp_path) == ["best.pt", "step_0000020.pt", "step_0000025.pt"]

@@ -61,16 +61,17 @@ def results() -> dict:
     labels = torch.arange(4).repeat(5)
     logits = torch.nn.functional.one_hot(labels, 4).float() * 3
     logits[:2] = logits[:2].roll(1, 1)      # one image of class a and one of class b are taken for another
-    return {"note": "", **Evaluation.from_logits(logits, labels, list("abcd"), torch.tensor([0, 0, 1, 1]),
-                                                 ["first", "second"]).summary()}
+    return {"note": "", "flip_tta": {"top1": 91.25, "top5": 100.0}, "uncalibrated_error": 0.2, "temperature": 0.6,
+            **Evaluation.from_logits(logits, labels, list("abcd"), torch.tensor([0, 0, 1, 1]),
+                                     ["first", "second"]).summary()}
 
 
 def test_results_in_words_hold_the_numbers(results):
     text = results_text(results)
     assert "top-1 90.00 %" in text and "20 test images" in text
     assert "mean 90.00 %" in text and "from 80 % (a)" in text and "to 100 % (c)" in text
-    assert "TTA" not in text and "superclasses" in text and "calibration error" in text
-    assert "with flip TTA 91.25 %" in results_text(results | {"flip_tta": {"top1": 91.25, "top5": 100.0}})
+    assert "with flip TTA 91.25 %" in text and "superclasses" in text
+    assert "0.2000 without the temperature 0.600" in text
 
 
 def test_results_on_drawn_data_say_so_first(results):

@@ -21,8 +21,6 @@ from ..models import evaluating
 from ..network import TrainedNetwork
 from ..system import autocast, in_parts, progress_style
 
-QUERIES = 1024          # compared at once by `nearest`: 200 MB against 50,000 images
-
 
 def features_of(model: nn.Module, loader: BatchLoader, precision: str = "fp32", progress: str = "none") -> Tensor:
     """The classifier's input for each image: pooled features, float32 [N, C] on the CPU, in evaluation mode."""
@@ -53,25 +51,12 @@ def features_and_logits(model: nn.Module, loader: BatchLoader, precision: str = 
     return torch.cat(features), torch.cat(logits)
 
 
-def nearest(features: Tensor, queries: Tensor, k: int = 8) -> tuple[Tensor, Tensor]:
-    """The `k` rows of `features` with the largest cosine similarity to each query, most similar first.
-
-    features: float [N, C]; queries: float [Q, C]. Returns indices int64 [Q, k] and similarities float32 [Q, k] in
-    [-1, 1]. A query that is among the features finds itself first. Raises ValueError for k outside 1 to N.
-    """
-    if not 1 <= k <= len(features):
-        raise ValueError(f"k={k}: must be from 1 to {len(features)}, the number of features")
-    features = F.normalize(features.float(), dim=1)
-    found = [(F.normalize(part.float(), dim=1) @ features.T).topk(k) for part in queries.split(QUERIES)]
-    return torch.cat([part.indices for part in found]), torch.cat([part.values for part in found])
-
-
 def neighbours(features: Tensor, query: Tensor, data: ImageData, k: int) -> list[tuple[Tensor, str, float]]:
-    """The `nearest` of the training images with these `features`, all if there are fewer than `k`, to one query float
-    [1, C]: (pixels uint8 [32, 32, 3], class name, similarity)."""
-    places, similarities = nearest(features, query, min(k, len(features)))
+    """The `k` training images, or all if there are fewer, whose features, float [N, C], have the largest cosine
+    similarity to one query, float [1, C], most similar first: (pixels uint8 [32, 32, 3], class name, similarity)."""
+    similarities, places = F.cosine_similarity(features, query).topk(min(k, len(features)))
     return [(data.train_images[place], data.class_names[data.train_labels[place]], similarity)
-            for place, similarity in zip(places[0].tolist(), similarities[0].tolist())]
+            for place, similarity in zip(places.tolist(), similarities.tolist())]
 
 
 def class_map(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, float]:

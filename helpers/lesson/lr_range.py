@@ -16,7 +16,7 @@ BLOWN_UP = 2.0          # the test ends above this multiple of the first loss
 SMOOTHING = 7           # losses per mean, centred
 
 
-def lr_range_test(trainer: Trainer, low: float, high: float, steps: int = 100, progress: str = "none") -> dict:
+def lr_range_test(trainer: Trainer, low: float, high: float, steps: int, progress: str = "none") -> dict:
     """Take training steps at a learning rate that rises exponentially from `low` to `high`, on a copy of the network.
 
     `trainer`, its weights and later random numbers do not change. The steps have the training's first batches and image

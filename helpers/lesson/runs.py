@@ -6,6 +6,7 @@ import glob
 import json
 import logging
 import math
+import os
 from pathlib import Path
 
 from ..config import TrainingConfig
@@ -41,7 +42,7 @@ def finished_runs(pattern: str) -> list[dict]:
     top5 (test split, %), seconds, petaflops, epochs, note and settings (those that shape training). Skips folders
     without results, and files of another make with a warning."""
     runs = []
-    for folder in sorted(glob.glob(pattern)):
+    for folder in sorted(glob.glob(os.path.expanduser(pattern))):
         path = Path(folder) / "metrics.json"
         if path.is_file() and (run := read_metrics(path, run_of)) is not None:
             runs.append(run)
@@ -64,7 +65,7 @@ def run_of(content: dict) -> dict:
     results, training = content["results"], content["training"]
     for name in ("name", "note"):
         content[name].encode()      # text, and without half a surrogate pair, which cannot be printed
-    history = History.from_list(content["history"], str(training.get("stopped", "")))
+    history = History(content["history"], str(training.get("stopped", "")))
     numbers = {"top1": results["top1"], "top5": results["top5"], "seconds": training["seconds"],
                "petaflops": training["petaflops"]}
     numbers = {name: float(value) for name, value in numbers.items()}

@@ -42,7 +42,7 @@ def ablation_runs(path, **overrides) -> list[tuple[str, TrainingConfig]]:
     each change with its own `seeds` or the first. `overrides` override all settings. Raises ConfigError."""
     try:
         plan = read_yaml(path) or {}
-    except YamlError as error:
+    except (YamlError, OSError) as error:
         raise ConfigError([str(error)], str(path)) from None
     absent = [name for name in ("base", "seeds", "changes") if not plan.get(name)]
     if absent:
@@ -153,10 +153,10 @@ def main(arguments: list[str] | None = None) -> int:
                 draw_results(so_far + compared, args.out, data.note)
         draw_results(rows + compared, args.out, data.note)
         print(results_table(rows + compared))
-    except (ConfigError, OSError) as error:
+    except ConfigError as error:
         print(f"ablation: {error}", file=sys.stderr)
         return 2
-    except (DataError, CheckpointError, TrainingDiverged, ValueError) as error:
+    except (DataError, CheckpointError, TrainingDiverged, OSError, ValueError) as error:
         print(f"ablation: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

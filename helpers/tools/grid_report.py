@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from ..config import TrainingConfig
 from ..lesson import plots
-from ..lesson.runs import differing_settings, finished_runs, published_beside
+from ..lesson.runs import differing_settings, finished_runs, joint_note, published_beside
 
 DRAWN_RUNS = 10         # the figures show this many of the best runs; more exceed the distinct colours
 
@@ -85,10 +85,8 @@ def ranked(finished: list[dict]) -> tuple[list[dict], str]:
 
 def _validated(run: dict) -> float | None:
     """Validation top-1 of the tested weights: those of the best epoch with patience, else those of the last."""
-    values = [value for value in run["history"]["val_top1"] if value is not None]
-    if not values:
-        return None
-    return max(values) if run["settings"].get("patience") else values[-1]
+    history = run["history"]
+    return history.best_top1 if run["settings"].get("patience") else (history["val_top1"] or [None])[-1]
 
 
 def html_report(name: str, runs: list[Run], command: str, notebook: str) -> str:
@@ -167,9 +165,7 @@ def _figures(finished: list[dict], differing: list[str], published) -> list[str]
     """Accuracy against cost and, for several runs, the training curves of each."""
     runs = [run | {"name": _short_name(run, differing)} for run in finished[:DRAWN_RUNS]]
     of_many = f" Shows the best {DRAWN_RUNS} of {len(finished)} runs." if len(finished) > DRAWN_RUNS else ""
-    notes = {run["note"] for run in runs}
-    each = "; ".join(f"{run['name']}: {run['note']}" for run in runs if run["note"])
-    note = notes.pop() if len(notes) == 1 else each
+    note = joint_note(runs)
     figures = [_figure(lambda: plots.compare_runs(runs, published, note),
                        "Accuracy against epochs, time and compute." + of_many)]
     if len(runs) > 1:

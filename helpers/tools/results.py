@@ -20,18 +20,9 @@ from ..text import table
 from . import FIGURES
 
 
-def recipes(folder) -> list[dict]:
-    """The runs in `folder` by recipe (all settings but the seed), cheapest first. Raises FileNotFoundError without any.
-
-    A row: `name` (the folder of the first run), `preset`, `runs`, `seeds`, `training_images`, `epochs`, `parameters`,
-    `top1`, `top1_std`, `top1_by_run`, `top5`, `tta_top1`, `tta_top5` (%, means; the last two if all runs have them),
-    `petaflops`, `minutes` (means) and `machine` (of the first run).
-    """
-    return _rows(_finished(folder), folder)
-
-
-def _finished(folder) -> list[dict]:
-    """The finished runs in `folder`: the contents of their metrics.json with `path` and `run` (see `run_of`)."""
+def finished(folder) -> list[dict]:
+    """The finished runs in `folder`: the contents of their metrics.json with `path`, `folder` and `run` (see
+    `run_of`)."""
     def checked(content: dict) -> dict:
         row = _row([{"folder": ""} | content])
         json.dumps(row, allow_nan=False)
@@ -44,13 +35,17 @@ def _finished(folder) -> list[dict]:
             if content and content["run"]["history"].stopped != "interrupted"]
 
 
-def _rows(runs: list[dict], folder) -> list[dict]:
+def recipes(runs: list[dict]) -> list[dict]:
+    """The `finished` runs by recipe (all settings but the seed), cheapest first.
+
+    A row: `name` (the folder of the first run), `preset`, `runs`, `seeds`, `training_images`, `epochs`, `parameters`,
+    `top1`, `top1_std`, `top1_by_run`, `top5`, `tta_top1`, `tta_top5` (%, means; the last two if all runs have them),
+    `petaflops`, `minutes` (means) and `machine` (of the first run).
+    """
     by_recipe = {}
     for content in runs:
         recipe = content["run"]["settings"] | {"preset": content["config"]["preset"], "seed": None}
         by_recipe.setdefault(json.dumps(recipe, sort_keys=True), []).append(content)
-    if not by_recipe:
-        raise FileNotFoundError(f"no finished run in {folder}; copy a run's metrics.json into a folder in it")
     return sorted(map(_row, by_recipe.values()), key=lambda row: row["petaflops"])
 
 
@@ -76,12 +71,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--runs", type=Path, default=FIGURES / "record", help="folder with one folder per run")
     parser.add_argument("--out", type=Path, default=FIGURES / "record.json", help="file to write")
     args = parser.parse_args(arguments)
-    runs = _finished(args.runs)
-    try:
-        rows = _rows(runs, args.runs)
-    except FileNotFoundError as error:
-        print(f"results: {error}", file=sys.stderr)
+    runs = finished(args.runs)
+    if not runs:
+        print(f"results: no finished run in {args.runs}; copy a run's metrics.json into a folder in it",
+              file=sys.stderr)
         return 1
+    rows = recipes(runs)
     write_json({"recipes": rows, "reference": REFERENCE}, args.out)
     published = [result for result in PUBLISHED if result[0] != REFERENCE["name"]]
     plots.record(rows, OTHERS, published).savefig(args.out.with_suffix(".png"))
