@@ -413,8 +413,8 @@ def test_an_interrupted_run_leaves_the_test_split_alone_and_goes_on(finished, ru
 
 def test_an_interrupted_run_goes_on_after_a_rebuild_that_failed(runs_dir, monkeypatch):
     """As when Google Drive cannot be read for a moment; with resume='never' too it does not start over."""
-    pipeline = CIFAR100Pipeline.from_preset("demo", run_name="rebuilt", runs_dir=str(runs_dir), **TINY, epochs=2,
-                                            resume="never")
+    settings = {"runs_dir": str(runs_dir), **TINY, "epochs": 2, "resume": "never"}
+    pipeline = CIFAR100Pipeline.from_preset("demo", run_name="rebuilt", **settings)
     assert pipeline.train(on_epoch=lambda trainer: trainer.stop()).stopped == "interrupted"
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "load_newest", lambda folder: (_ for _ in ()).throw(checkpoint.ReadError("later")))
