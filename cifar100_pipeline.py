@@ -305,8 +305,8 @@ class CIFAR100Pipeline:
             self._test_features, logits = explain.features_and_logits(network.model, loader, network.precision,
                                                                       self.config.progress)
             self.evaluation = network.evaluation(logits, data)
-            bar = "mirror images of the test images" if progress_style(self.config.progress) == "bar" else ""
-            flipped = network.evaluation((logits + network.logits(loader, mirrored=True, bar=bar)) / 2, data)
+            mirrored = network.logits(loader, mirrored=True, progress=self.config.progress)
+            flipped = network.evaluation((logits + mirrored) / 2, data)
             self._as_trained = Evaluation.from_logits(logits, data.test_labels, data.class_names)
             network.results = {"note": self.note, **self.evaluation.summary(), "temperature": network.temperature,
                                "uncalibrated_error": self._as_trained.expected_calibration_error,

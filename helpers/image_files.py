@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from .files import foreign_content
-from .system import cpu_cores, progress_style
+from .system import cpu_cores, with_bar
 
 IMAGE_SIZE = 32                 # pixels on each side of the network's input
 MOST_PIXELS = 50_000_000        # decoding takes up to 16 bytes for each
@@ -120,7 +119,7 @@ def decode(sources: list[tuple], resize: bool, title: str, progress: str) -> np.
     progress bar. Raises DataError."""
     with ThreadPoolExecutor(cpu_cores()) as pool:       # Pillow decodes outside the interpreter's lock
         pixels = pool.map(lambda given: network_input(given[0], resize, given[1]).numpy(), sources)
-        return np.stack(list(tqdm(pixels, title, len(sources), disable=progress_style(progress) != "bar", leave=False)))
+        return np.stack(list(with_bar(pixels, len(sources), title, progress)))
 
 
 def _from_array(values) -> Image.Image:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from . import checkpoint
 from .checkpoint import CheckpointError, take
@@ -19,7 +18,7 @@ from .loader import BatchLoader
 from .metrics import RELIABLE, Evaluation, fit_temperature
 from .models import build_model, evaluating, model_stats
 from .retired import NETWORK, RETIRED, refusals, without_retired
-from .system import DTYPES, autocast, in_parts, memory_format
+from .system import DTYPES, autocast, in_parts, memory_format, with_bar
 
 log = logging.getLogger("cifar100")
 
@@ -120,10 +119,10 @@ class TrainedNetwork:
         return BatchLoader(images, labels, EVALUATION_BATCH, self.device, self.mean, self.std,
                            dtype=DTYPES[self.precision])
 
-    def logits(self, images: Tensor | BatchLoader, mirrored: bool = False, bar: str = "") -> Tensor:
+    def logits(self, images: Tensor | BatchLoader, mirrored: bool = False, progress: str = "none") -> Tensor:
         """Logits float32 [N, num_classes] on the CPU, of images uint8 [N, 32, 32, 3] or their loader; see `predict`."""
         loader = images if isinstance(images, BatchLoader) else self.loader(images)
-        return predict(self.model, loader, self.precision, mirrored, bar)
+        return predict(self.model, loader, self.precision, mirrored, progress)
 
     def most_probable(self, logits: Tensor, top: int = 5) -> list[tuple[str, float]]:
         """The `top` most probable classes of one image's logits, float [num_classes], as (name, probability)."""
@@ -220,15 +219,14 @@ def pretrained_path(name: str = "fast") -> Path:
 
 @torch.no_grad()
 def predict(model: nn.Module, loader: BatchLoader, precision: str = "fp32", mirrored: bool = False,
-            bar: str = "") -> Tensor:
-    """Logits float32 [N, num_classes] on the CPU, in evaluation mode, of the images or of their mirror images. `bar` is
-    the text of a progress bar, "" for none."""
+            progress: str = "none") -> Tensor:
+    """Logits float32 [N, num_classes] on the CPU, in evaluation mode, of the images or of their mirror images."""
     def of(images: Tensor) -> Tensor:
         with autocast(loader.device, precision):
             return model(images.flip(3) if mirrored else images).float()
 
     outputs = []
     with evaluating(model):
-        for images, _ in tqdm(loader.batches(), bar, len(loader), disable=not bar, leave=False):
+        for images, _ in with_bar(loader.batches(), len(loader), "predictions", progress):
             outputs += in_parts(of, images)
     return torch.cat(outputs).cpu()

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from torch.nn.functional import conv2d
+from tqdm.auto import tqdm
 
 from .layers.winograd import winograd_conv
 
@@ -250,6 +251,11 @@ def progress_style(setting: str = "auto") -> str:
     in_front_end = host_kind() != "local" or "JPY_SESSION_NAME" in os.environ or "VSCODE_PID" in os.environ
     is_watched = in_front_end if "ipykernel" in sys.modules else sys.stderr.isatty()
     return "bar" if is_watched else "lines"
+
+
+def with_bar(items, total: int, what: str, progress: str):
+    """Iterate over `items` under a progress bar called `what`, if `progress` asks for one."""
+    return tqdm(items, what, total, leave=False, dynamic_ncols=True, disable=progress_style(progress) != "bar")
 
 
 def started_headless() -> bool:

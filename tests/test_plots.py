@@ -186,7 +186,7 @@ def test_a_long_note_is_wrapped():
     lambda: plots.training_curves(History()),
     lambda: plots.learning_rate_schedule([0.1], 1),
     lambda: plots.compare_runs([]),
-    lambda: plots.compare_runs([{"name": "no validation", "history": history(1, validated=False), "top1": None}]),
+    lambda: plots.compare_runs([RUNS[0] | {"name": "no validation", "history": history(1, validated=False)}]),
     lambda: plots.class_accuracy_bars(evaluated(grouped=False, perfect=True, absent=True)),
     lambda: plots.confusion_matrix(evaluated(grouped=False, absent=True)),
     lambda: plots.confusion_matrix(evaluated(perfect=True)),

@@ -8,7 +8,7 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib import font_manager
 
 from helpers.lesson import plots
-from plot_data import images, texts
+from plot_data import RUNS, images, texts
 
 
 def write_font(path, family: str, characters: str):
@@ -84,11 +84,11 @@ def test_what_only_joins_the_parts_of_an_emoji_needs_no_glyph(install, caplog):
 
 
 def test_controls_and_lone_surrogates_are_marked(install, caplog):
-    figure = plots.compare_runs([{"name": "a\x1b\udce9b", "history": None, "top1": 5.0, "epoch": 1}])
+    figure = plots.compare_runs([RUNS[0] | {"name": "a\x1b\udce9b"}])
     assert any("a\ufffd\ufffdb" in text for text in texts(figure)) and not caplog.records
 
 
 def test_names_within_an_evaluation_and_a_dict_count_too(install, caplog):
     install("Gothic of the test", "𐌰")
-    history = plots.compare_runs([{"name": "𐌰", "history": None, "top1": 5.0, "epoch": 1}])
+    history = plots.compare_runs([RUNS[0] | {"name": "𐌰"}])
     assert any("𐌰" in text for text in texts(history)) and not caplog.records

@@ -13,13 +13,12 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ..data import ImageData, stratified_split
 from ..loader import BatchLoader
 from ..models import evaluating
 from ..network import TrainedNetwork
-from ..system import autocast, in_parts, progress_style
+from ..system import autocast, in_parts, with_bar
 
 
 def features_of(model: nn.Module, loader: BatchLoader, precision: str = "fp32", progress: str = "none") -> Tensor:
@@ -43,7 +42,7 @@ def features_and_logits(model: nn.Module, loader: BatchLoader, precision: str = 
 
     try:
         with evaluating(model):
-            for images, _ in _with_bar(loader.batches(), len(loader), "features", progress):
+            for images, _ in with_bar(loader.batches(), len(loader), "features", progress):
                 found += in_parts(of, images)
     finally:
         hook.remove()
@@ -219,7 +218,7 @@ def superclass_affinity(model: nn.Module, loader: BatchLoader, superclass_of: Te
         return torch.cat([part.flatten() for part in torch.autograd.grad(loss, filters)])
 
     with evaluating(model), torch.enable_grad():
-        for images, labels in _with_bar(loader.batches(), len(loader), "gradients", progress):
+        for images, labels in with_bar(loader.batches(), len(loader), "gradients", progress):
             members = superclass_of[labels]
             for place in members.unique().tolist():
                 chosen = members == place
@@ -254,7 +253,3 @@ def agreement(one: Tensor, other: Tensor) -> float:
     pairs = torch.stack([one, other])[:, rows, columns]
     pairs = pairs[:, pairs.isfinite().all(0)]
     return torch.corrcoef(pairs)[0, 1].item() if pairs.shape[1] > 2 else math.nan
-
-
-def _with_bar(items, total: int, what: str, progress: str):
-    return tqdm(items, what, total, leave=False, dynamic_ncols=True, disable=progress_style(progress) != "bar")

@@ -6,10 +6,9 @@ import copy
 import math
 
 import torch
-from tqdm.auto import tqdm
 
 from ..step import TrainStep
-from ..system import progress_style
+from ..system import with_bar
 from ..trainer import Trainer, TrainingDiverged
 
 BLOWN_UP = 2.0          # the test ends above this multiple of the first loss
@@ -36,8 +35,7 @@ def lr_range_test(trainer: Trainer, low: float, high: float, steps: int, progres
     with torch.random.fork_rng(devices=[trainer.device] if trainer.device.type == "cuda" else []):
         model = trainer.initial_network(copy.deepcopy(trainer.model) if trainer.step == 0 else None)
         take_step = TrainStep(model.train(), config, trainer.precision)
-        for step in tqdm(range(steps), "learning-rate range test", leave=False, dynamic_ncols=True,
-                         disable=progress_style(progress) != "bar"):
+        for step in with_bar(range(steps), steps, "learning-rate range test", progress):
             size, epoch = schedule.image_size(step), step // schedule.steps_per_epoch
             loss, _ = take_step([trainer.loader.batch(epoch, index, size) for index in schedule.batches(step)],
                                 rates[step] / config.learning_rate)

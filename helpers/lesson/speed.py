@@ -10,7 +10,6 @@ from statistics import median
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ..config import ConfigError, TrainingConfig, preset_names
 from ..data import IMAGE_SIZE
@@ -19,7 +18,8 @@ from ..models import build_model, training_flops
 from ..replay import ReplayedStep
 from ..schedule import Schedule
 from ..step import TrainStep
-from ..system import DTYPES, autocast, is_out_of_memory, memory_format, peak_memory_mb, progress_style, synchronize
+from ..system import (DTYPES, autocast, is_out_of_memory, memory_format, peak_memory_mb, progress_style, synchronize,
+                      with_bar)
 from ..text import duration, table
 from ..trainer import Trainer
 
@@ -197,9 +197,9 @@ def rates(unit: str, count: int, seconds: list[float]) -> dict:
 
 def announced(items, title: str, progress: str = "auto"):
     """Iterate over `items` with a progress bar or a line each, as `progress` asks for."""
-    items, style = list(items), progress_style(progress)
-    for number, item in enumerate(tqdm(items, title, disable=style != "bar", leave=False), start=1):
-        if style == "lines":
+    items = list(items)
+    for number, item in enumerate(with_bar(items, len(items), title, progress), start=1):
+        if progress_style(progress) == "lines":
             log.info("%s %s (%d of %d)", title, item, number, len(items))
         yield item
 

@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from ...metrics import History
 from ...text import fitted, wrapped
 from .theme import (BLUE, DASHES, ORANGE, PALETTE, as_floats, draw_column, epoch_marker, new_figure, themed,
                     use_log_scale)
@@ -23,9 +22,9 @@ from .theme import (BLUE, DASHES, ORANGE, PALETTE, as_floats, draw_column, epoch
 def compare_runs(runs: Sequence[dict], published: Sequence[tuple] = (), note: str = "") -> Figure:
     """Accuracy of several runs against epochs, seconds and PFLOP; published results are reference lines.
 
-    Lines show validation accuracy, stars the final test accuracy. runs: dicts with name, history (a History), top1 and
-    top5 (% on the test split), seconds and petaflops (of the whole training); all but name may be None. published:
-    (name, top1, top5); either score may be None.
+    Lines show validation accuracy, stars the final test accuracy. runs: as of `finished_runs`, that is dicts with name,
+    history (a History), top1 and top5 (% on the test split), seconds, petaflops and epochs (of the whole training).
+    published: (name, top1, top5).
     """
     labels = _run_labels(runs, published)
     lines = sum(label.count("\n") + 1 for label in labels)
@@ -35,10 +34,9 @@ def compare_runs(runs: Sequence[dict], published: Sequence[tuple] = (), note: st
              for style, colour in itertools.product(("-", "--", "-.", ":"), sns.color_palette("colorblind", 10))]
     for axes, key, label in zip(panels, ("epoch", "seconds", "petaflops"),
                                 ("epoch", "training time (s)", "training compute (PFLOP)")):
-        ends = [end for run, look in zip(runs, itertools.cycle(looks)) if (end := _draw_run(axes, run, key, look))]
+        ends = [_draw_run(axes, run, key, look) for run, look in zip(runs, itertools.cycle(looks))]
         for (_, top1, _), dashes in zip(published, itertools.cycle(DASHES)):
-            if top1 is not None:
-                axes.axhline(top1, color="0.35", linestyle=(0, dashes), linewidth=1.3)
+            axes.axhline(top1, color="0.35", linestyle=(0, dashes), linewidth=1.3)
         if ends and max(ends) > 20 * min(ends) > 0:
             use_log_scale(axes)
         else:
@@ -170,29 +168,17 @@ def ablation(rows: Sequence[dict], base: str, note: str = "") -> Figure:
     return figure
 
 
-def _draw_run(axes: Axes, run: dict, key: str, look: dict) -> float | None:
-    """Draw a run's validation curve and final star; return its end on the x axis, None if unknown."""
-    history = run.get("history") or History()
+def _draw_run(axes: Axes, run: dict, key: str, look: dict) -> float:
+    """Draw a run's validation curve and final star; return its end on the x axis."""
+    history, end = run["history"], run["epochs" if key == "epoch" else key]
     axes.plot(as_floats(history[key]), as_floats(history["val_top1"]), marker=epoch_marker(history), **look)
-    end = run.get(key)
-    if end is None and len(history):
-        end = history[key][-1]
-    if end is not None and run.get("top1") is not None:
-        axes.plot(end, run["top1"], "*", color=look["color"], markersize=15, markeredgecolor="0.15", zorder=5)
+    axes.plot(end, run["top1"], "*", color=look["color"], markersize=15, markeredgecolor="0.15", zorder=5)
     return end
 
 
 def _run_labels(runs: Sequence[dict], published: Sequence[tuple]) -> list[str]:
     """Names and scores of the runs, then of the published results, in lines that fit the figure."""
-    labels = []
-    for run in runs:
-        scores = _listed(("top-1 {:.2f} %", run.get("top1")), ("top-5 {:.2f} %", run.get("top5")),
-                         ("{:,.0f} s", run.get("seconds")), ("{:.3g} PFLOP", run.get("petaflops")))
-        labels.append("\n".join(wrapped(f"{fitted(run['name'], 130)}: {scores}", 110)))
-    return labels + [f"{name}: {_listed(('top-1 {:.2f} %', top1), ('top-5 {:.2f} %', top5))} (published)"
-                     for name, top1, top5 in published]
-
-
-def _listed(*items: tuple) -> str:
-    """`template.format(value)` for each (template, value) with a value, joined by commas."""
-    return ", ".join(template.format(value) for template, value in items if value is not None)
+    labels = [f"{fitted(run['name'], 130)}: top-1 {run['top1']:.2f} %, top-5 {run['top5']:.2f} %, "
+              f"{run['seconds']:,.0f} s, {run['petaflops']:.3g} PFLOP" for run in runs]
+    return ["\n".join(wrapped(label, 110)) for label in labels] + [
+        f"{name}: top-1 {top1:.2f} %, top-5 {top5:.2f} % (published)" for name, top1, top5 in published]
