@@ -69,6 +69,7 @@ class CIFAR100Pipeline:
         self.trainer: Trainer | None = None
         self.history = History()
         self.speeds: dict = {}      # benchmark results, for metrics.json
+        self._has_saved = False     # has a Trainer that was interrupted written a checkpoint to continue from?
         self._read_only: OSError | None = None      # why the run's folder may only be looked at
         self._unwritten: dict[Path, str] = {}       # files that could not be written, and why
         self._use(None)
@@ -138,9 +139,9 @@ class CIFAR100Pipeline:
         return self.build_trainer().model if self.network is None else self.network.model
 
     def build_trainer(self, config: TrainingConfig | None = None) -> Trainer:
-        """The Trainer, with a `config` a new one, at the checkpoint to continue from, if any; only to look at while
-        another process has the run's folder or where nothing can be written. Raises CheckpointError."""
-        if self.trainer is None or config is not None:
+        """The Trainer, at the checkpoint to continue from, if any; only to look at while another process has the run's
+        folder or where nothing can be written. Raises CheckpointError."""
+        if self.trainer is None:
             data = self.prepare_data()
             self._read_only = why_read_only(self.run_dir, self.checkpoint_dir)
             self._log(progress_style(self.config.progress))
@@ -226,11 +227,11 @@ class CIFAR100Pipeline:
         written, as FolderInUse if another process trains in the run's folder. If a finished training cannot be saved,
         logs an error and goes on.
         """
-        live, config = widgets.shows_live_view(live, self.config.progress), None
+        live, config = widgets.shows_live_view(live, self.config.progress), self.config
         if self.history.stopped == "interrupted" or self._read_only:    # that process may have changed the files since
-            has_saved = self.trainer is not None and self.trainer.has_saved
-            config = self.config.replace(resume="auto") if has_saved else self.config
-        trainer = self.build_trainer(config)
+            self._has_saved |= self.trainer is not None and self.trainer.has_saved
+            self.trainer = None
+        trainer = self.build_trainer(config.replace(resume="auto") if self._has_saved else config)
         if self._read_only and not trainer.is_finished:
             raise self._read_only
         self._use(None)
@@ -302,15 +303,15 @@ class CIFAR100Pipeline:
         if self.evaluation is None:
             network.check_classes(data)
             loader = network.loader(data.test_images)
-            self._test_features, logits = explain.features_and_logits(network.model, loader, network.precision,
-                                                                      self.config.progress)
-            self.evaluation = network.evaluation(logits, data)
+            features, logits = explain.features_and_logits(network.model, loader, network.precision,
+                                                           self.config.progress)
             mirrored = network.logits(loader, mirrored=True, progress=self.config.progress)
-            flipped = network.evaluation((logits + mirrored) / 2, data)
+            evaluation, flipped = network.evaluation(logits, data), network.evaluation((logits + mirrored) / 2, data)
             self._as_trained = Evaluation.from_logits(logits, data.test_labels, data.class_names)
-            network.results = {"note": self.note, **self.evaluation.summary(), "temperature": network.temperature,
+            network.results = {"note": self.note, **evaluation.summary(), "temperature": network.temperature,
                                "uncalibrated_error": self._as_trained.expected_calibration_error,
                                "flip_tta": {"top1": flipped.top1, "top5": flipped.top5}}
+            self._test_features, self.evaluation = features, evaluation     # last: the passes may be interrupted
             self._write_metrics()
         if self.history.stopped == "interrupted":
             print(f"This training was stopped after {len(self.history)} of {self.config.epochs} epochs.")
@@ -481,7 +482,7 @@ class CIFAR100Pipeline:
     def load_weights(self, path) -> nn.Module:
         """Load the weights of a checkpoint, this project's or the reference's, into the configured network."""
         network = TrainedNetwork.load(path, self.config, self.device, self.precision)
-        self.trainer, self.history = None, History()
+        self.trainer, self.history, self._has_saved = None, History(), False
         self._use(network)
         return network.model
 

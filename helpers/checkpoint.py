@@ -64,7 +64,7 @@ def load(path) -> dict:
     named in "under") or as safetensors, become {"model_state_dict": …}. Raises CheckpointError naming the file, or its
     subclass ReadError when the file may be good."""
     try:
-        content = io.BytesIO(Path(path).expanduser().read_bytes())
+        content = io.BytesIO(Path(os.path.expanduser(path)).read_bytes())
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint; resume='auto' looks for the newest") from None
     except (OSError, MemoryError) as error:
@@ -232,7 +232,7 @@ def load_newest(folder) -> tuple[Path, dict] | None:
 def load_at(path) -> tuple[Path, dict]:
     """(path, state) of a checkpoint, or of the newest readable one in a folder, perhaps a run's. Raises
     CheckpointError."""
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     if not path.is_dir():
         return path, load(path)
     found = load_newest(path) or load_newest(path / "checkpoints")

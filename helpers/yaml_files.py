@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 
 import yaml
 
@@ -46,7 +46,7 @@ def _refuse(why: str, place) -> None:
 
 def read_yaml(path):
     """The plain values in the file `path`. Raises YamlError, and OSError if it cannot be read."""
-    with open(Path(path), "rb") as file:        # bytes: PyYAML knows a Windows editor's UTF-16
+    with open(os.path.expanduser(path), "rb") as file:        # bytes: PyYAML knows a Windows editor's UTF-16
         content = file.read(LARGEST + 1)        # a pipe or a device has no size
     if len(content) > LARGEST:
         raise YamlError(f"is larger than {LARGEST // 1024} KB; is it the right file?")

@@ -470,9 +470,13 @@ def test_other_classes_than_the_weights_know_are_refused(loaded, monkeypatch):
     for look in (loaded.show_superclass_affinity, loaded.show_attention):
         with pytest.raises(DataError, match="other classes"):
             look()
+
+
+def test_the_true_label_of_a_test_image_has_the_name_of_the_data(loaded, monkeypatch):
+    monkeypatch.setattr(loaded.network, "class_names", tuple(reversed(loaded.class_names)))
     label = loaded.prepare_data().test_labels[0]
     title = loaded.show_attention([0]).axes[0].texts[0].get_text()
-    assert title.startswith(f"true: {loaded.data.class_names[label]}")      # the data's name, not the network's
+    assert title.startswith(f"true: {loaded.data.class_names[label]}")
 
 
 def test_agreement_is_the_correlation_off_the_diagonal():

@@ -420,6 +420,10 @@ def test_an_interrupted_run_goes_on_after_a_rebuild_that_failed(runs_dir, monkey
         patch.setattr(checkpoint, "load_newest", lambda folder: (_ for _ in ()).throw(checkpoint.ReadError("later")))
         with pytest.raises(checkpoint.ReadError, match="later"):
             pipeline.train()
+        patch.setattr(checkpoint, "load_newest", lambda folder: None)       # not mounted: an empty folder
+        patch.setattr(cifar100_pipeline, "why_read_only", lambda *folders: OSError("not mounted"))
+        with pytest.raises(OSError, match="not mounted"):
+            pipeline.train()
     epochs = []
     assert pipeline.train(on_epoch=lambda trainer: epochs.append(trainer.epoch)).stopped == ""
     assert epochs == [2] and len(pipeline.history) == 2
@@ -433,6 +437,20 @@ def test_a_path_may_start_at_the_home_folder(finished, runs_dir, monkeypatch, ca
     assert "tiny" in capsys.readouterr().out
     Image.new("RGB", (32, 32), "red").save(runs_dir / "red.png")
     assert loaded.predict("~/red.png") == loaded.predict(runs_dir / "red.png")
+    (runs_dir / "mine.yaml").write_text("preset: demo\nepochs: 7\n")
+    assert TrainingConfig.from_file("~/mine.yaml").epochs == 7
+    with pytest.raises(CheckpointError, match="~nobody.pt: no such checkpoint"):
+        loaded.load_weights("~nobody.pt")
+
+
+def test_results_do_not_come_from_half_an_evaluation(finished, runs_dir, monkeypatch):
+    loaded = CIFAR100Pipeline.from_checkpoint(runs_dir / "tiny" / "checkpoints" / "final.pt", run_name="half",
+                                              runs_dir=str(runs_dir))
+    with monkeypatch.context() as patch:
+        patch.setattr(loaded.network, "logits", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            loaded.evaluate()
+    assert loaded.evaluation is None and loaded.evaluate()["top1"] == finished[1][2]["top1"]
 
 
 def test_train_cifar100_takes_the_short_names(runs_dir, monkeypatch):

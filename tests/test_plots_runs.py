@@ -9,6 +9,7 @@ def test_compare_runs_marks_published_results():
     written = [text.get_text() for text in figure.legends[0].get_texts()]
     assert written == ["long: top-1 61.00 %, top-5 85.00 %, 180 s, 0.6 PFLOP",
                        "short: top-1 40.00 %, top-5 70.00 %, 2 s, 0.01 PFLOP",
+                       "stopped: top-1 1.00 %, top-5 5.00 %, 0 s, 0 PFLOP",
                        "ResNet: top-1 75.00 %, top-5 93.00 % (published)",
                        "other: top-1 70.00 %, top-5 90.00 % (published)"]
     assert figure.axes[1].get_xscale() == "log"

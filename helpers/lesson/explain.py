@@ -53,7 +53,7 @@ def features_and_logits(model: nn.Module, loader: BatchLoader, precision: str = 
 def neighbours(features: Tensor, query: Tensor, data: ImageData, k: int) -> list[tuple[Tensor, str, float]]:
     """The `k` training images, or all if there are fewer, whose features, float [N, C], have the largest cosine
     similarity to one query, float [1, C], most similar first: (pixels uint8 [32, 32, 3], class name, similarity)."""
-    similarities, places = F.cosine_similarity(features, query).topk(min(k, len(features)))
+    similarities, places = F.cosine_similarity(features, query).topk(max(0, min(k, len(features))))
     return [(data.train_images[place], data.class_names[data.train_labels[place]], similarity)
             for place, similarity in zip(places.tolist(), similarities.tolist())]
 

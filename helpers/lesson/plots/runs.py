@@ -34,7 +34,7 @@ def compare_runs(runs: Sequence[dict], published: Sequence[tuple] = (), note: st
              for style, colour in itertools.product(("-", "--", "-.", ":"), sns.color_palette("colorblind", 10))]
     for axes, key, label in zip(panels, ("epoch", "seconds", "petaflops"),
                                 ("epoch", "training time (s)", "training compute (PFLOP)")):
-        ends = [_draw_run(axes, run, key, look) for run, look in zip(runs, itertools.cycle(looks))]
+        ends = [end for run, look in zip(runs, itertools.cycle(looks)) if (end := _draw_run(axes, run, key, look))]
         for (_, top1, _), dashes in zip(published, itertools.cycle(DASHES)):
             axes.axhline(top1, color="0.35", linestyle=(0, dashes), linewidth=1.3)
         if ends and max(ends) > 20 * min(ends) > 0:
@@ -169,7 +169,7 @@ def ablation(rows: Sequence[dict], base: str, note: str = "") -> Figure:
 
 
 def _draw_run(axes: Axes, run: dict, key: str, look: dict) -> float:
-    """Draw a run's validation curve and final star; return its end on the x axis."""
+    """Draw a run's validation curve and final star; return its end on the x axis, 0 if stopped before any epoch."""
     history, end = run["history"], run["epochs" if key == "epoch" else key]
     axes.plot(as_floats(history[key]), as_floats(history["val_top1"]), marker=epoch_marker(history), **look)
     axes.plot(end, run["top1"], "*", color=look["color"], markersize=15, markeredgecolor="0.15", zorder=5)
