@@ -71,7 +71,9 @@ def test_command_writes_table_and_figure(runs, tmp_path, capsys):
 
 def test_the_committed_record_is_read():
     """Its runs are of `v1`, some of them of a network that is gone."""
-    committed = json.loads((results.FIGURES / "record.json").read_text())["recipes"]
+    content = json.loads((results.FIGURES / "record.json").read_text())
+    committed = content["recipes"]
+    assert content["reference"] == results.REFERENCE
     found = recipes_in(results.FIGURES / "record")
     assert [(row["name"], row["seeds"], row["top1"]) for row in found] == [
         (row["name"], row["seeds"], row["top1"]) for row in committed]
