@@ -17,6 +17,7 @@ import torch
 
 from .files import discard, foreign_content, replacing
 from .system import is_out_of_memory
+from .text import first_line
 
 log = logging.getLogger("cifar100")
 
@@ -79,7 +80,7 @@ def load(path) -> dict:
             state = torch.load(content, map_location="cpu", weights_only=True)
     except Exception as error:      # whatever such bytes make zipfile, pickle and torch raise
         if is_out_of_memory(error):     # for arrays that are there; one that claims more is NumPy's MemoryError
-            raise ReadError(f"{path}: cannot be read now, since memory is short ({_first_line(error)}); close other "
+            raise ReadError(f"{path}: cannot be read now, since memory is short ({_reason(error)}); close other "
                             "programs and try again") from error
         raise CheckpointError(f"{path}: {_why_unreadable(error)}") from error
     if not isinstance(state, dict) or "model_state_dict" not in state:
@@ -138,16 +139,16 @@ def _why_unreadable(error: Exception) -> str:
                 "{'model_state_dict': model.state_dict()} where it was made")
     if isinstance(error, MemoryError):
         return f"claims more memory than there is ({error}); delete it"
-    return f"is truncated or not a checkpoint ({_first_line(error)}); delete it"
+    return f"is truncated or not a checkpoint ({_reason(error)}); delete it"
 
 
-def _first_line(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     """Without torch's advice to load with weights_only=False, which would run code from the file."""
     if "TorchScript" in str(error):
         return "it is a TorchScript archive; save only its state_dict() where it was made"
     reason = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))
-    lines = (reason[1] if reason else str(error)).strip().splitlines() or [type(error).__name__]
-    return "it holds more than tensors and plain values" if "weights_only" in lines[0] else lines[0]
+    line = reason[1] if reason else first_line(error)
+    return "it holds more than tensors and plain values" if "weights_only" in line else line
 
 
 @contextlib.contextmanager
@@ -158,9 +159,8 @@ def part(path, name: str):
     except (torch.OutOfMemoryError, CheckpointError):
         raise
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
-        why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         why = f"lacks its part {name!r}" if isinstance(error, KeyError) and error.args == (name,) else (
-            f"its part {name!r} is not what this version writes ({why})")
+            f"its part {name!r} is not what this version writes ({first_line(error)})")
         raise CheckpointError(f"{path}: {why}; delete it or name an older one") from error
 
 

@@ -26,6 +26,7 @@ from .config import TrainingConfig
 from .files import foreign_content, replacing
 from .image_files import IMAGE_SIZE, DataError, decode, picture_suffixes
 from .original_files import find_original, find_parquet, read_original, read_parquet
+from .text import first_line
 
 log = logging.getLogger("cifar100")
 
@@ -222,8 +223,7 @@ def _from_npz(path: Path) -> ImageData:
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; data_source='auto' tries other sources as well") from None
     except _NOT_AN_NPZ as error:
-        why = (isinstance(error, zipfile.BadZipFile) and foreign_content(path.read_bytes()[:512])
-               or (str(error).splitlines() or [type(error).__name__])[0])
+        why = (isinstance(error, zipfile.BadZipFile) and foreign_content(path.read_bytes()[:512]) or first_line(error))
         raise DataError(f"{path}: cannot be read ({why}); write it again, with plain arrays only") from error
     missing = [name for name in ARRAYS if name not in arrays]
     if missing:

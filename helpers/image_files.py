@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .files import foreign_content
 from .system import cpu_cores, with_bar
+from .text import first_line
 
 IMAGE_SIZE = 32                 # pixels on each side of the network's input
 MOST_PIXELS = 50_000_000        # decoding takes up to 16 bytes for each
@@ -89,8 +90,7 @@ def _reason(error: Exception, source) -> str:
     """The error in one line; for an unknown format, what the file is instead."""
     if isinstance(error, UnidentifiedImageError):
         return foreign_content(_start(source)) or "it is empty or its format is unknown"
-    reason = getattr(error, "strerror", None) or str(error)
-    return reason.splitlines()[0] if reason.strip() else type(error).__name__
+    return getattr(error, "strerror", None) or first_line(error)
 
 
 def _start(source) -> bytes:

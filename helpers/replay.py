@@ -18,6 +18,7 @@ from torch import Tensor
 from .loader import BatchLoader
 from .step import TrainStep
 from .system import is_out_of_memory
+from .text import first_line
 
 log = logging.getLogger("cifar100")
 
@@ -105,8 +106,7 @@ class ReplayedStep:
 
     def _give_up(self, error: Exception) -> None:
         """Go on with ordinary steps."""
-        words = (str(error) or type(error).__name__).splitlines()[0]
-        self.why_eager = "too little memory" if is_out_of_memory(error) else words
+        self.why_eager = "too little memory" if is_out_of_memory(error) else first_line(error)
         log.warning("a step could not be captured as a CUDA graph (%s); steps are launched operation by operation, "
                     "which is slower and gives the same result", self.why_eager)
         self._capture = None

@@ -19,6 +19,7 @@ from torch.nn.functional import conv2d
 from tqdm.auto import tqdm
 
 from .layers.winograd import winograd_conv
+from .text import first_line
 
 log = logging.getLogger("cifar100")
 
@@ -81,7 +82,7 @@ def pick_device(name: str = "auto") -> torch.device:
         if device.type == "cuda" and device.index is not None:      # kernels and graphs take the current device
             torch.cuda.set_device(device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device={name!r} is unavailable ({str(error).splitlines()[0]}); "
+        raise ValueError(f"device={name!r} is unavailable ({first_line(error)}); "
                          "use 'auto' or 'cpu', or on Colab choose Runtime > Change runtime type > GPU") from error
     return device
 

@@ -52,6 +52,11 @@ def shown(value) -> str:
     return text if len(text) <= 80 else f"{text[:60]} … {text[-12:]}"
 
 
+def first_line(error: Exception) -> str:
+    """What an error says, in one line; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def shortened(name: str, length: int) -> str:
     """Cut a name to `length` bytes of UTF-8, ending in a checksum so that different names stay different."""
     content = name.encode(errors="surrogatepass")

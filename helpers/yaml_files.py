@@ -6,7 +6,7 @@ import os
 
 import yaml
 
-from .text import shown
+from .text import first_line, shown
 
 LARGEST = 2**16     # bytes; the project's own files are below 2 KB
 
@@ -64,6 +64,6 @@ def parse_yaml(text: str | bytes):
                         if mark else f"cannot be read as YAML: {problem}") from None
     except yaml.YAMLError as error:
         remedy = "; save it as UTF-8" if isinstance(error, yaml.reader.ReaderError) else ""
-        raise YamlError(f"cannot be read as YAML: {str(error).splitlines()[0]}{remedy}") from None
+        raise YamlError(f"cannot be read as YAML: {first_line(error)}{remedy}") from None
     except RecursionError:
         raise YamlError("cannot be read as YAML: too many brackets within each other") from None

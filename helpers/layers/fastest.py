@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ..text import first_line
+
 log = logging.getLogger("cifar100")
 
 REPEATS = 5
@@ -42,7 +44,7 @@ def fastest(ways: Mapping[str, Callable[[Tensor], Tensor]], images: Tensor, para
             except Exception as error:      # a compiler's, a driver's, too little memory: other ways remain
                 if first is None:
                     raise
-                fault, times[name] = (str(error) or type(error).__name__).splitlines()[0], math.inf
+                fault, times[name] = first_line(error), math.inf
             if fault:
                 log.info("on this GPU, layers are not computed by %s: %s", name, fault)
         measured[kind] = times
