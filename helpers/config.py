@@ -111,16 +111,17 @@ class TrainingConfig:
                                        "predicted for the image an epoch earlier (Kim et al. 2021, arXiv 2006.12000); "
                                        "0 for none; not for mixed images", low=0, below=1)
     augmentation_strength: str = setting("moderate", "none, basic, light, moderate or strong; basic is crop and flip, "
-                                         "the others add affine and colour changes, strong also cutout",
+                                         "the others add affine and colour changes, strong also cutout; one that is not the "
+                                         "preset's has its own crop (4 pixels; none: no crop) and cutout",
                                          choices=("none", "basic", "light", "moderate", "strong"), everyday=True)
     crop_mode: str = setting("constant", "padding of an image before the random crop: black or mirrored",
                              choices=("constant", "reflect"))
-    crop_padding: int | None = setting(None, "pixels of padding before the random crop, 0 for no crop; None: as "
-                                       "augmentation_strength says", low=0, high=16)
+    crop_padding: int | None = setting(None, "pixels of padding before the random crop, 0 for no crop; if neither set "
+                                       "nor in the preset, as augmentation_strength says", low=0, high=16)
     flip: str = setting("random", "horizontal flip: drawn each time, or alternating between epochs (Jordan 2024)",
                         choices=("random", "alternating"))
     cutout_size: int | None = setting(None, "side of the cutout square in pixels of a 32-pixel image, 0 for none; "
-                                      "None: as augmentation_strength says", low=0, high=32)
+                                      "if neither set nor in the preset, as augmentation_strength says", low=0, high=32)
     mixup_alpha: float = setting(0.0, "mixup (Zhang et al. 2018): Beta parameter, 0 for none", low=0, least=0.01,
                                  high=1000)
     cutmix_alpha: float = setting(0.0, "CutMix (Yun et al. 2019): Beta parameter, 0 for none; with mixup as well, "
