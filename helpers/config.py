@@ -111,8 +111,8 @@ class TrainingConfig:
                                        "predicted for the image an epoch earlier (Kim et al. 2021, arXiv 2006.12000); "
                                        "0 for none; not for mixed images", low=0, below=1)
     augmentation_strength: str = setting("moderate", "none, basic, light, moderate or strong; basic is crop and flip, "
-                                         "the others add affine and colour changes, strong also cutout; one that is not the "
-                                         "preset's has its own crop (4 pixels; none: no crop) and cutout",
+                                         "the others add affine and colour changes, strong also cutout; one that "
+                                         "is not the preset's has its own crop (4 pixels; none: no crop) and cutout",
                                          choices=("none", "basic", "light", "moderate", "strong"), everyday=True)
     crop_mode: str = setting("constant", "padding of an image before the random crop: black or mirrored",
                              choices=("constant", "reflect"))

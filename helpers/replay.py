@@ -79,11 +79,11 @@ class ReplayedStep:
 
     def _captured(self, *kind) -> tuple[Tensor, Tensor]:
         """Take a step of this kind: an ordinary one at first, then by its graph."""
-        image_size, batches, _, distil = kind
+        image_size, batches, parts, distil = kind
         work = functools.partial(self._work, image_size, batches, distil)
         if kind not in self._graphs:
-            # Sizes only grow, and distillation does not end: free the memory of what is over.
-            if any((other[0], other[3]) != (image_size, distil) for other in self._graphs):
+            # Sizes and parts only grow, and distillation does not end: free the memory of what is over.
+            if any((other[0], *other[2:]) != (image_size, parts, distil) for other in self._graphs):
                 self._graphs.clear()
             if self._ordinary[kind] < WARM_UP:
                 self._ordinary[kind] += 1

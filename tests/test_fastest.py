@@ -39,6 +39,13 @@ def test_takes_the_way_that_needs_the_least_time_and_measures_once(clock):
     assert weight.grad is None
 
 
+def test_each_size_has_a_choice_of_its_own(clock):
+    ways = ways_to_square(torch.ones(1))
+    assert fastest(ways, images_of(102), [], clock) is ways["quick"]
+    times = iter((1.0, 3.0))        # the other way round
+    assert fastest(ways, images_of(102)[:, :, :2], [], lambda run: next(times)) is ways["plain"]
+
+
 @pytest.mark.parametrize("channels, wrong", [
     (105, lambda images: images**2 + 1), (106, lambda images: images.detach()**2 * images),
     (107, lambda images: images**2 * float("nan"))])

@@ -1,6 +1,7 @@
 """tools.gpu: parts in processes of their own, with limits; a report that grows as they go. Nothing here needs a GPU."""
 
 import json
+import os
 import sys
 import time
 
@@ -24,6 +25,19 @@ def test_a_part_that_takes_too_long_is_killed_with_its_children_and_keeps_what_i
     assert (tmp_path / "report.txt").read_text() == "".join(report) == "heading\nbegan\n"
 
 
+def test_an_interrupted_command_leaves_no_part_behind(tmp_path):
+    class Interrupted(list):
+        def append(self, line):
+            super().append(line)
+            raise KeyboardInterrupt
+
+    report, code = Interrupted(), "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+    with pytest.raises(KeyboardInterrupt):
+        run_part(60, python(code), report, tmp_path / "report.txt")
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(report[0]), 0)
+
+
 @pytest.mark.parametrize("code, fault", [("print('fine')", ""), ("raise SystemExit(3)", "exit status 3")])
 def test_a_part_says_how_it_ended(tmp_path, code, fault):
     assert run_part(60, python(code), [], tmp_path / "report.txt") == fault
@@ -43,7 +57,8 @@ def test_a_failed_part_does_not_stop_the_rest_and_is_in_the_report(tmp_path, cap
 
 @pytest.mark.parametrize("arguments, words", [
     (["--parts", "machine"], "--out"), (["--out", "x", "--steps", "0"], "--steps 0"),
-    (["--out", "x", "--parts", "nothing"], "nothing")])
+    (["--out", "x", "--parts", "nothing"], "nothing"),
+    (["--out", "x", "--patience", "0"], "--patience 0")])
 def test_wrong_arguments_are_told(capsys, arguments, words):
     with pytest.raises(SystemExit):
         main(arguments)

@@ -134,10 +134,11 @@ def test_outputs_of_a_step_outlive_the_next_replay(tmp_path):
     assert len(set(losses)) == len(losses)
 
 
-def test_graphs_of_smaller_images_are_freed_before_larger_ones_need_memory(tmp_path):
+@pytest.mark.parametrize("sizes, parts", [((24, 28), (1, 1)), ((28, 28), (1, 2))])
+def test_graphs_of_smaller_images_or_larger_parts_are_freed_before_new_ones_need_memory(tmp_path, sizes, parts):
     recording, alive = Recording(), []
     trainer = replayed_trainer(tmp_path, MUON_RUN | REPLAYED, recording)
-    for size in (24, 28):
+    for size, trainer.train_step.parts in zip(sizes, parts):
         for _ in range(WARM_UP + 1):
             trainer.replayed_step(0, range(0, 1), size)
         alive.append(weakref.ref(recording.outputs[0]))

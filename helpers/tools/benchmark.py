@@ -11,6 +11,7 @@ Each command writes its timings to figures/benchmark_<command>.json and prints a
 from __future__ import annotations
 
 import argparse
+import copy
 import functools
 import logging
 import tempfile
@@ -45,8 +46,8 @@ def bare_convolutions(model: nn.Module, batch_size: int, image_size: int, device
     """A function that runs only the convolutions of a training step of `model`, forward and backward: with their shapes
     and gradients, without bias, on random numbers in `precision` and channels_last order, and always PyTorch's own, not
     helpers.layers.winograd's."""
-    with direct_convolutions(), _Convolutions() as convolutions:
-        model.eval()(torch.zeros(1, 3, image_size, image_size, device=device))
+    with _Convolutions() as convolutions:       # on "meta" there is one way to compute a layer, and it costs nothing
+        copy.deepcopy(model).to("meta").eval()(torch.empty(1, 3, image_size, image_size, device="meta"))
 
     def random(shape, requires_grad: bool) -> Tensor:
         tensor = torch.randn(shape, device=device).to(DTYPES[precision], memory_format=torch.channels_last)
@@ -87,7 +88,7 @@ class _Convolutions(TorchDispatchMode):
 
 def step_profile(trainer: Trainer, image_size: int = IMAGE_SIZE, steps: int = 2) -> dict[str, float]:
     """Seconds of one training step by kind of operation, from torch's profiler; on CUDA, those of its kernels."""
-    step = _step_of(trainer, image_size)
+    step = _step_of(trainer, image_size, capture=None)      # a replayed graph has kernels, but no operations
     cuda = trainer.device.type == "cuda"
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]
                                 + [torch.profiler.ProfilerActivity.CUDA] * cuda) as profiler:
@@ -102,10 +103,10 @@ def step_profile(trainer: Trainer, image_size: int = IMAGE_SIZE, steps: int = 2)
     return seconds
 
 
-def _step_of(trainer: Trainer, image_size: int = IMAGE_SIZE):
-    """A function that takes the next step of a new Trainer, at this image size."""
+def _step_of(trainer: Trainer, image_size: int = IMAGE_SIZE, capture="auto"):
+    """A function that takes the next step of a new Trainer, at this image size; `capture` as of `ReplayedStep`."""
     trainer.model.train()
-    return repeated_step(trainer, trainer.train_step, image_size)
+    return repeated_step(trainer, trainer.train_step, image_size, capture=capture)
 
 
 # Parts of the profiler's operation names, by kind; the first match counts (upsample_bilinear is not linear).

@@ -4,7 +4,7 @@
 
 Runs the PARTS one after another, each in a process and with a time limit of its own; one that fails or takes too long
 does not stop the rest. What they print goes to `report.txt` as it comes, their numbers to `report.json` after each.
-Meant to take under four minutes on an H100. `--parts steps quick` runs these only.
+Meant to take under four minutes on an H100; on a slower card add `--patience 3`. `--parts steps quick` runs these only.
 """
 
 from __future__ import annotations
@@ -112,10 +112,11 @@ def machine(args) -> dict:
 
 def tests(args) -> dict:
     """The tests that need a GPU, several at once where pytest-xdist is installed."""
-    command = [sys.executable, "-m", "pytest", "-q", "--no-header", "tests/gpu", "tests/test_fused.py"]
+    command = [sys.executable, "-m", "pytest", "-v", "-o", "addopts=", "tests/gpu", "tests/test_fused.py"]
     if util.find_spec("xdist"):
         command += ["-n", str(min(6, cpu_cores()))]
-    return {"exit_status": subprocess.run(command, cwd=ROOT).returncode}
+    subprocess.run(command, cwd=ROOT, check=True)
+    return {}
 
 
 def operations(args) -> dict:
@@ -145,8 +146,7 @@ def steps(args) -> dict:
             seconds, host = _step_seconds(step, trainer.device, args.steps)
             flops = training_flops(trainer.model, size) * images_of_step(trainer)
             rows.append({"image_size": size, "way": name, "host_ms": 1000 * host, "step_ms": 1000 * seconds,
-                         "gpu_ms": _gpu_milliseconds(step, trainer.device), "tflops": flops / seconds / 1e12,
-                         "images_per_second": images_of_step(trainer) / seconds})
+                         "tflops": flops / seconds / 1e12, "images_per_second": images_of_step(trainer) / seconds})
             print(format_rows(rows[-1:]), flush=True)
     return {"batch_size": config.batch_size, "rows": rows}
 
@@ -161,11 +161,11 @@ def kernels(args) -> dict:
     rows = [{"ms": milliseconds, "calls": calls, "kernel": name[:100]}
             for name, milliseconds, calls in _kernels(step, trainer.device)]
     print(format_rows(rows[:40]))
-    ways = [{"channels": channels, "parameters": str(shapes), "ways": {way: time for way, time in times.items()
-                                                                       if math.isfinite(time)}}
-            for (_, channels, _, _, shapes), times in measured.items()]
+    ways = [{"images": str(list(shape)), "parameters": str(shapes), "ways": {way: time for way, time in times.items()
+                                                                            if math.isfinite(time)}}
+            for (_, shape, _, _, shapes), times in measured.items()]
     print("\nMilliseconds by way, forward and backward, of which the fastest is taken:",
-          *[f"{row['channels']} channels, {row['parameters']}: {row['ways']}" for row in ways], sep="\n")
+          *[f"{row['images']}, {row['parameters']}: {row['ways']}" for row in ways], sep="\n")
     return {"rows": rows[:40], "ways": ways, "kernels": sum(row["calls"] for row in rows),
             "gpu_ms": sum(row["ms"] for row in rows)}
 
@@ -200,6 +200,7 @@ def fast(args) -> dict:
 def inference(args) -> dict:
     """Images per second of the network of `fast` by batch size."""
     device = pick_device()
+    torch.backends.cudnn.benchmark = True       # as after a training
     model = build_model(**_config(args, "fast").model_arguments())
     rows = inference_throughput(model, device, pick_precision(device), (1, 32, 128, 500, 2000), repeats=3)
     print(format_rows(rows))
@@ -249,11 +250,6 @@ def _kernels(step, device: torch.device, count: int = 5) -> list[tuple[str, floa
     return sorted(found, key=lambda row: -row[1])
 
 
-def _gpu_milliseconds(step, device: torch.device) -> float | None:
-    """Milliseconds a step in which the GPU works; None on a CPU."""
-    return sum(milliseconds for _, milliseconds, _ in _kernels(step, device)) or None
-
-
 def _row(preset: str, seed: int, last_epoch: dict, results: dict) -> dict:
     return {"preset": preset, "seed": seed, "seconds": last_epoch["seconds"], "petaflops": last_epoch["petaflops"],
             "top1": results["top1"], "top5": results["top5"]}
@@ -275,12 +271,17 @@ def run_part(limit: float, command: list[str], report: list[str], path: Path) ->
 
     timer = threading.Timer(limit, stop)
     timer.start()
-    for line in process.stdout:
-        print(line, end="", flush=True)
-        report.append(line)
-        write_text("".join(report), path)
-    status = process.wait()
-    timer.cancel()
+    try:
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            report.append(line)
+            write_text("".join(report), path)
+        status = process.wait()
+    finally:
+        timer.cancel()
+        if process.poll() is None:      # Ctrl-C: the part would go on, and be measured with the next
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
     return f"took longer than {limit:.0f} s" if expired.is_set() else f"exit status {status}" if status else ""
 
 
@@ -290,8 +291,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m helpers.tools.gpu", description=__doc__.split("\n")[0])
     parser.add_argument("--data-dir", default="data", help="folder with CIFAR-100 [data]")
     parser.add_argument("--out", help="folder of report.txt and report.json")
-    parser.add_argument("--parts", nargs="+", choices=names, default=list(names), metavar="PART",
-                        help=f"of {', '.join(names)} [all]")
+    parser.add_argument("--parts", nargs="+", choices=names, default=[name for name in names if name != "operations"],
+                        metavar="PART", help=f"of {', '.join(names)} [all but operations, which need no GPU]")
+    parser.add_argument("--patience", type=float, default=1, metavar="FACTOR",
+                        help="of the time limits; 3 for a card that is slower than an H100 [1]")
     parser.add_argument("--steps", type=int, default=20, help="steps per timing [20]")
     parser.add_argument("--overrides", nargs="*", default=[], metavar="NAME=VALUE",
                         help="settings on top of the presets', to try the command in short")
@@ -299,6 +302,8 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     if args.steps < 1:
         parser.error(f"--steps {args.steps}: must be at least 1")
+    if not args.patience > 0:
+        parser.error(f"--patience {args.patience:g}: must be above 0")
     if not args.out:
         parser.error("--out: name a folder for report.txt and report.json")
     if args.one:
@@ -317,7 +322,7 @@ def main(arguments: list[str] | None = None) -> int:
                    str(args.steps), "--data-dir", str(Path(args.data_dir).expanduser().resolve()), "--overrides",
                    *args.overrides]
         start = time.perf_counter()
-        fault = run_part(PARTS[names[name]], command, report, out / "report.txt")
+        fault = run_part(args.patience * PARTS[names[name]], command, report, out / "report.txt")
         content[name] = {"part_seconds": time.perf_counter() - start, "fault": fault}
         if result.exists():
             content[name] |= json.loads(result.read_text(encoding="utf-8"))

@@ -1,7 +1,8 @@
 """Table and figures of the runs in figures/record: `python -m helpers.tools.results`.
 
 Reads figures/record/<run>/metrics.json, and no images. Writes figures/record.json (the table, with means over seeds),
-record.png (accuracy against compute, beside published results) and training curves beside each run's metrics.
+record.png (accuracy against compute, beside published results; without runs of networks or settings that are gone)
+and training curves beside each run's metrics.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from ..config import TrainingConfig, has_soft_targets
 from ..files import write_json
 from ..lesson import plots
 from ..lesson.runs import OTHERS, PUBLISHED, REFERENCE, read_metrics, run_of
+from ..retired import without_retired
 from ..text import table
 from . import FIGURES
 
@@ -79,7 +81,8 @@ def main(arguments: list[str] | None = None) -> int:
     rows = recipes(runs)
     write_json({"recipes": rows, "reference": REFERENCE}, args.out)
     published = [result for result in PUBLISHED if result[0] != REFERENCE["name"]]
-    plots.record(rows, OTHERS, published).savefig(args.out.with_suffix(".png"))
+    drawn = recipes([run for run in runs if not without_retired(run["run"]["settings"])[1]])
+    plots.record(drawn, OTHERS, published).savefig(args.out.with_suffix(".png"))
     for content in runs:
         run = content["run"]
         figure = plots.training_curves(run["history"], run["note"], has_soft_targets(run["settings"]))

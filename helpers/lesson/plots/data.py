@@ -36,7 +36,7 @@ def sample_grid(images, labels, class_names: Sequence[str], superclass_of=None,
             x = left + column * 0.98
             found = np.flatnonzero(labels == label)
             draw_picture(axes, images[found[0]] if len(found) else None, x, bottom - 0.78, 0.78)
-            axes.text(x + 0.39, bottom + 0.13, readable(class_names[label], 12), fontsize=9,
+            axes.text(x + 0.39, bottom + 0.13, readable(class_names[label], 13), fontsize=9,
                       ha="center")
     return figure
 

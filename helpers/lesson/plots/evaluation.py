@@ -121,7 +121,7 @@ def confused_pairs(evaluation: Evaluation, images, n: int = 8, note: str = "") -
         axes.text(left + 3.8, top + 0.8, "→", ha="center", va="center", fontsize=16)
         examples = np.flatnonzero(labels == predicted)
         draw_picture(axes, images[examples[0]] if len(examples) else None, left + 3.92, top + 0.36, 0.88, edge=ORANGE)
-    write_caption(axes, "Orange frame: a picture of the predicted class.")
+    write_caption(axes, "Right of each arrow, framed in orange: a picture of the predicted class.")
     return figure
 
 
@@ -137,10 +137,10 @@ def confident_errors(evaluation: Evaluation, images, n: int = 12, note: str = ""
     for place, index in enumerate(errors):
         left, top = (place % columns) * width, (place // columns) * height
         draw_picture(axes, images[index], left + 0.16, top, 1.35)
-        true, predicted = (readable(evaluation.class_names[labels[index]], 11)
+        true, predicted = (readable(evaluation.class_names[labels[index]], 13)
                            for labels in (evaluation.labels, evaluation.predictions))
         axes.text(left + 0.83, top + 1.4, f"true: {true}\npredicted: {predicted}\n"
-                  f"confidence {100 * evaluation.confidences[index]:.1f} %", fontsize=9.5, ha="center", va="top")
+                  f"confidence {100 * evaluation.confidences[index]:.1f} %", fontsize=9, ha="center", va="top")
     return figure
 
 

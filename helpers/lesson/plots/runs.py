@@ -88,7 +88,7 @@ def record(recipes: Sequence[dict], others: Sequence[dict] = (), published: Sequ
     drawn hollow. others: dicts with name, top1, petaflops (a number, or the least and the most), and where known
     top1_std and runs. published: (name, top1, top5) with unknown compute, drawn as lines.
     """
-    figure = new_figure(6, "Accuracy against what it costs", note)
+    figure = new_figure(6, "Test accuracy against training compute", note)
     axes = figure.subplots()
     over_lines = {"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.8}
     for (name, top1, _), dashes in zip(published, itertools.cycle(DASHES)):
