@@ -24,7 +24,7 @@ log = logging.getLogger("cifar100")
 
 PREFIXES = ("module.", "_orig_mod.", "model.")      # of DataParallel, torch.compile and Lightning
 EVALUATION_BATCH = 500      # images in a forward pass
-_MAY_LACK = dict.fromkeys(("config", "scales", "test_results", "temperature", "reliable_confidence"))
+_MAY_LACK = dict.fromkeys(("config", "test_results", "temperature", "reliable_confidence"))
 PRETRAINED = Path(__file__).resolve().parent.parent / "pretrained"
 
 
@@ -69,9 +69,7 @@ class TrainedNetwork:
         model = build_model(**config.model_arguments())
         name = next((name for name in ("best_weights", "ema") if state.get(name) is not None), "model_state_dict")
         weights = take(state, name, {str: Tensor}, path)
-        scales = take(_MAY_LACK | state, "scales", ({str: Tensor}, None), path) or {}       # of weights in 8 bits
         try:
-            weights = {name: weight * scales.get(name, 1) for name, weight in weights.items()}
             prefixes = load_fitting(model, weights)
         except (ValueError, RuntimeError) as error:
             raise CheckpointError(f"{path}: does not fit {config.model} with widths={config.widths} and num_classes="

@@ -1,4 +1,4 @@
-"""pretrained: weights in 8 and 16 bits with their configuration and results, and the command that checks them."""
+"""pretrained: half-precision weights with their configuration and results, and the command that checks them."""
 
 import json
 import shutil
@@ -32,19 +32,14 @@ def folder(tmp_path, monkeypatch):
     return tmp_path / "pretrained"
 
 
-def test_an_exported_run_is_a_quarter_as_large_and_gives_the_same_predictions(run, folder):
+def test_an_exported_run_is_half_as_large_and_gives_the_same_predictions(run, folder):
     path = pretrained.export(run.run_dir)
     assert path == folder / "demo.pt"
     state = checkpoint.load(path)
     weights = run.model.state_dict()
     for name, tensor in state["model_state_dict"].items():
-        if tensor.ndim == 4:
-            largest = weights[name].abs().amax((1, 2, 3), keepdim=True)
-            assert tensor.dtype == torch.int8 and state["scales"][name].shape == (len(tensor), 1, 1, 1)
-            assert ((tensor * state["scales"][name] - weights[name]).abs() <= largest / 253).all()
-        else:
-            assert tensor.dtype == (torch.float16 if weights[name].is_floating_point() else weights[name].dtype)
-            torch.testing.assert_close(tensor.float(), weights[name].float(), rtol=1e-3, atol=1e-4)
+        assert tensor.dtype == (torch.float16 if weights[name].is_floating_point() else weights[name].dtype)
+        torch.testing.assert_close(tensor.float(), weights[name].float(), rtol=1e-3, atol=1e-4)
     assert state["test_results"].items() >= run.results.items()
     assert abs(state["file_results"]["top1"] - run.results["top1"]) < 1
     assert "data_dir" not in state["config"]
@@ -92,7 +87,7 @@ def test_a_name_without_a_file_lists_what_there_is(run, folder):
 
 def test_a_value_beyond_float16_is_not_lost():
     with pytest.raises(CheckpointError, match="weight.*float16"):
-        pretrained.compressed({"weight": torch.tensor([1e6])})
+        pretrained.in_half_precision({"weight": torch.tensor([1e6])})
 
 
 def test_an_interrupted_run_is_not_exported(run, folder, tmp_path):

@@ -1,4 +1,4 @@
-"""Trained weights that come with the project, in 8 and 16 bits.
+"""Trained weights that come with the project, in half precision.
 
     python -m helpers.tools.pretrained export runs/fast       writes pretrained/fast.pt from a finished, saved run
     python -m helpers.tools.pretrained check --data-dir data  evaluates it and compares with the results it states
@@ -28,21 +28,17 @@ PATHS = ("data_dir", "runs_dir", "checkpoint_dir")      # of the machine that tr
 TOLERANCE = 0.05        # percentage points (five test images), since machines sum in different orders
 
 
-def compressed(state: dict) -> tuple[dict, dict]:
-    """A state dict with its convolution filters as int8 and its other floating-point tensors as float16, and the
-    filters' scales by name: float32, one for each output channel, whose largest weight becomes ±127. Raises
-    CheckpointError if a value is too large."""
+def in_half_precision(state: dict) -> dict:
+    """A state dict with its floating-point tensors as float16. Raises CheckpointError if a value is too large."""
     halved = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     for name, tensor in halved.items():
         if not tensor.isfinite().all():
             raise CheckpointError(f"{name}: holds a value beyond float16 (±65504); these weights need fp32")
-    scales = {name: tensor.float().abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-12) / 127
-              for name, tensor in state.items() if tensor.ndim == 4}
-    return halved | {name: (state[name] / scale).round().to(torch.int8) for name, scale in scales.items()}, scales
+    return halved
 
 
 def export(run_dir, data: ImageData | None = None, out=None) -> Path:
-    """Write the `compressed` weights of a finished run, with the run's results and those of these weights.
+    """Write the weights of a finished run in half precision, with the run's results and those of the halved weights.
     Reads `checkpoints/final.pt` and `metrics.json` in `run_dir`. Raises CheckpointError and DataError."""
     run_dir = Path(run_dir)
     state = checkpoint.load(run_dir / "checkpoints" / "final.pt")
@@ -59,9 +55,8 @@ def export(run_dir, data: ImageData | None = None, out=None) -> Path:
     if is_interrupted:
         raise CheckpointError(f"{run_dir}: training was interrupted; train to the end, evaluate and save first")
     config = {setting: value for setting, value in config.items() if setting not in PATHS}
-    weights, scales = compressed(state["model_state_dict"])
-    content = {**state, "model_state_dict": weights, "scales": scales, "config": config, "training": training,
-               "system": system}
+    content = {**state, "model_state_dict": in_half_precision(state["model_state_dict"]), "config": config,
+               "training": training, "system": system}
     content["file_results"] = evaluate(content, data or load_cifar100(_config_of(content)))
     path = out or network.PRETRAINED / f"{config.get('preset') or name}.pt"
     return checkpoint.save_atomically(content, path)
