@@ -8,7 +8,7 @@ from pathlib import Path
 from ..config import ALIASES, EVERYDAY, HINTS, SETTINGS, TrainingConfig, by_group
 from ..files import write_text
 
-PRESETS = ("demo", "fast", "quick", "reference")      # of the page, which presets of a user's own do not change
+PRESETS = ("demo", "quick", "fast", "thorough", "reference")      # a user's own do not change the page
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "SETTINGS.md"
 
 

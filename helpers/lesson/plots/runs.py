@@ -122,7 +122,7 @@ def record(recipes: Sequence[dict], others: Sequence[dict] = (), published: Sequ
                       f"{recipe['minutes']:.0f} min on {machine}", (recipe["petaflops"], recipe["top1"]),
                       textcoords="offset points", xytext=(26, -4), va="top", bbox=over_lines)
     use_log_scale(axes)
-    axes.margins(x=0.25, y=0.2)
+    axes.margins(x=0.3, y=0.2)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="lower center", bbox_to_anchor=(0.6, 0), fontsize=9, title="variants")
     axes.set(xlabel="training compute (PFLOP, forward and backward, logarithmic)", ylabel="test top-1 accuracy (%)")
