@@ -135,7 +135,7 @@ def test_outputs_of_a_step_outlive_the_next_replay(tmp_path):
 
 
 @pytest.mark.parametrize("sizes, parts", [((24, 28), (1, 1)), ((28, 28), (1, 2))])
-def test_graphs_of_smaller_images_or_larger_parts_are_freed_before_new_ones_need_memory(tmp_path, sizes, parts):
+def test_graphs_of_smaller_images_or_fewer_parts_are_freed_before_new_ones_need_memory(tmp_path, sizes, parts):
     recording, alive = Recording(), []
     trainer = replayed_trainer(tmp_path, MUON_RUN | REPLAYED, recording)
     for size, trainer.train_step.parts in zip(sizes, parts):
