@@ -58,7 +58,7 @@ def test_a_failed_part_does_not_stop_the_rest_and_is_in_the_report(tmp_path, cap
 @pytest.mark.parametrize("arguments, words", [
     (["--parts", "machine"], "--out"), (["--out", "x", "--steps", "0"], "--steps 0"),
     (["--out", "x", "--parts", "nothing"], "nothing"),
-    (["--out", "x", "--patience", "0"], "--patience 0")])
+    (["--out", "x", "--limit-factor", "0"], "--limit-factor 0")])
 def test_wrong_arguments_are_told(capsys, arguments, words):
     with pytest.raises(SystemExit):
         main(arguments)

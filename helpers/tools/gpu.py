@@ -4,7 +4,7 @@
 
 Runs the PARTS one after another, each in a process and with a time limit of its own; one that fails or takes too long
 does not stop the rest. What they print goes to `report.txt` as it comes, their numbers to `report.json` after each.
-Meant to take under four minutes on an H100; on a slower card add `--patience 3`. `--parts steps quick` runs these only.
+Meant to take under four minutes on an H100; on a slower card add `--limit-factor 3`. `--parts steps quick` runs these only.
 """
 
 from __future__ import annotations
@@ -293,7 +293,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", help="folder of report.txt and report.json")
     parser.add_argument("--parts", nargs="+", choices=names, default=[name for name in names if name != "operations"],
                         metavar="PART", help=f"of {', '.join(names)} [all but operations, which need no GPU]")
-    parser.add_argument("--patience", type=float, default=1, metavar="FACTOR",
+    parser.add_argument("--limit-factor", type=float, default=1, metavar="FACTOR",
                         help="of the time limits; 3 for a card that is slower than an H100 [1]")
     parser.add_argument("--steps", type=int, default=20, help="steps per timing [20]")
     parser.add_argument("--overrides", nargs="*", default=[], metavar="NAME=VALUE",
@@ -302,8 +302,8 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     if args.steps < 1:
         parser.error(f"--steps {args.steps}: must be at least 1")
-    if not args.patience > 0:
-        parser.error(f"--patience {args.patience:g}: must be above 0")
+    if not args.limit_factor > 0:
+        parser.error(f"--limit-factor {args.limit_factor:g}: must be above 0")
     if not args.out:
         parser.error("--out: name a folder for report.txt and report.json")
     if args.one:
@@ -322,7 +322,7 @@ def main(arguments: list[str] | None = None) -> int:
                    str(args.steps), "--data-dir", str(Path(args.data_dir).expanduser().resolve()), "--overrides",
                    *args.overrides]
         start = time.perf_counter()
-        fault = run_part(args.patience * PARTS[names[name]], command, report, out / "report.txt")
+        fault = run_part(args.limit_factor * PARTS[names[name]], command, report, out / "report.txt")
         content[name] = {"part_seconds": time.perf_counter() - start, "fault": fault}
         if result.exists():
             content[name] |= json.loads(result.read_text(encoding="utf-8"))
