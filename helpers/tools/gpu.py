@@ -4,7 +4,7 @@
 
 Runs the PARTS one after another, each in a process and with a time limit of its own; one that fails or takes too long
 does not stop the rest. What they print goes to `report.txt` as it comes, their numbers to `report.json` after each.
-Meant to take under four minutes on an H100; on a slower card add `--limit-factor 3`. `--parts steps quick` runs these only.
+Meant to take under four minutes on an H100; a slower card needs `--limit-factor 3`. `--parts steps quick` runs these.
 """
 
 from __future__ import annotations
