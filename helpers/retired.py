@@ -1,5 +1,5 @@
-"""Removed settings and a removed network, so that files with them can be read. docs/RESULTS.md covers those that were
-measured."""
+"""Removed settings and a removed network, so that files with them can be read. docs/RESULTS.md and
+docs/ABLATIONS.md cover those that were measured."""
 
 from __future__ import annotations
 
