@@ -103,7 +103,8 @@ def record(recipes: Sequence[dict], others: Sequence[dict] = (), published: Sequ
         cost = f"{low:.3g}" if low == high else f"{low:g} to {high:g}"
         beside = {"xytext": (-9, 0), "ha": "right", "va": "center"}
         above = {"xytext": (0, 9), "ha": "center", "va": "bottom"}
-        axes.annotate(f"{other['name']}\n{_accuracy(other)}\n{cost} PFLOP", (middle, other["top1"]),
+        name = other["name"].replace(", ", "\n")
+        axes.annotate(f"{name}\n{_accuracy(other)}\n{cost} PFLOP", (middle, other["top1"]),
                       textcoords="offset points", fontsize=9, color="0.3", bbox=over_lines,
                       **(beside if low == high else above))
     presets = [recipe for recipe in recipes if recipe["name"] == recipe["preset"]]
