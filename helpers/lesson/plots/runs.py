@@ -109,7 +109,7 @@ def record(recipes: Sequence[dict], others: Sequence[dict] = (), published: Sequ
                       **(beside if low == high else above))
     presets = [recipe for recipe in recipes if recipe["name"] == recipe["preset"]]
     axes.plot([row["petaflops"] for row in presets], [row["top1"] for row in presets], color="0.6", linewidth=1)
-    markers = itertools.cycle("osv^PdX<>p")
+    markers = itertools.cycle("osv^PdX<>ph8")
     for recipe in recipes:
         if recipe not in presets:
             axes.plot(recipe["petaflops"], recipe["top1"], next(markers), color="none", markersize=7, zorder=4,
