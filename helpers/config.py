@@ -80,6 +80,8 @@ class TrainingConfig:
                                              everyday=True)
     dropout_rate: float = setting(0.3, "dropout of CIFAR100CNN: of channels in each block, of features before "
                                   "the classifier", low=0, below=1)
+    pooling: str = setting("max", "in FlipCNN, how maps are halved: max pooling, or max_blur, which smooths the maxima "
+                           "before every second is dropped (Zhang 2019, arXiv 1904.11486)", choices=("max", "max_blur"))
 
     # Optimiser
     optimizer: str = setting("sgd", "sgd: SGD with Nesterov momentum; muon: Muon for convolution filters, SGD "
@@ -245,7 +247,7 @@ class TrainingConfig:
     def model_arguments(self) -> dict:
         """Arguments of `models.build_model`."""
         return {"name": self.model, "num_classes": self.num_classes, "widths": self.widths,
-                "dropout_rate": self.dropout_rate}
+                "dropout_rate": self.dropout_rate, "pooling": self.pooling}
 
     def training_images(self, available: int) -> int:
         """Images trained on, of `available` labelled ones."""

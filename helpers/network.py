@@ -66,6 +66,10 @@ class TrainedNetwork:
         gone = without_retired(config_then)[1]
         if faults := refusals({name: value for name, value in gone.items() if name in NETWORK}):
             raise CheckpointError(f"{path}: " + "; ".join(faults))
+        pooling = config_then.get("pooling", "max")     # of which the weights' shapes tell nothing
+        if config_then and config.model == "FlipCNN" and pooling != config.pooling:
+            raise CheckpointError(f"{path}: was trained with pooling={pooling!r}, not {config.pooling!r}; set "
+                                  f"pooling={pooling!r}")
         model = build_model(**config.model_arguments())
         name = next((name for name in ("best_weights", "ema") if state.get(name) is not None), "model_state_dict")
         weights = take(state, name, {str: Tensor}, path)

@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from helpers.layers.equivariant import FlipConv3x3, LiftingConv3x3, MirroredConv2d, PairNorm, symmetric_max_pool
+from helpers.layers.equivariant import (
+    FlipConv3x3, LiftingConv3x3, MirroredConv2d, PairNorm, symmetric_max_blur_pool, symmetric_max_pool)
 from helpers.layers.winograd import direct_convolutions, winograd_is_faster
 from helpers.models import FlipCNN, training_flops
 
@@ -34,7 +35,7 @@ def test_convolution_is_a_common_one_of_its_filters(sides, memory_format):
 @pytest.mark.parametrize("memory_format", FORMATS)
 def test_layers_keep_the_memory_format(memory_format):
     images = maps(8, 5, 4).to(memory_format=memory_format).requires_grad_()
-    for layer in (FlipConv3x3(8, 8).double(), PairNorm(8).double(), symmetric_max_pool):
+    for layer in (FlipConv3x3(8, 8).double(), PairNorm(8).double(), symmetric_max_pool, symmetric_max_blur_pool):
         result = layer(images)
         gradient, = torch.autograd.grad(result, images, torch.ones_like(result))
         assert result.is_contiguous(memory_format=memory_format), layer
@@ -89,13 +90,33 @@ def test_filters_of_unit_length_are_orthogonal_in_the_common_convolution():
     torch.testing.assert_close(rows @ rows.T, torch.eye(len(rows)).double() * (rows[0] @ rows[0]))
 
 
-@pytest.mark.parametrize("layer", [FlipConv3x3(8, 6).double(), PairNorm(8).double(), symmetric_max_pool],
-                         ids=["convolution", "norm", "pooling"])
+@pytest.mark.parametrize("layer", [FlipConv3x3(8, 6).double(), PairNorm(8).double(), symmetric_max_pool,
+                                   symmetric_max_blur_pool], ids=["convolution", "norm", "pooling", "blurred pooling"])
 @pytest.mark.parametrize("sides", [(6, 4), (5, 7)])
 @pytest.mark.parametrize("memory_format", FORMATS)
 def test_layers_commute_with_mirroring(layer, sides, memory_format):
     images = maps(8, *sides).to(memory_format=memory_format)
     torch.testing.assert_close(layer(mirror_pairs(images).to(memory_format=memory_format)), mirror_pairs(layer(images)))
+
+
+def test_blurred_pooling_is_the_mean_of_shifted_max_poolings():
+    images, even = maps(4, 7, 9), maps(4, 6, 6)
+    shifted = [F.max_pool2d(images[:, :, top:6 + top, left:8 + left], 2, 1) for top in (0, 1) for left in (0, 1)]
+    torch.testing.assert_close(symmetric_max_blur_pool(images), torch.stack([part[:, :, ::2, ::2] for part in shifted])
+                               .mean(0))
+    border = F.pad(even, (1, 1, 1, 1), value=-torch.inf)
+    expected = F.max_pool2d(border, 3, 1).unflatten(3, (3, 2)).unflatten(2, (3, 2)).mean((3, 5))
+    torch.testing.assert_close(symmetric_max_blur_pool(even), expected)
+    assert symmetric_max_blur_pool(maps(4, 2, 3)).shape == symmetric_max_pool(maps(4, 2, 3)).shape == (3, 4, 1, 1)
+
+
+def test_blurred_pooling_moves_with_the_image():
+    # What the smoothing is for: shifting the image by half a step changes the result less.
+    torch.manual_seed(0)
+    images = F.avg_pool2d(torch.randn(50, 4, 36, 36), 5, 1)
+    changes = [(pool(images[:, :, :31, :31]) - pool(images[:, :, 1:, 1:])).square().mean().item()
+               for pool in (symmetric_max_pool, symmetric_max_blur_pool)]
+    assert changes[1] < 0.9 * changes[0]
 
 
 def test_layers_that_see_the_image_make_pairs_of_it():
@@ -117,10 +138,10 @@ def test_pairs_share_their_norm():
 
 
 @pytest.mark.parametrize("side", [9, 20, 31, 32])
-@pytest.mark.parametrize("whitened", [False, True])
-def test_an_image_and_its_mirror_image_get_the_same_logits(side, whitened):
+@pytest.mark.parametrize("whitened, pooling", [(False, "max"), (True, "max"), (True, "max_blur")])
+def test_an_image_and_its_mirror_image_get_the_same_logits(side, whitened, pooling):
     torch.manual_seed(0)
-    model = FlipCNN(10, (8, 16, 20))
+    model = FlipCNN(10, (8, 16, 20), pooling)
     images = torch.randn(40, 3, side, side)
     if whitened:
         model.whiten(images)

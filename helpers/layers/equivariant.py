@@ -130,6 +130,13 @@ def symmetric_max_pool(images: Tensor) -> Tensor:
     return max_pool(images, [2 + side % 2 for side in images.shape[2:]])
 
 
+def symmetric_max_blur_pool(images: Tensor) -> Tensor:
+    """Max pooling of [N, C, H, W] that halves H and W as `symmetric_max_pool` does, without aliasing: the maxima at
+    stride 1, then the mean of every two by two (after Zhang 2019, arXiv 1904.11486)."""
+    windows = [3 - side % 2 for side in images.shape[2:]]       # 3 with a border along an even side
+    return F.avg_pool2d(F.max_pool2d(images, windows, 1, [window // 3 for window in windows]), 2)
+
+
 def _format_of(images: Tensor) -> torch.memory_format:
     return torch.contiguous_format if images.is_contiguous() else torch.channels_last
 
