@@ -116,6 +116,15 @@ def test_max_pool(window, shape):
                     images)
 
 
+@pytest.mark.parametrize("shape", [(2, 40, 5, 7), (1, 3, 6, 4), (1, 2, 3, 4), (1, 1, 2, 3)])
+def test_max_blur_pool(shape):
+    window = [3 - side % 2 for side in shape[2:]]
+    for images in (maps(*shape), maps(*shape).round()):
+        assert_same(lambda images: fused.max_blur_pool(images, window),
+                    lambda images: F.avg_pool2d(F.max_pool2d(images, window, 1, [side // 3 for side in window]), 2),
+                    images)
+
+
 def test_max_pool_passes_nan_on():
     images = maps(1, 2, 7, 7)
     images[0, 0, 2, 2] = images[0, 1, 3, 3] = torch.nan

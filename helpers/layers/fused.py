@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,8 @@ if triton:
 
 def _kernel(function):
     """Compiles once for all values of these arguments, which change with the images' number and size."""
-    return triton.jit(function, do_not_specialize=["rows", "span", "height", "width"]) if triton else function
+    return triton.jit(function, do_not_specialize=["rows", "span", "height", "width", "out_height",
+                                                   "out_width"]) if triton else function
 
 
 @functools.cache
@@ -55,9 +57,15 @@ def norm_gelu(images: Tensor, norm: nn.BatchNorm2d, skip: Tensor | None = None) 
     return _NormGelu.apply(_channels_last(images), norm.weight, norm.bias, skip, norm)
 
 
-def max_pool(images: Tensor, window: tuple[int, int]) -> Tensor:
+def max_pool(images: Tensor, window: Sequence[int]) -> Tensor:
     """`F.max_pool2d(images, window, stride=2)` for windows of sides 2 or 3."""
-    return _MaxPool.apply(_channels_last(images), *window)
+    return _MaxPool.apply(_channels_last(images), *window, 1)
+
+
+def max_blur_pool(images: Tensor, window: Sequence[int]) -> Tensor:
+    """`F.avg_pool2d(F.max_pool2d(images, window, 1, border), 2)`: windows of side 2 without border along an odd side,
+    3 with a border of 1 along an even one."""
+    return _MaxPool.apply(_channels_last(images), *window, 2)
 
 
 def neighbours(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,15 +133,16 @@ class _NormGelu(torch.autograd.Function):
 
 
 class _MaxPool(torch.autograd.Function):
+    # The mean of `shifts` by `shifts` neighbouring windows.
 
     @staticmethod
-    def forward(ctx, images, window_height, window_width):
+    def forward(ctx, images, window_height, window_width, shifts):
         channels, height, width = images.shape[1:]
-        sides = (height - window_height) // 2 + 1, (width - window_width) // 2 + 1
-        out, index = (_empty(images, channels, *sides, dtype=dtype) for dtype in (images.dtype, torch.uint8))
+        sides = [_pooled(side, window, shifts) for side, window in ((height, window_height), (width, window_width))]
+        out, index = (_empty(images, channels, *sides, dtype=dtype) for dtype in (images.dtype, torch.int16))
         ctx.save_for_backward(index)
-        ctx.sides, ctx.window = (height, width), {"HIGH": window_height, "WIDE": window_width}
-        _launch(_pool, out.numel() // channels, channels, images, out, index, height, width, **ctx.window)
+        ctx.sides, ctx.window = (height, width), {"HIGH": window_height, "WIDE": window_width, "SHIFTS": shifts}
+        _launch(_pool, out.numel() // channels, channels, images, out, index, height, width, *sides, **ctx.window)
         return out
 
     @staticmethod
@@ -142,8 +151,12 @@ class _MaxPool(torch.autograd.Function):
         index, = ctx.saved_tensors
         images_grad = _empty(grad, grad.shape[1], *ctx.sides)
         _launch(_pool_backward, images_grad.numel() // grad.shape[1], grad.shape[1], _channels_last(grad), index,
-                images_grad, *ctx.sides, **ctx.window)
-        return images_grad, None, None
+                images_grad, *ctx.sides, *index.shape[2:], **ctx.window)
+        return images_grad, None, None, None
+
+
+def _pooled(side: int, window: int, shifts: int) -> int:
+    return side // 2 if shifts == 2 else (side - window) // 2 + 1
 
 
 class _PairsMap(torch.autograd.Function):
@@ -286,40 +299,50 @@ def _norm_backward(slope, images, images_grad, moments, weight, sums, features, 
 
 
 @_kernel
-def _pool(images, out, index, height, width, rows, channels, HIGH: tl.constexpr, WIDE: tl.constexpr):
-    """A row is a pixel of the result. `index`: the place in the window of the first maximum, or of the last NaN."""
+def _pool(images, out, index, height, width, out_height, out_width, rows, channels, HIGH: tl.constexpr,
+          WIDE: tl.constexpr, SHIFTS: tl.constexpr):
+    """A row is a pixel of the result. `index`: of each of its windows, in four bits, the place of the first maximum, or
+    of the last NaN. Where there are two windows to a side, those of three begin a pixel earlier."""
     row, column, inside = _tile(rows, channels)
-    out_height, out_width = (height - HIGH) // 2 + 1, (width - WIDE) // 2 + 1
-    top = row // (out_width * out_height) * height + row // out_width % out_height * 2
-    corner = images + (top * width + row % out_width * 2) * channels + column
-    best, found = _load(corner, inside), tl.zeros([ROWS, COLUMNS], tl.int32)
-    for down in tl.static_range(HIGH):
-        for right in tl.static_range(WIDE):
-            value = _load(corner + (down * width + right) * channels, inside)
+    image, top, left = row // (out_width * out_height), row // out_width % out_height * 2, row % out_width * 2
+    total, found = 0.0, tl.zeros([ROWS, COLUMNS], tl.int32)
+    for shift in tl.static_range(SHIFTS * SHIFTS):
+        best, place = float("-inf"), tl.zeros([ROWS, COLUMNS], tl.int32)
+        for step in tl.static_range(HIGH * WIDE):
+            y = top + (shift // SHIFTS + step // WIDE - (SHIFTS - 1) * (HIGH - 2))
+            x = left + (shift % SHIFTS + step % WIDE - (SHIFTS - 1) * (WIDE - 2))
+            exists = inside & (y >= 0) & (y < height) & (x >= 0) & (x < width)
+            value = tl.where(exists, _load(images + ((image * height + y) * width + x) * channels + column, exists),
+                             float("-inf"))
             better = (value > best) | (value != value)
-            best, found = tl.where(better, value, best), tl.where(better, down * WIDE + right, found)
-    place = row * channels + column
-    tl.store(out + place, best, mask=inside)
-    tl.store(index + place, found.to(tl.uint8), mask=inside)
+            best, place = tl.where(better, value, best), tl.where(better, step, place)
+        total += best
+        found |= place << (4 * shift)
+    tl.store(out + row * channels + column, total * (1.0 / (SHIFTS * SHIFTS)), mask=inside)
+    tl.store(index + row * channels + column, found.to(tl.int16), mask=inside)
 
 
 @_kernel
-def _pool_backward(grad, index, images_grad, height, width, rows, channels, HIGH: tl.constexpr, WIDE: tl.constexpr):
-    """A row is a pixel of the images, which looks at the windows that may cover it: up to two along a side of three."""
+def _pool_backward(grad, index, images_grad, height, width, out_height, out_width, rows, channels, HIGH: tl.constexpr,
+                   WIDE: tl.constexpr, SHIFTS: tl.constexpr):
+    """A row is a pixel of the images, which looks at the windows that may cover it."""
     row, column, inside = _tile(rows, channels)
-    out_height, out_width = (height - HIGH) // 2 + 1, (width - WIDE) // 2 + 1
-    image, y, x = row // (width * height), row // width % height, row % width
+    image = row // (width * height)
+    y = row // width % height + (SHIFTS - 1) * (HIGH - 2)       # from where the first window begins
+    x = row % width + (SHIFTS - 1) * (WIDE - 2)
     total = 0.0
-    for up in tl.static_range(HIGH - 1):
-        for left in tl.static_range(WIDE - 1):
+    for up in tl.static_range((HIGH + SHIFTS) // 2):
+        for left in tl.static_range((WIDE + SHIFTS) // 2):
             out_y, out_x = y // 2 - up, x // 2 - left
-            down, right = y - 2 * out_y, x - 2 * out_x
             covers = inside & (out_y >= 0) & (out_y < out_height) & (out_x >= 0) & (out_x < out_width)
             place = ((image * out_height + out_y) * out_width + out_x) * channels + column
-            # With down == 3 the place is none of the window's; with right == 3 it would be one of the next row's.
-            chosen = (down * WIDE + right == tl.load(index + place, mask=covers, other=255)) & (right < WIDE)
-            total += tl.where(chosen, _load(grad + place, covers), 0.0)
-    tl.store(images_grad + row * channels + column, total, mask=inside)
+            found, share = tl.load(index + place, mask=covers, other=0).to(tl.int32), _load(grad + place, covers)
+            for shift in tl.static_range(SHIFTS * SHIFTS):
+                down, right = y - 2 * out_y - shift // SHIFTS, x - 2 * out_x - shift % SHIFTS
+                chosen = (down >= 0) & (right >= 0) & (right < WIDE)        # a place that is further down is no maximum
+                chosen &= ((found >> (4 * shift)) & 15) == down * WIDE + right
+                total += tl.where(chosen, share, 0.0)
+    tl.store(images_grad + row * channels + column, total * (1.0 / (SHIFTS * SHIFTS)), mask=inside)
 
 
 @_kernel

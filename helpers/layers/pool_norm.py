@@ -28,6 +28,14 @@ def max_pool(images: Tensor, window: Sequence[int]) -> Tensor:
     return F.max_pool2d(images, window, 2)
 
 
+def max_blur_pool(images: Tensor, window: Sequence[int]) -> Tensor:
+    """The mean of two by two maxima of float [N, C, H, W]: at stride 1 in windows of sides 2, or 3 with a border of 1
+    along an even side; then at stride 2."""
+    if images.requires_grad and fused_is_faster(images):
+        return fused.max_blur_pool(images, window)
+    return F.avg_pool2d(F.max_pool2d(images, window, 1, [side // 3 for side in window]), 2)
+
+
 def fused_is_faster(images: Tensor) -> bool:
     """Are `fused`'s kernels right, and faster than torch's, on the device of `images` for their dtype?"""
     return images.is_cuda and not torch.compiler.is_compiling() and _fused_is_faster(images.device, images.dtype)
