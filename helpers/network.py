@@ -66,10 +66,6 @@ class TrainedNetwork:
         gone = without_retired(config_then)[1]
         if faults := refusals({name: value for name, value in gone.items() if name in NETWORK}):
             raise CheckpointError(f"{path}: " + "; ".join(faults))
-        pooling = config_then.get("pooling", "max")     # of which the weights' shapes tell nothing
-        if config_then and config.model == "FlipCNN" and pooling != config.pooling:
-            raise CheckpointError(f"{path}: was trained with pooling={pooling!r}, not {config.pooling!r}; set "
-                                  f"pooling={pooling!r}")
         model = build_model(**config.model_arguments())
         name = next((name for name in ("best_weights", "ema") if state.get(name) is not None), "model_state_dict")
         weights = take(state, name, {str: Tensor}, path)
@@ -79,6 +75,13 @@ class TrainedNetwork:
             raise CheckpointError(f"{path}: does not fit {config.model} with widths={config.widths} and num_classes="
                                   f"{config.num_classes}; set model, widths and num_classes to the checkpoint's\n"
                                   f"{error}") from error
+        if config.model == "FlipCNN":       # the weights' shapes tell nothing of the pooling
+            pooling = config_then.get("pooling", "max") if "model" in config_then else None
+            if pooling is None:
+                log.warning("%s: does not say how FlipCNN pooled; taken as pooling=%r", path, config.pooling)
+            elif pooling != config.pooling:
+                raise CheckpointError(f"{path}: was trained with pooling={pooling!r}, not {config.pooling!r}; set "
+                                      f"pooling={pooling!r}")
         if prefixes or "under" in state:
             log.warning("%s: took the weights%s%s", path, f" under {state['under']!r}" if "under" in state else "",
                         f", without {' and '.join(prefixes)} before their names" if prefixes else "")

@@ -17,6 +17,7 @@ from helpers.models import CIFAR100CNN, FlipCNN
 from helpers.network import predict
 
 MODELS = {"FlipCNN": lambda: FlipCNN(10, widths=(16, 16, 16)),
+          "FlipCNN, max_blur": lambda: FlipCNN(10, (16, 16, 16), "max_blur"),
           "CIFAR100CNN": lambda: CIFAR100CNN(10, widths=(16, 16, 16, 16))}
 
 

@@ -17,6 +17,7 @@ pytest.importorskip("triton")
 
 from helpers.layers import fused  # noqa: E402
 from helpers.layers.equivariant import PairNorm  # noqa: E402
+from helpers.layers.pool_norm import _plain_max_blur_pool  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # A T4 has no bfloat16, and the compiler refuses it there.
@@ -59,6 +60,11 @@ def plain_neighbours(images):
                                                       for part in (even, odd)]
     return (torch.cat([2 ** 0.5 * even, even_left + even_right, odd_right - odd_left], 1),
             torch.cat([2 ** 0.5 * odd, odd_left + odd_right, even_right - even_left], 1))
+
+
+def blurred_by(pool):
+    """`pool` with the windows that the images' sides ask for."""
+    return lambda images: pool(images, [3 - side % 2 for side in images.shape[2:]])
 
 
 def plain_pairs(even, odd):
@@ -118,19 +124,18 @@ def test_max_pool(window, shape):
 
 @pytest.mark.parametrize("shape", [(2, 40, 5, 7), (1, 3, 6, 4), (1, 2, 3, 4), (1, 1, 2, 3)])
 def test_max_blur_pool(shape):
-    window = [3 - side % 2 for side in shape[2:]]
     for images in (maps(*shape), maps(*shape).round()):
-        assert_same(lambda images: fused.max_blur_pool(images, window),
-                    lambda images: F.avg_pool2d(F.max_pool2d(images, window, 1, [side // 3 for side in window]), 2),
-                    images)
+        assert_same(blurred_by(fused.max_blur_pool), blurred_by(_plain_max_blur_pool), images)
 
 
-def test_max_pool_passes_nan_on():
+def test_poolings_pass_nan_on():
     images = maps(1, 2, 7, 7)
     images[0, 0, 2, 2] = images[0, 1, 3, 3] = torch.nan
     images[0, 1] = torch.where(images[0, 1].isnan(), torch.nan, -torch.inf)
-    assert_same(lambda images: fused.max_pool(images, (3, 3)), lambda images: F.max_pool2d(images, (3, 3), 2), images,
-                equal_nan=True)
+    for function, reference in ((lambda images: fused.max_pool(images, (3, 3)),
+                                 lambda images: F.max_pool2d(images, (3, 3), 2)),
+                                (blurred_by(fused.max_blur_pool), blurred_by(_plain_max_blur_pool))):
+        assert_same(function, reference, images, equal_nan=True)
 
 
 @pytest.mark.parametrize("sides", [(1, 1), (1, 5), (2, 2), (6, 3), (5, 7)])
@@ -152,6 +157,7 @@ def test_16_bits(dtype):
                                {name: values.double() for name, values in plain.state_dict().items()})
     for function, reference in ((lambda images: fused.max_pool(images, (3, 3)),
                                  lambda images: F.max_pool2d(images, (3, 3), 2)),
+                                (blurred_by(fused.max_blur_pool), blurred_by(_plain_max_blur_pool)),
                                 (fused.neighbours, plain_neighbours)):
         assert_same(function, reference, images, atol=0, rtol=eps)
     assert_same(fused.pairs, plain_pairs, images, skip, atol=0, rtol=eps)
@@ -162,6 +168,7 @@ def test_other_formats_are_copied():
     norm, images = norm_for(PairNorm, 6).double(), maps(2, 6, 5, 5)
     for function in (lambda images: fused.norm_gelu(images, norm, images),
                      lambda images: fused.max_pool(images, (3, 2)),
+                     blurred_by(fused.max_blur_pool),
                      lambda images: fused.neighbours(images)[1],
                      lambda images: fused.pairs(images, images)):
         found = []
@@ -191,7 +198,8 @@ def test_a_graph_repeats_the_same_bits():
     norm = norm_for(PairNorm, 64)
 
     def step():
-        even, odd = fused.neighbours(fused.max_pool(fused.norm_gelu(images, norm, images), (3, 3)))
+        pooled = fused.max_blur_pool(fused.max_pool(fused.norm_gelu(images, norm, images), (3, 3)), (2, 2))
+        even, odd = fused.neighbours(pooled)
         return torch.autograd.grad(fused.pairs(even, odd).sum(), images)[0]
 
     stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
@@ -227,8 +235,9 @@ images = torch.zeros(2, 32, 7, 7, dtype=getattr(torch, sys.argv[2])).to(memory_f
 norm = PairNorm(32)
 images.requires_grad_()
 even, odd = fused.neighbours(fused.norm_gelu(fused.norm_gelu(images, norm), norm, images))
-for window in ((2, 2), (3, 3)):
-    fused.max_pool(fused.pairs(even, odd), window).sum().backward(retain_graph=True)
+for pool in (fused.max_pool, fused.max_blur_pool):
+    for window in ((2, 2), (3, 3)):
+        pool(fused.pairs(even, odd), window).sum().backward(retain_graph=True)
 print(len(kernels))
 """
 

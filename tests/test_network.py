@@ -75,16 +75,20 @@ def test_what_does_not_fit_is_listed(weights, tmp_path):
 
 
 @pytest.mark.parametrize("then", ["max", "max_blur", None])
-def test_weights_of_another_pooling_are_refused_though_their_shapes_fit(then, tmp_path):
+def test_weights_of_another_pooling_are_refused_though_their_shapes_fit(then, tmp_path, caplog):
     config = TrainingConfig(model="FlipCNN", widths=(8, 8, 8), num_classes=4, pooling=then or "max")
     state = {"model_state_dict": build_model(**config.model_arguments()).state_dict(), "config": config.to_dict()}
     if then is None:        # as before there was a choice
         del state["config"]["pooling"]
     torch.save(state, path := tmp_path / "theirs.pt")
     TrainedNetwork.load(path, config, torch.device("cpu"))
+    assert not caplog.records
     other = {"max": "max_blur", "max_blur": "max"}[config.pooling]
     with pytest.raises(CheckpointError, match=f"trained with pooling='{config.pooling}', not '{other}'; set pooling="):
         TrainedNetwork.load(path, config.replace(pooling=other), torch.device("cpu"))
+    torch.save(state["model_state_dict"], path)
+    TrainedNetwork.load(path, config, torch.device("cpu"))
+    assert f"does not say how FlipCNN pooled; taken as pooling='{config.pooling}'" in caplog.text
 
 
 def test_a_name_that_comes_twice_is_over(weights, tmp_path):

@@ -83,8 +83,7 @@ def test_every_recorded_run_is_read(name):
     else:
         assert TrainingConfig.from_settings(config | {"preset": None}).epochs == config["epochs"]
     if name in preset_names() and not gone:
-        assert (TrainingConfig.from_settings(config).training_settings()
-                == TrainingConfig.from_preset(name).training_settings())
+        assert TrainingConfig.training_settings_of(config) == TrainingConfig.from_preset(name).training_settings()
 
 
 def test_the_tag_is_a_commit_where_the_history_is_at_hand():

@@ -139,7 +139,8 @@ class _MaxPool(torch.autograd.Function):
     def forward(ctx, images, window_height, window_width, shifts):
         channels, height, width = images.shape[1:]
         sides = [_pooled(side, window, shifts) for side, window in ((height, window_height), (width, window_width))]
-        out, index = (_empty(images, channels, *sides, dtype=dtype) for dtype in (images.dtype, torch.int16))
+        places = torch.uint8 if shifts == 1 else torch.int16
+        out, index = (_empty(images, channels, *sides, dtype=dtype) for dtype in (images.dtype, places))
         ctx.save_for_backward(index)
         ctx.sides, ctx.window = (height, width), {"HIGH": window_height, "WIDE": window_width, "SHIFTS": shifts}
         _launch(_pool, out.numel() // channels, channels, images, out, index, height, width, *sides, **ctx.window)
@@ -193,8 +194,8 @@ def _tile(rows, channels):
 
 
 @_kernel
-def _load(place, inside):
-    numbers = tl.load(place, mask=inside, other=0.0)
+def _load(place, inside, other: tl.constexpr = 0.0):
+    numbers = tl.load(place, mask=inside, other=other)
     return numbers.to(tl.float64 if numbers.dtype == tl.float64 else tl.float32)
 
 
@@ -305,21 +306,22 @@ def _pool(images, out, index, height, width, out_height, out_width, rows, channe
     of the last NaN. Where there are two windows to a side, those of three begin a pixel earlier."""
     row, column, inside = _tile(rows, channels)
     image, top, left = row // (out_width * out_height), row // out_width % out_height * 2, row % out_width * 2
-    total, found = 0.0, tl.zeros([ROWS, COLUMNS], tl.int32)
+    total = 0.0
+    found = tl.zeros([ROWS, COLUMNS], tl.int32)
     for shift in tl.static_range(SHIFTS * SHIFTS):
-        best, place = float("-inf"), tl.zeros([ROWS, COLUMNS], tl.int32)
+        best = float("-inf")
+        place = tl.zeros([ROWS, COLUMNS], tl.int32)
         for step in tl.static_range(HIGH * WIDE):
             y = top + (shift // SHIFTS + step // WIDE - (SHIFTS - 1) * (HIGH - 2))
             x = left + (shift % SHIFTS + step % WIDE - (SHIFTS - 1) * (WIDE - 2))
             exists = inside & (y >= 0) & (y < height) & (x >= 0) & (x < width)
-            value = tl.where(exists, _load(images + ((image * height + y) * width + x) * channels + column, exists),
-                             float("-inf"))
+            value = _load(images + ((image * height + y) * width + x) * channels + column, exists, float("-inf"))
             better = (value > best) | (value != value)
             best, place = tl.where(better, value, best), tl.where(better, step, place)
         total += best
         found |= place << (4 * shift)
     tl.store(out + row * channels + column, total * (1.0 / (SHIFTS * SHIFTS)), mask=inside)
-    tl.store(index + row * channels + column, found.to(tl.int16), mask=inside)
+    tl.store(index + row * channels + column, found.to(index.dtype.element_ty), mask=inside)
 
 
 @_kernel
