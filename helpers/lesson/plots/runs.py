@@ -102,11 +102,11 @@ def record(recipes: Sequence[dict], others: Sequence[dict] = (), published: Sequ
                       fmt="D", color="0.45", markersize=7, capsize=4, zorder=3)
         cost = f"{low:.3g}" if low == high else f"{low:g} to {high:g}"
         beside = {"xytext": (-9, 0), "ha": "right", "va": "center"}
-        above = {"xytext": (0, 9), "ha": "center", "va": "bottom"}
+        below = {"xytext": (0, -9), "ha": "center", "va": "top"}
         name = other["name"].replace(", ", "\n")
         axes.annotate(f"{name}\n{_accuracy(other)}\n{cost} PFLOP", (middle, other["top1"]),
                       textcoords="offset points", fontsize=9, color="0.3", bbox=over_lines,
-                      **(beside if low == high else above))
+                      **(beside if low == high else below))
     presets = [recipe for recipe in recipes if recipe["name"] == recipe["preset"]]
     axes.plot([row["petaflops"] for row in presets], [row["top1"] for row in presets], color="0.6", linewidth=1)
     markers = itertools.cycle("osv^PdX<>ph8")
@@ -118,10 +118,11 @@ def record(recipes: Sequence[dict], others: Sequence[dict] = (), published: Sequ
         axes.errorbar(recipe["petaflops"], recipe["top1"], yerr=recipe["top1_std"], fmt="*", color=colour, zorder=5,
                       markersize=17, markeredgecolor="0.15", ecolor="0.15", capsize=4)
         system = recipe["machine"]
+        place = {"xytext": (26, 4), "va": "bottom"} if recipe is presets[-1] else {"xytext": (26, -4), "va": "top"}
         machine = f"{system['cpu_cores']} CPU cores" if system["device"] == "cpu" else f"one {system['device_name']}"
         axes.annotate(f"{recipe['name']}: {_accuracy(recipe)}\n{recipe['petaflops']:.3g} PFLOP\n"
                       f"{recipe['minutes']:.0f} min on {machine}", (recipe["petaflops"], recipe["top1"]),
-                      textcoords="offset points", xytext=(26, -4), va="top", bbox=over_lines)
+                      textcoords="offset points", bbox=over_lines, **place)
     use_log_scale(axes)
     axes.margins(x=0.3, y=0.2)
     if axes.get_legend_handles_labels()[0]:
