@@ -12,10 +12,10 @@ from .data import IMAGE_SIZE
 
 class Schedule:
     """The plan of a training with `config` on `images` images. Steps are optimiser steps, from 0. `batch_size` is at
-    most `images`; an epoch omits the images that do not fill a batch. Image sizes grow by `size_step` pixels."""
+    most `images`; an epoch omits the images that do not fill a batch."""
 
-    def __init__(self, config: TrainingConfig, images: int, size_step: int = 2):
-        self.config, self.size_step = config, size_step
+    def __init__(self, config: TrainingConfig, images: int):
+        self.config = config
         self.batch_size = min(config.batch_size, images)
         self.batches_per_epoch = images // self.batch_size
         self.steps_per_epoch = math.ceil(self.batches_per_epoch / config.gradient_accumulation_steps)
@@ -39,12 +39,10 @@ class Schedule:
         return learning_rate_factor(step, self.total_steps, warmup, config.lr_scheduler, milestones, config.lr_gamma)
 
     def image_size(self, step: int) -> int:
-        """Side of the training images in pixels, an even number."""
-        start, growth = self.config.start_image_size, self.config.image_growth_fraction * self.total_steps
-        if step >= growth:
-            return IMAGE_SIZE
-        size = self.size_step * round((start + (IMAGE_SIZE - start) * step / growth) / self.size_step)
-        return max(2 * round(start / 2), size)
+        """Side of the training images in pixels: from the first it grows by 8 at a time, each for as many steps."""
+        sizes = range(self.config.start_image_size, IMAGE_SIZE, 8)
+        growth = self.config.image_growth_fraction * self.total_steps
+        return sizes[int(len(sizes) * step / growth)] if sizes and step < growth else IMAGE_SIZE
 
     def total_flops(self, flops_of_image: Callable[[int], int]) -> int:
         """FLOPs of the whole training; `flops_of_image(size)` returns those of one image, forward and backward."""

@@ -80,8 +80,7 @@ class Trainer:
         self.val_labels = data.train_labels[val]
         self.val_loader = (BatchLoader(data.train_images[val], self.val_labels, EVALUATION_BATCH, **to_device)
                            if len(val) else None)
-        cuda = self.device.type == "cuda"       # where each image size costs the capture of a graph
-        self.schedule = Schedule(config, self.loader.count, size_step=4 if cuda else 2)
+        self.schedule = Schedule(config, self.loader.count)
         self.model = self.initial_network(model)
         self.train_step = TrainStep(self.model, config, self.precision, self.loader.labels)
         self.replayed_step = ReplayedStep(self.train_step, self.loader)

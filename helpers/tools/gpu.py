@@ -88,7 +88,7 @@ def operations_of_step(config: TrainingConfig, image_size: int = 32, precision: 
 def cost_of_training(config: TrainingConfig, images: int = 49_500) -> dict:
     """Operations of a step, gigabytes of one at full size, and terabytes and PFLOP of the whole training, optimiser
     included. What one image adds is the same in a batch of any size."""
-    schedule = Schedule(config, images, size_step=4)
+    schedule = Schedule(config, images)
     costs = Counter()
     for size, steps in Counter(map(schedule.image_size, range(schedule.total_steps))).items():
         (count, *few), (_, *more) = (operations_of_step(config, size, batch_size=number) for number in (10, 20))
