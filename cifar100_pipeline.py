@@ -171,8 +171,7 @@ class CIFAR100Pipeline:
         """Print parameters, memory and FLOPs, by layer and in total; return their figure."""
         model = self.build_model()
         rows = layer_table(model)
-        print(layers_text(rows))
-        print(describe_model(model))
+        print(layers_text(rows), describe_model(model), sep="\n")
         return self._keep("model", plots.model_layers, rows, note=self.note)
 
     def benchmark_training(self, steps: int = 1, repeats: int = 3) -> dict:
@@ -234,14 +233,16 @@ class CIFAR100Pipeline:
         trainer = self.build_trainer(config.replace(resume="auto") if self._has_saved else config)
         if self._read_only and not trainer.is_finished:
             raise self._read_only
-        self._use(None)
-        self._unwritten.clear()
-        self.history, self.precision, was_finished = trainer.history, trainer.precision, trainer.is_finished
-        note = f" ({self.note})" if self.note else ""
+        note, was_finished = f" ({self.note})" if self.note else "", trainer.is_finished
         if was_finished:
             log.info("run %r%s is complete after %d epochs; give another run_name or resume='never' to train anew",
                      self.config.name, note, len(trainer.history))
-        else:
+            if self.network and self.network.model is trainer.model and not self._unwritten:
+                return self.history         # and keep its test results
+        self._use(None)
+        self._unwritten.clear()
+        self.history, self.precision = trainer.history, trainer.precision
+        if not was_finished:
             log.info("run %r%s: training %s on %s in %s, on %s images", self.config.name, note, self.config.model,
                      self.device, self.precision, f"{trainer.loader.count:,}")
         try:
@@ -445,7 +446,7 @@ class CIFAR100Pipeline:
             network.check_classes(self.data)
             images = [(test_labels == label).nonzero()[0, 0].item()
                       for label in torch.linspace(0, self.data.num_classes - 1, 9).long().unique()]
-        if isinstance(images, (np.ndarray, Tensor)) and images.ndim == 1:
+        if isinstance(images, (np.ndarray, Tensor)) and images.ndim <= 1:
             images = images.tolist()
         images = list(images) if isinstance(images, (list, tuple, range)) else [images]
         pixels = torch.stack([self.as_input(image) for image in images])
@@ -521,8 +522,7 @@ class CIFAR100Pipeline:
     @property
     def class_names(self) -> tuple[str, ...]:
         """The network's class names, or else the data's."""
-        known = self.network and self.network.class_names
-        return known or (self.data.class_names if self.data else ())
+        return self.network and self.network.class_names or (self.data.class_names if self.data else ())
 
     @property
     def note(self) -> str:
@@ -584,8 +584,9 @@ class CIFAR100Pipeline:
         figure, path = None, self.run_dir / "figures" / f"{name}.png"
         try:
             figure = draw(*args, **kwargs)
-            with self._noting_failure(path), replacing(path) as file:
-                figure.savefig(file, format="png")
+            if not self._read_only:
+                with self._noting_failure(path), replacing(path) as file:
+                    figure.savefig(file, format="png")
         except DataError:
             raise
         except Exception as error:      # of matplotlib, seaborn and fonts

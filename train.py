@@ -14,7 +14,7 @@ from cifar100_pipeline import (CheckpointError, CIFAR100Pipeline, ConfigError, D
                                TrainingDiverged)
 from helpers.config import ALIASES, EVERYDAY, HINTS, SETTINGS, by_group, layered_settings, read_settings, value_faults
 from helpers.logs import outlast_readers
-from helpers.retired import COMMIT, RETIRED, TAG, without_fp32
+from helpers.retired import RETIRED, last_version, without_fp32
 from helpers.system import is_out_of_memory
 
 
@@ -78,9 +78,9 @@ def _unknown_arguments(unknown: list[str]) -> list[str]:
     faults = []
     for text in unknown:
         name = text.split("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_")
-        if name in RETIRED or name == "flip_equivariant":
+        if name in RETIRED:
             now = "; --model FlipCNN replaces it" if name == "flip_equivariant" else ""
-            faults.append(f"option {text!r}: is no longer a setting{now}; tag {TAG} (commit {COMMIT}) has it")
+            faults.append(f"option {text!r}: is no longer a setting{now}; {last_version(name)} has it")
         elif text.startswith("--"):
             near = difflib.get_close_matches(text.split("=")[0], options, n=1)
             faults.append(f"unknown option {text!r}; " + (f"did you mean {near[0]}?" if near else "see --help-all"))

@@ -73,10 +73,11 @@ def load(path) -> dict:
                         "hours after heavy reading") from error
     if content.getvalue()[8:9] == b"{" and int.from_bytes(content.getvalue()[:8], "little") < 1e8:
         return {"model_state_dict": _read_safetensors(content.getvalue(), path)}
+    trusted = torch.serialization.safe_globals(_NUMPY_DATA)     # no damage where an older torch has no such function
     try:
         _check_kind(content.getvalue())
         _check_sums(content)
-        with torch.serialization.safe_globals(_NUMPY_DATA):
+        with trusted:
             state = torch.load(content, map_location="cpu", weights_only=True)
     except Exception as error:      # whatever such bytes make zipfile, pickle and torch raise
         if is_out_of_memory(error):     # for arrays that are there; one that claims more is NumPy's MemoryError
@@ -194,7 +195,8 @@ def save_step(state: dict, folder) -> Path:
     path = save_atomically(state, step_path(folder, state["step"]))
     others = [other for other in list_steps(folder) if other != path]   # keeps the new one even if the clock went back
     for old in [*others[KEEP_NEWEST - 1:], *(other for other in folder.glob(STEPS) if not other.stat().st_size)]:
-        discard(old)
+        with contextlib.suppress(OSError):      # held open by a virus scanner, say; the next one deletes it
+            discard(old)
     return path
 
 

@@ -142,7 +142,6 @@ _NEEDS = [
     (("data_dir", "download"), "another data_source than 'drawn'", lambda config: config.data_source != "drawn"),
     (("flip",), "another augmentation_strength than 'none'", lambda config: config.augmentation_strength != "none"),
     (("dropout_rate", "flip"), "model='CIFAR100CNN'", lambda config: config.model == "CIFAR100CNN"),
-    (("pooling",), "model='FlipCNN'", lambda config: config.model == "FlipCNN"),
     (("crop_mode",), "crop_padding above 0", lambda config: (
         config.augmentation_strength != "none" if config.crop_padding is None else config.crop_padding > 0)),
     (("lr_milestones", "lr_gamma"), "lr_scheduler='step'", lambda config: config.lr_scheduler == "step"),

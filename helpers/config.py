@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,8 +81,6 @@ class TrainingConfig:
                                              everyday=True)
     dropout_rate: float = setting(0.3, "dropout of CIFAR100CNN: of channels in each block, of features before "
                                   "the classifier", low=0, below=1)
-    pooling: str = setting("max", "in FlipCNN, how maps are halved: max pooling, or max_blur, which smooths the maxima "
-                           "before every second is dropped (Zhang 2019, arXiv 1904.11486)", choices=("max", "max_blur"))
 
     # Optimiser
     optimizer: str = setting("sgd", "sgd: SGD with Nesterov momentum; muon: Muon for convolution filters, SGD "
@@ -247,7 +246,7 @@ class TrainingConfig:
     def model_arguments(self) -> dict:
         """Arguments of `models.build_model`."""
         return {"name": self.model, "num_classes": self.num_classes, "widths": self.widths,
-                "dropout_rate": self.dropout_rate, "pooling": self.pooling}
+                "dropout_rate": self.dropout_rate}
 
     def training_images(self, available: int) -> int:
         """Images trained on, of `available` labelled ones."""
@@ -266,7 +265,7 @@ class TrainingConfig:
     def effective_batch_size(self) -> int:
         return self.batch_size * self.gradient_accumulation_steps
 
-    @property
+    @functools.cached_property      # the preset's file may be edited while a run goes on
     def name(self) -> str:
         """`run_name`, or the preset and its changes: `quick-epochs=3`."""
         if self.run_name:
@@ -311,7 +310,7 @@ def name_faults(settings, full_names_only: bool = False) -> list[str]:
     names = SETTINGS if full_names_only else KNOWN_NAMES
     faults = []
     for name in settings:
-        if name in (*RETIRED, "flip_equivariant", EXTENDS):
+        if name in (*RETIRED, EXTENDS):
             if full_names_only:
                 faults.append(f"{name}: belongs in files and mappings; TrainingConfig.from_settings reads it")
         elif name not in names:

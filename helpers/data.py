@@ -142,6 +142,9 @@ def _find(config: TrainingConfig) -> tuple[str, Path]:
                 break
     if wanted == "auto":
         _refuse_other_data(folder)
+        if config.num_classes != 100:
+            raise DataError(f"num_classes={config.num_classes}, but data_dir='{folder}' holds no data set, and "
+                            f"CIFAR-100, which would be downloaded, has 100 classes\n{_ways(folder)}")
         wanted = "torchvision"
     return wanted, folder
 

@@ -1,7 +1,8 @@
 """A drawn stand-in for CIFAR-100: 100 classes of small pictures, for demonstrations and tests without a download.
 
 The superclasses are 20 shapes, each with 5 classes: red, golden, blue, rainbow and neon. Position, size, rotation,
-shade, background and noise vary. It needs NumPy only, and a seed always draws the same bytes.
+shade, background and noise vary. It needs NumPy only. A seed draws the same bytes on the same
+kind of CPU; on another, one in ten thousand values or fewer may differ by a grey level.
 
 A shape is a signed distance function: from coordinates x (right) and y (down), float32 [N, 32, 32], in which it spans
 about -1 to 1, to the distance from its outline, negative inside.

@@ -26,6 +26,7 @@ HISTORY_KEYS = (
     "peak_memory_mb")
 CALIBRATION_BINS = 15
 RELIABLE = 0.9          # share of right predictions at which a confidence counts as reliable
+LEAST_RELIABLE = 20     # predictions that must reach it
 
 
 def topk_accuracy(logits: Tensor, labels: Tensor, k: int) -> float:
@@ -42,7 +43,10 @@ def topk_accuracy(logits: Tensor, labels: Tensor, k: int) -> float:
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """The number that divides logits, float [N, C], so that their cross entropy with `labels`, int64 [N], is the lowest
-    (Guo et al. 2017, arXiv 1706.04599): from 0.05 to 20, by bisection, as cross entropy is convex in its inverse."""
+    (Guo et al. 2017, arXiv 1706.04599): from 0.05 to 20, by bisection, as cross entropy is convex in its inverse. 1
+    where all are right, and none tells how sure is too sure."""
+    if (logits.argmax(1) == labels).all():
+        return 1.0
     logits, (low, high) = logits.double(), (0.05, 20.0)
     of_label = logits.gather(1, labels[:, None])[:, 0]
     for _ in range(50):
@@ -291,7 +295,7 @@ class Evaluation:
         gap = (bins.accuracy - bins.confidence).abs().nan_to_num(0.0)
         return ((gap * bins.count).sum() / bins.count.sum()).item()
 
-    def reliable_confidence(self, target: float = RELIABLE, least: int = 20) -> float | None:
+    def reliable_confidence(self, target: float = RELIABLE, least: int = LEAST_RELIABLE) -> float | None:
         """The lowest confidence at which at least the share `target` of predictions is right; None if fewer than
         `least` images reach it.
 

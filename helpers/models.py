@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from contextlib import contextmanager
 
 import torch
@@ -11,9 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .layers.equivariant import (
-    FlipConv3x3, LiftingConv3x3, MirroredConv2d, PairNorm, symmetric_max_blur_pool, symmetric_max_pool)
-from .layers.pool_norm import norm_gelu
+from .layers.equivariant import FlipConv3x3, LiftingConv3x3, MirroredConv2d, PairNorm
+from .layers.pool_norm import max_blur_pool, norm_gelu
 from .layers.winograd import Conv3x3
 
 
@@ -76,9 +74,8 @@ class FlipGroup(nn.Module):
     """conv-pool-norm-gelu, then two conv-norm-gelu with a skip: float [N, C_in, H, W] to [N, C_out, H // 2, W // 2].
     `first` replaces the first convolution."""
 
-    def __init__(self, in_channels: int, out_channels: int, pool: Callable, first: nn.Module | None = None):
+    def __init__(self, in_channels: int, out_channels: int, first: nn.Module | None = None):
         super().__init__()
-        self.pool = pool
         self.conv1 = first or FlipConv3x3(in_channels, out_channels)
         self.conv2, self.conv3 = (FlipConv3x3(out_channels, out_channels) for _ in range(2))
         # Fast running statistics, since a short training has few steps.
@@ -87,7 +84,7 @@ class FlipGroup(nn.Module):
             norm.weight.requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        first = norm_gelu(self.norm1, self.pool(self.conv1(images)))
+        first = norm_gelu(self.norm1, max_blur_pool(self.conv1(images)))
         out = norm_gelu(self.norm2, self.conv2(first))
         return norm_gelu(self.norm3, self.conv3(out), first)
 
@@ -107,16 +104,15 @@ class FlipCNN(nn.Module):
 
     logit_divisor = 9.0
 
-    def __init__(self, num_classes: int = 100, widths=(128, 384, 512), pooling: str = "max"):
+    def __init__(self, num_classes: int = 100, widths=(128, 384, 512)):
         if any(width % 2 for width in widths):
             raise ValueError(f"widths={list(widths)}: the channels of FlipCNN come in pairs; make them even")
         super().__init__()
         # 6 symmetric filters, their negatives, 6 antisymmetric ones, and their negatives, which are their mirror images
         mirrored = torch.tensor([*range(12), *range(18, 24), *range(12, 18)])
         self.whitening = MirroredConv2d(3, mirrored, 2)
-        pool = {"max": symmetric_max_pool, "max_blur": symmetric_max_blur_pool}[pooling]
-        first = FlipGroup(24, widths[0], pool, LiftingConv3x3(mirrored, widths[0]))
-        self.groups = nn.Sequential(first, *(FlipGroup(i, o, pool) for i, o in zip(widths, widths[1:])))
+        first = FlipGroup(24, widths[0], LiftingConv3x3(mirrored, widths[0]))
+        self.groups = nn.Sequential(first, *(FlipGroup(i, o) for i, o in zip(widths, widths[1:])))
         self.head = nn.Linear(widths[-1] // 2, num_classes, bias=False)
         self.whitening.weight.requires_grad_(False)
         nn.init.zeros_(self.whitening.bias)
@@ -149,15 +145,14 @@ class FlipCNN(nn.Module):
         return self.head(self.features(images)) / self.logit_divisor
 
 
-def build_model(name: str = "CIFAR100CNN", num_classes: int = 100, widths=None, dropout_rate: float = 0.3,
-                pooling: str = "max") -> nn.Module:
-    """The network `name`; `widths=None` means its own. `dropout_rate` is of CIFAR100CNN, `pooling` of FlipCNN."""
+def build_model(name: str = "CIFAR100CNN", num_classes: int = 100, widths=None, dropout_rate: float = 0.3) -> nn.Module:
+    """The network `name`; `widths=None` means its own. Only CIFAR100CNN has dropout."""
     sizes = {} if widths is None else {"widths": tuple(widths)}
     if name == "CIFAR100CNN":
         return CIFAR100CNN(num_classes, dropout_rate, **sizes)
     if name != "FlipCNN":
         raise ValueError(f"model={name!r}: must be CIFAR100CNN or FlipCNN")
-    return FlipCNN(num_classes, pooling=pooling, **sizes)
+    return FlipCNN(num_classes, **sizes)
 
 
 def model_stats(model: nn.Module) -> dict:

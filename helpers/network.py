@@ -75,13 +75,6 @@ class TrainedNetwork:
             raise CheckpointError(f"{path}: does not fit {config.model} with widths={config.widths} and num_classes="
                                   f"{config.num_classes}; set model, widths and num_classes to the checkpoint's\n"
                                   f"{error}") from error
-        if config.model == "FlipCNN":       # the weights' shapes tell nothing of the pooling
-            pooling = config_then.get("pooling", "max") if "model" in config_then else None
-            if pooling is None:
-                log.warning("%s: does not say how FlipCNN pooled; taken as pooling=%r", path, config.pooling)
-            elif pooling != config.pooling:
-                raise CheckpointError(f"{path}: was trained with pooling={pooling!r}, not {config.pooling!r}; set "
-                                      f"pooling={pooling!r}")
         if prefixes or "under" in state:
             log.warning("%s: took the weights%s%s", path, f" under {state['under']!r}" if "under" in state else "",
                         f", without {' and '.join(prefixes)} before their names" if prefixes else "")

@@ -254,6 +254,16 @@ def test_a_reading_error_is_no_damage_and_is_not_passed_over(tmp_path, monkeypat
         checkpoint.load_newest(tmp_path)
 
 
+def test_an_old_checkpoint_that_cannot_be_deleted_does_not_lose_the_new_one(tmp_path, monkeypatch):
+    for step in (10, 20):
+        checkpoint.save_step(state_at(step), tmp_path)
+    monkeypatch.setattr(checkpoint, "discard", lambda path: (_ for _ in ()).throw(PermissionError(13, "in use")))
+    assert checkpoint.save_step(state_at(30), tmp_path).name == "step_0000030.pt"
+    monkeypatch.undo()
+    checkpoint.save_step(state_at(40), tmp_path)
+    assert [path.name for path in checkpoint.list_steps(tmp_path)] == ["step_0000040.pt", "step_0000030.pt"]
+
+
 def test_damaged_files_raise_nothing_but_checkpoint_error(tmp_path):
     """Bytes overwritten at random, most of them in the pickle, which comes first."""
     path = checkpoint.save_step(state_at(10), tmp_path)

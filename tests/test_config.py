@@ -175,7 +175,7 @@ def test_a_strength_brings_its_own_crop_and_cutout_unless_these_are_given():
         config = TrainingConfig.from_preset("fast", **settings)
         return config.crop_padding, config.cutout_size, config.name
 
-    assert sizes(augmentation="basic") == (2, 0, "fast")
+    assert sizes(augmentation="basic") == (2, None, "fast")
     assert sizes(augmentation="strong") == (None, None, "fast-augmentation_strength=strong")
     assert sizes(augmentation="none", crop_padding=2)[:2] == (2, None)
     strong = TrainingConfig.from_preset("fast", augmentation="strong")
@@ -641,3 +641,13 @@ def test_none_as_text_is_no_name(name):
     *[(name, {}, {}) for name in preset_names()]])
 def test_changed_settings_without_effect_are_told_with_what_they_need(preset, settings, idle):
     assert TrainingConfig.from_preset(preset, **settings).idle_settings() == idle
+
+
+def test_a_run_keeps_its_name_while_its_preset_is_edited(tmp_path, monkeypatch):
+    monkeypatch.setattr("helpers.config.PRESET_DIR", tmp_path)
+    preset = tmp_path / "mine.yaml"
+    preset.write_text("preset: mine\nepochs: 3\n")
+    config = TrainingConfig.from_preset("mine", seed=7)
+    assert config.name == "mine-seed=7"
+    preset.write_text("preset: mine\nepochs: [\n")
+    assert config.name == "mine-seed=7"

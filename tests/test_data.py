@@ -309,7 +309,7 @@ def test_what_downloads_leave_behind_is_no_data_of_ones_own(tmp_path, config_for
                  "cifar-10-batches-py/data.pkl", "__MACOSX/a.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
-    error_of(config_for(tmp_path))
+    error_of(config_for(tmp_path, num_classes=100))
     assert no_network
 
 
@@ -458,15 +458,20 @@ def test_when_nothing_is_reachable_one_error_lists_every_remedy(tmp_path, config
 
 
 def test_download_false_does_not_touch_the_network(tmp_path, config_for, no_network):
-    message = error_of(config_for(tmp_path, download=False))
+    message = error_of(config_for(tmp_path, num_classes=100, download=False))
     assert not no_network and "download=False" in message
     assert [remedy for remedy in REMEDIES if remedy not in message] == []
+
+
+def test_cifar100_is_not_downloaded_for_another_number_of_classes(tmp_path, config_for, no_network):
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    assert "num_classes=10, but" in error_of(config_for(tmp_path, num_classes=10)) and not no_network
 
 
 @pytest.mark.parametrize("download", [True, False])
 def test_a_truncated_archive_is_named(download, tmp_path, config_for, no_network):
     (tmp_path / "cifar-100-python.tar.gz").write_bytes(b"\x1f\x8b half an archive")
-    message = error_of(config_for(tmp_path, download=download))
+    message = error_of(config_for(tmp_path, num_classes=100, download=download))
     assert f"{tmp_path / 'cifar-100-python.tar.gz'} is damaged" in message and "is not in data_dir" not in message
     assert bool(no_network) == download
 

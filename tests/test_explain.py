@@ -17,7 +17,6 @@ from helpers.models import CIFAR100CNN, FlipCNN
 from helpers.network import predict
 
 MODELS = {"FlipCNN": lambda: FlipCNN(10, widths=(16, 16, 16)),
-          "FlipCNN, max_blur": lambda: FlipCNN(10, (16, 16, 16), "max_blur"),
           "CIFAR100CNN": lambda: CIFAR100CNN(10, widths=(16, 16, 16, 16))}
 
 
@@ -455,6 +454,7 @@ def test_attention_of_any_picture_and_any_class(trained, tmp_path):
     assert titles[1].startswith(f"looks for: {name}")
     assert len(trained.show_attention(path).axes[0].images) == 3
     assert len(trained.show_attention(np.array([1, 2])).axes[0].images) == 6
+    assert "true: " in trained.show_attention(torch.tensor(1)).axes[0].texts[0].get_text()
     with pytest.raises(ValueError, match="did you mean"):
         trained.show_attention(0, name + "s")
 

@@ -62,11 +62,6 @@ def plain_neighbours(images):
             torch.cat([2 ** 0.5 * odd, odd_left + odd_right, even_right - even_left], 1))
 
 
-def blurred_by(pool):
-    """`pool` with the windows that the images' sides ask for."""
-    return lambda images: pool(images, [3 - side % 2 for side in images.shape[2:]])
-
-
 def plain_pairs(even, odd):
     return torch.cat([even + odd, even - odd], 1)
 
@@ -114,28 +109,17 @@ def test_a_mean_far_from_the_values_spread():
     torch.testing.assert_close(norm.running_var.double(), images.double().var((0, 2, 3)), atol=0, rtol=1e-3)
 
 
-@pytest.mark.parametrize("window", [(2, 2), (3, 3), (2, 3), (3, 2)])
-@pytest.mark.parametrize("shape", [(2, 40, 5, 7), (1, 3, 6, 4), (1, 1, 3, 3)])
-def test_max_pool(window, shape):
-    for images in (maps(*shape), maps(*shape).round()):         # rounded: with ties
-        assert_same(lambda images: fused.max_pool(images, window), lambda images: F.max_pool2d(images, window, 2),
-                    images)
-
-
 @pytest.mark.parametrize("shape", [(2, 40, 5, 7), (1, 3, 6, 4), (1, 2, 3, 4), (1, 1, 2, 3)])
 def test_max_blur_pool(shape):
     for images in (maps(*shape), maps(*shape).round()):
-        assert_same(blurred_by(fused.max_blur_pool), blurred_by(_plain_max_blur_pool), images)
+        assert_same(fused.max_blur_pool, _plain_max_blur_pool, images)
 
 
-def test_poolings_pass_nan_on():
+def test_pooling_passes_nan_on():
     images = maps(1, 2, 7, 7)
     images[0, 0, 2, 2] = images[0, 1, 3, 3] = torch.nan
     images[0, 1] = torch.where(images[0, 1].isnan(), torch.nan, -torch.inf)
-    for function, reference in ((lambda images: fused.max_pool(images, (3, 3)),
-                                 lambda images: F.max_pool2d(images, (3, 3), 2)),
-                                (blurred_by(fused.max_blur_pool), blurred_by(_plain_max_blur_pool))):
-        assert_same(function, reference, images, equal_nan=True)
+    assert_same(fused.max_blur_pool, _plain_max_blur_pool, images, equal_nan=True)
 
 
 @pytest.mark.parametrize("sides", [(1, 1), (1, 5), (2, 2), (6, 3), (5, 7)])
@@ -155,10 +139,7 @@ def test_16_bits(dtype):
                 lambda images, skip: F.gelu(plain(images) + skip), images, skip, atol=4 * eps, rtol=eps)
     torch.testing.assert_close({name: values.double() for name, values in norm.state_dict().items()},
                                {name: values.double() for name, values in plain.state_dict().items()})
-    for function, reference in ((lambda images: fused.max_pool(images, (3, 3)),
-                                 lambda images: F.max_pool2d(images, (3, 3), 2)),
-                                (blurred_by(fused.max_blur_pool), blurred_by(_plain_max_blur_pool)),
-                                (fused.neighbours, plain_neighbours)):
+    for function, reference in ((fused.max_blur_pool, _plain_max_blur_pool), (fused.neighbours, plain_neighbours)):
         assert_same(function, reference, images, atol=0, rtol=eps)
     assert_same(fused.pairs, plain_pairs, images, skip, atol=0, rtol=eps)
 
@@ -167,8 +148,7 @@ def test_other_formats_are_copied():
     """Also those of gradients: that of a sum has no strides."""
     norm, images = norm_for(PairNorm, 6).double(), maps(2, 6, 5, 5)
     for function in (lambda images: fused.norm_gelu(images, norm, images),
-                     lambda images: fused.max_pool(images, (3, 2)),
-                     blurred_by(fused.max_blur_pool),
+                     fused.max_blur_pool,
                      lambda images: fused.neighbours(images)[1],
                      lambda images: fused.pairs(images, images)):
         found = []
@@ -198,8 +178,7 @@ def test_a_graph_repeats_the_same_bits():
     norm = norm_for(PairNorm, 64)
 
     def step():
-        pooled = fused.max_blur_pool(fused.max_pool(fused.norm_gelu(images, norm, images), (3, 3)), (2, 2))
-        even, odd = fused.neighbours(pooled)
+        even, odd = fused.neighbours(fused.max_blur_pool(fused.norm_gelu(images, norm, images)))
         return torch.autograd.grad(fused.pairs(even, odd).sum(), images)[0]
 
     stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
@@ -235,9 +214,9 @@ images = torch.zeros(2, 32, 7, 7, dtype=getattr(torch, sys.argv[2])).to(memory_f
 norm = PairNorm(32)
 images.requires_grad_()
 even, odd = fused.neighbours(fused.norm_gelu(fused.norm_gelu(images, norm), norm, images))
-for pool in (fused.max_pool, fused.max_blur_pool):
-    for window in ((2, 2), (3, 3)):
-        pool(fused.pairs(even, odd), window).sum().backward(retain_graph=True)
+for height in (6, 7):
+    for width in (6, 7):
+        fused.max_blur_pool(fused.pairs(even, odd)[:, :, :height, :width]).sum().backward(retain_graph=True)
 print(len(kernels))
 """
 

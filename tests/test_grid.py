@@ -330,12 +330,3 @@ def test_the_report_has_the_name_of_the_grid_even_with_idle_settings(tmp_path, m
     monkeypatch.setattr(grid, "run_papermill", lambda arguments, log: log.write_text("no notebook"))
     assert grid.main(["dropout_rate=0.1", "--preset", "quick", "--name", "g", "--runs-dir", str(tmp_path)]) == 1
     assert Page.of(tmp_path / "g" / "report.html").text.split()[0] == "g"
-
-
-# Command line ----------------------------------------------------------------------------------------------
-
-def test_the_earlier_command_line_works(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
-    command = [sys.executable, "-m", "helpers.grid", "--help"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == grid.build_parser().format_help()

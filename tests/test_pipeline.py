@@ -44,6 +44,12 @@ def test_run_returns_model_metrics_and_results(finished):
             "expected_calibration_error", "flip_tta"} <= set(results)
 
 
+def test_training_again_what_is_finished_keeps_its_test_results(finished):
+    pipeline, (model, _, results) = finished
+    pipeline.train()
+    assert pipeline.model is model and pipeline.results == results != {}
+
+
 def test_results_are_those_of_a_plain_forward_pass(finished):
     pipeline, (model, _, results) = finished
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in pipeline.data.channel_statistics())

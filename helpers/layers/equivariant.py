@@ -16,7 +16,6 @@ from torch.autograd.function import once_differentiable
 
 from . import fused
 from .fastest import fastest
-from .pool_norm import max_blur_pool, max_pool
 from .winograd import winograd_conv, winograd_is_faster
 
 
@@ -122,18 +121,6 @@ class PairNorm(nn.BatchNorm2d):
             return normed.reshape(number, height, width, channels).permute(0, 3, 1, 2)
         stacked = images.view(number, 2, channels // 2, height, width).transpose(1, 2).flatten(2, 3)
         return super().forward(stacked).unflatten(2, (2, height)).transpose(1, 2).flatten(1, 2)
-
-
-def symmetric_max_pool(images: Tensor) -> Tensor:
-    """Max pooling of [N, C, H, W] that halves H and W, at least 2, rounds down, and commutes with mirroring: windows
-    are 2 wide, along an odd side 3 wide and overlapping."""
-    return max_pool(images, [2 + side % 2 for side in images.shape[2:]])
-
-
-def symmetric_max_blur_pool(images: Tensor) -> Tensor:
-    """Max pooling that halves H and W and commutes with mirroring as `symmetric_max_pool` does, but with less aliasing:
-    maxima at stride 1, then the mean of every two by two (after Zhang 2019, arXiv 1904.11486)."""
-    return max_blur_pool(images, [3 - side % 2 for side in images.shape[2:]])
 
 
 def _format_of(images: Tensor) -> torch.memory_format:

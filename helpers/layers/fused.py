@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -57,15 +56,9 @@ def norm_gelu(images: Tensor, norm: nn.BatchNorm2d, skip: Tensor | None = None) 
     return _NormGelu.apply(_channels_last(images), norm.weight, norm.bias, skip, norm)
 
 
-def max_pool(images: Tensor, window: Sequence[int]) -> Tensor:
-    """`F.max_pool2d(images, window, stride=2)` for windows of sides 2 or 3."""
-    return _MaxPool.apply(_channels_last(images), *window, 1)
-
-
-def max_blur_pool(images: Tensor, window: Sequence[int]) -> Tensor:
-    """`F.avg_pool2d(F.max_pool2d(images, window, 1, border), 2)`: windows of side 2 without border along an odd side,
-    3 with a border of 1 along an even one."""
-    return _MaxPool.apply(_channels_last(images), *window, 2)
+def max_blur_pool(images: Tensor) -> Tensor:
+    """As `pool_norm.max_blur_pool`."""
+    return _MaxBlurPool.apply(_channels_last(images))
 
 
 def neighbours(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -132,18 +125,19 @@ class _NormGelu(torch.autograd.Function):
         return images_grad, weight_grad, bias_grad, None if skip is None else slope, None
 
 
-class _MaxPool(torch.autograd.Function):
-    # The mean of `shifts` by `shifts` neighbouring windows.
+class _MaxBlurPool(torch.autograd.Function):
+    # A pixel of the result is the weighted mean of two maxima along an odd side, of three along an even one.
 
     @staticmethod
-    def forward(ctx, images, window_height, window_width, shifts):
-        channels, height, width = images.shape[1:]
-        sides = [_pooled(side, window, shifts) for side, window in ((height, window_height), (width, window_width))]
-        places = torch.uint8 if shifts == 1 else torch.int16
-        out, index = (_empty(images, channels, *sides, dtype=dtype) for dtype in (images.dtype, places))
+    def forward(ctx, images):
+        channels, *sides = images.shape[1:]
+        down, right = (3 - side % 2 for side in sides)
+        places = {4: torch.uint8, 6: torch.int16, 9: torch.int32}[down * right]     # two bits for each maximum
+        out, index = (_empty(images, channels, *(side // 2 for side in sides), dtype=dtype)
+                      for dtype in (images.dtype, places))
         ctx.save_for_backward(index)
-        ctx.sides, ctx.window = (height, width), {"HIGH": window_height, "WIDE": window_width, "SHIFTS": shifts}
-        _launch(_pool, out.numel() // channels, channels, images, out, index, height, width, *sides, **ctx.window)
+        ctx.sides, ctx.maxima = sides, {"DOWN": down, "RIGHT": right}
+        _launch(_pool, out.numel() // channels, channels, images, out, index, *sides, *out.shape[2:], **ctx.maxima)
         return out
 
     @staticmethod
@@ -152,12 +146,8 @@ class _MaxPool(torch.autograd.Function):
         index, = ctx.saved_tensors
         images_grad = _empty(grad, grad.shape[1], *ctx.sides)
         _launch(_pool_backward, images_grad.numel() // grad.shape[1], grad.shape[1], _channels_last(grad), index,
-                images_grad, *ctx.sides, *index.shape[2:], **ctx.window)
-        return images_grad, None, None, None
-
-
-def _pooled(side: int, window: int, shifts: int) -> int:
-    return side // 2 if shifts == 2 else (side - window) // 2 + 1
+                images_grad, *ctx.sides, *index.shape[2:], **ctx.maxima)
+        return images_grad
 
 
 class _PairsMap(torch.autograd.Function):
@@ -300,51 +290,52 @@ def _norm_backward(slope, images, images_grad, moments, weight, sums, features, 
 
 
 @_kernel
-def _pool(images, out, index, height, width, out_height, out_width, rows, channels, HIGH: tl.constexpr,
-          WIDE: tl.constexpr, SHIFTS: tl.constexpr):
-    """A row is a pixel of the result. `index`: of each of its windows, in four bits, the place of the first maximum, or
-    of the last NaN. Where there are two windows to a side, those of three begin a pixel earlier."""
+def _pool(images, out, index, height, width, out_height, out_width, rows, channels, DOWN: tl.constexpr,
+          RIGHT: tl.constexpr):
+    """A row is a pixel of the result. `index`: of each of its DOWN by RIGHT windows of 2×2 pixels, in two bits, the
+    place of the first maximum, or of the last NaN. Three windows to a side begin a pixel earlier than two."""
     row, column, inside = _tile(rows, channels)
     image, top, left = row // (out_width * out_height), row // out_width % out_height * 2, row % out_width * 2
     total = 0.0
     found = tl.zeros([ROWS, COLUMNS], tl.int32)
-    for shift in tl.static_range(SHIFTS * SHIFTS):
+    for shift in tl.static_range(DOWN * RIGHT):
         best = float("-inf")
         place = tl.zeros([ROWS, COLUMNS], tl.int32)
-        for step in tl.static_range(HIGH * WIDE):
-            y = top + (shift // SHIFTS + step // WIDE - (SHIFTS - 1) * (HIGH - 2))
-            x = left + (shift % SHIFTS + step % WIDE - (SHIFTS - 1) * (WIDE - 2))
+        for step in tl.static_range(4):
+            y = top + (shift // RIGHT + step // 2 - DOWN + 2)
+            x = left + (shift % RIGHT + step % 2 - RIGHT + 2)
             exists = inside & (y >= 0) & (y < height) & (x >= 0) & (x < width)
             value = _load(images + ((image * height + y) * width + x) * channels + column, exists, float("-inf"))
             better = (value > best) | (value != value)
             best, place = tl.where(better, value, best), tl.where(better, step, place)
-        total += best
-        found |= place << (4 * shift)
-    tl.store(out + row * channels + column, total * (1.0 / (SHIFTS * SHIFTS)), mask=inside)
+        total += best * ((1 + shift // RIGHT % 2 * (DOWN - 2)) * (1 + shift % RIGHT % 2 * (RIGHT - 2)))
+        found |= place << (2 * shift)
+    tl.store(out + row * channels + column, total * (0.25 / ((DOWN - 1) * (RIGHT - 1))), mask=inside)
     tl.store(index + row * channels + column, found.to(index.dtype.element_ty), mask=inside)
 
 
 @_kernel
-def _pool_backward(grad, index, images_grad, height, width, out_height, out_width, rows, channels, HIGH: tl.constexpr,
-                   WIDE: tl.constexpr, SHIFTS: tl.constexpr):
+def _pool_backward(grad, index, images_grad, height, width, out_height, out_width, rows, channels, DOWN: tl.constexpr,
+                   RIGHT: tl.constexpr):
     """A row is a pixel of the images, which looks at the windows that may cover it."""
     row, column, inside = _tile(rows, channels)
     image = row // (width * height)
-    y = row // width % height + (SHIFTS - 1) * (HIGH - 2)       # from where the first window begins
-    x = row % width + (SHIFTS - 1) * (WIDE - 2)
+    y = row // width % height + (DOWN - 2)      # from where the first window begins
+    x = row % width + (RIGHT - 2)
     total = 0.0
-    for up in tl.static_range((HIGH + SHIFTS) // 2):
-        for left in tl.static_range((WIDE + SHIFTS) // 2):
+    for up in tl.static_range(2):
+        for left in tl.static_range(2):
             out_y, out_x = y // 2 - up, x // 2 - left
             covers = inside & (out_y >= 0) & (out_y < out_height) & (out_x >= 0) & (out_x < out_width)
             place = ((image * out_height + out_y) * out_width + out_x) * channels + column
             found, share = tl.load(index + place, mask=covers, other=0).to(tl.int32), _load(grad + place, covers)
-            for shift in tl.static_range(SHIFTS * SHIFTS):
-                down, right = y - 2 * out_y - shift // SHIFTS, x - 2 * out_x - shift % SHIFTS
-                chosen = (down >= 0) & (right >= 0) & (right < WIDE)        # a place that is further down is no maximum
-                chosen &= ((found >> (4 * shift)) & 15) == down * WIDE + right
-                total += tl.where(chosen, share, 0.0)
-    tl.store(images_grad + row * channels + column, total * (1.0 / (SHIFTS * SHIFTS)), mask=inside)
+            for shift in tl.static_range(DOWN * RIGHT):
+                down, right = y - 2 * out_y - shift // RIGHT, x - 2 * out_x - shift % RIGHT
+                chosen = (down >= 0) & (right >= 0) & (right < 2)       # a place that is further down is no maximum
+                chosen &= ((found >> (2 * shift)) & 3) == down * 2 + right
+                weight = (1 + shift // RIGHT % 2 * (DOWN - 2)) * (1 + shift % RIGHT % 2 * (RIGHT - 2))
+                total += tl.where(chosen, share * weight, 0.0)
+    tl.store(images_grad + row * channels + column, total * (0.25 / ((DOWN - 1) * (RIGHT - 1))), mask=inside)
 
 
 @_kernel

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -21,23 +20,21 @@ def norm_gelu(norm: nn.BatchNorm2d, images: Tensor, skip: Tensor | None = None) 
     return F.gelu(normed if skip is None else normed + skip)
 
 
-def max_pool(images: Tensor, window: Sequence[int]) -> Tensor:
-    """Max pooling of float [N, C, H, W] at stride 2, rounding down; windows of sides 2 or 3."""
+def max_blur_pool(images: Tensor) -> Tensor:
+    """Max pooling with little aliasing (after Zhang 2019, arXiv 1904.11486): float [N, C, H, W] to [N, C, H // 2,
+    W // 2], H and W at least 2. Takes the maxima of every 2×2 pixels, at stride 1, and of these smoothed every second:
+    by means of two along an odd side, by [1 2 1] / 4 along an even one, which has a border. Commutes with mirroring."""
     if images.requires_grad and fused_is_faster(images):
-        return fused.max_pool(images, window)
-    return F.max_pool2d(images, window, 2)
+        return fused.max_blur_pool(images)
+    return _plain_max_blur_pool(images)
 
 
-def max_blur_pool(images: Tensor, window: Sequence[int]) -> Tensor:
-    """The mean of two by two maxima of float [N, C, H, W]: at stride 1 in windows of sides 2, or 3 with a border of 1
-    along an even side; then at stride 2."""
-    if images.requires_grad and fused_is_faster(images):
-        return fused.max_blur_pool(images, window)
-    return _plain_max_blur_pool(images, window)
-
-
-def _plain_max_blur_pool(images: Tensor, window: Sequence[int]) -> Tensor:
-    return F.avg_pool2d(F.max_pool2d(images, window, 1, [side - 2 for side in window]), 2)
+def _plain_max_blur_pool(images: Tensor) -> Tensor:
+    even = [1 - side % 2 for side in images.shape[2:]]
+    maxima = F.max_pool2d(images, 2, 1, even)
+    if any(even):
+        maxima = F.avg_pool2d(maxima, [1 + one for one in even], 1)
+    return F.avg_pool2d(maxima, 2)
 
 
 def fused_is_faster(images: Tensor) -> bool:
@@ -53,9 +50,7 @@ def _fused_is_faster(device: torch.device, dtype: torch.dtype) -> bool:
     norm = nn.BatchNorm2d(160, device=device)
     norm.weight.requires_grad_(False)
     images = torch.randn(256, 160, 31, 31, device=device, dtype=dtype).to(memory_format=torch.channels_last)
-    ways = {"torch's operations": lambda images: F.max_pool2d(
-                _plain_max_blur_pool(F.gelu(norm(images)), (2, 2)), 3, 2),
-            "fused kernels": lambda images: fused.max_pool(
-                fused.max_blur_pool(fused.norm_gelu(images, norm), (2, 2)), (3, 3))}
+    ways = {"torch's operations": lambda images: _plain_max_blur_pool(F.gelu(norm(images))),
+            "fused kernels": lambda images: fused.max_blur_pool(fused.norm_gelu(images, norm))}
     with torch.enable_grad():
         return fastest(ways, images.requires_grad_(), [norm.bias]) is ways["fused kernels"]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..data import IMAGE_SIZE
 from ..image_files import open_picture, square_pixels
-from ..metrics import RELIABLE
+from ..metrics import LEAST_RELIABLE, RELIABLE
 from ..network import TrainedNetwork
 from ..text import readable
 from . import plots
@@ -58,8 +58,8 @@ def trust(confidence: float, reliable: float | None, classes: int) -> str:
     if reliable is None:
         verdict = "Its reliability is not known: these weights come without a validation split."
     elif math.isnan(reliable):
-        verdict = ("Take this with care: on the validation split not even the surest predictions were right "
-                   f"{share} of the time.")
+        verdict = ("Take this with care: on the validation split there was no confidence from which on at least "
+                   f"{LEAST_RELIABLE} predictions were right {share} of the time.")
     elif confidence < reliable:
         verdict = (f"Take this with care: the confidence of {100 * confidence:.0f} % is below {100 * reliable:.0f} %, "
                    f"the lowest at which at least {share} of predictions were right on the validation split.")

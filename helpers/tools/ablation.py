@@ -44,11 +44,16 @@ def ablation_runs(path, **overrides) -> list[tuple[str, TrainingConfig]]:
         plan = read_yaml(path) or {}
     except (YamlError, OSError) as error:
         raise ConfigError([str(error)], str(path)) from None
-    absent = [name for name in ("base", "seeds", "changes") if not plan.get(name)]
+    kinds = {"base": dict, "seeds": list, "changes": dict}
+    absent = [name for name, kind in kinds.items() if not isinstance(plan, dict) or not plan.get(name)
+              or not isinstance(plan[name], kind)]
     if absent:
-        raise ConfigError([f"{', '.join(absent)}: missing or empty; the file needs base, seeds and changes"], str(path))
+        raise ConfigError([f"{', '.join(absent)}: missing, empty or of another kind; the file needs base (settings), "
+                           "seeds (a list) and changes (settings by name)"], str(path))
     wanted = [(FULL_RECIPE, {"seed": seed}) for seed in plan["seeds"]]
     for name, change in plan["changes"].items():
+        if not isinstance(change, dict):
+            raise ConfigError([f"{name}: {change!r}: write the settings that it changes, {{epochs: 3}}"], str(path))
         if "seed" in change:
             raise ConfigError([f"{name}: seed={change['seed']}: write seeds: [{change['seed']}]"], str(path))
         settings = {key: value for key, value in change.items() if key != "seeds"}
@@ -86,7 +91,7 @@ def finished_rows(path: Path, runs: list[tuple[str, TrainingConfig]],
     be lost, or is of other data."""
     content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"note": note, "rows": []}
     kept = [row for row in content["rows"]
-            if row["settings"].get("model") == "FastCNN" or without_retired(row["settings"])[1]]
+            if without_retired(row["settings"])[1]]
     known = {(row["change"], _text_of(TrainingConfig.training_settings_of(row["settings"]))): row
              for row in content["rows"] if row not in kept}
     rows = [known.get((name, _text_of(config.training_settings()))) for name, config in runs]

@@ -163,10 +163,13 @@ def execute(run: Run, notebook: Path) -> None:
 
 def run_papermill(arguments: list[str], log: Path) -> int:
     """Run papermill with `arguments`, its output in the file `log`; return its exit status."""
+    environment = dict(os.environ)
+    for name in ("JPY_SESSION_NAME", "VSCODE_PID"):     # where a notebook starts the grid, nobody watches its notebooks
+        environment.pop(name, None)
     with log.open("w", encoding="utf-8") as file:
         # A session of its own: Ctrl-C reaches papermill only through this process, and once.
         process = subprocess.Popen([sys.executable, "-m", "papermill", *arguments], stdin=subprocess.DEVNULL,
-                                   stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+                                   stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
         try:
             return process.wait()
         except KeyboardInterrupt:

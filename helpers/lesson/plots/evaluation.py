@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from ...metrics import Evaluation
-from ...text import readable
+from ...text import columns_of, readable
 from .theme import (BLUE, ORANGE, RED, WIDTH, as_array, draw_picture, new_canvas, new_figure, themed, write_caption,
                     write_centred)
 
@@ -77,7 +77,7 @@ def confusion_matrix(evaluation: Evaluation, note: str = "") -> Figure:
     axes.grid(False)
     axes.hlines(edges, 0, len(order), color="0.6", linewidth=0.6)
     axes.vlines(edges, 0, len(order), color="0.6", linewidth=0.6)
-    fit_side_by_side = len(names) * max(map(len, names)) <= 80
+    fit_side_by_side = len(names) * max(map(columns_of, names)) <= 80
     axes.set_xticks(ticks, names, rotation=0 if fit_side_by_side else 90, fontsize=9)
     axes.set_yticks(ticks, names, rotation=0, fontsize=9)
     axes.set(xlabel="predicted", ylabel="true")
