@@ -21,7 +21,7 @@ from helpers.replay import WARM_UP, ReplayedStep
 from helpers.step import TrainStep
 from helpers.tools.gpu import operations_of_step
 from helpers.trainer import DISTIL_FROM
-from training import (DISTILLED_RUN, MUON_RUN, assert_close, assert_near, assert_same_run, colour_data, in_precision,
+from training import (DISTILLED_RUN, MUON_RUN, assert_near, assert_same_run, colour_data, in_precision,
                       make_trainer, weights_of)
 
 REPLAYED = {"mixup_alpha": 0, "cutmix_alpha": 0, "learning_rate": 0.02}
@@ -96,10 +96,8 @@ def test_replayed_training_ends_like_an_ordinary_one(tmp_path, settings, precisi
                      step >= DISTIL_FROM * schedule.total_steps) for step in range(schedule.total_steps))
     assert recording.captures == sum(steps > WARM_UP for steps in kinds.values()) > 1
     assert recording.warm_ups == sum(min(steps, WARM_UP) for steps in kinds.values())
-    if precision == "fp32":
-        assert_close(weights_of(replayed.model), weights_of(ordinary.model), rtol=1e-3, atol=1e-3)
-    else:       # where a change of the first weights by a last digit makes 0.11 to 0.24
-        assert_near(replayed.model, ordinary.model, start, 0.2)
+    # A change of the first weights by a last digit makes up to 0.004 in fp32, 0.11 to 0.24 in fp16.
+    assert_near(replayed.model, ordinary.model, start, 0.01 if precision == "fp32" else 0.2)
     loss = 1e-3 if precision == "fp32" else 0.05
     assert replayed.history["train_loss"] == pytest.approx(ordinary.history["train_loss"], rel=loss)
     assert replayed.step == ordinary.step == ordinary.total_steps
