@@ -230,7 +230,7 @@ class CIFAR100Pipeline:
         if self.history.stopped == "interrupted" or self._read_only:    # that process may have changed the files since
             self._has_saved |= self.trainer is not None and self.trainer.has_saved
             self.trainer = None
-        trainer = self.build_trainer(config.replace(resume="auto") if self._has_saved else config)
+        trainer = self.build_trainer(config.replace(resume="auto", run_name=config.name) if self._has_saved else config)
         if self._read_only and not trainer.is_finished:
             raise self._read_only
         note, was_finished = f" ({self.note})" if self.note else "", trainer.is_finished

@@ -128,8 +128,8 @@ class TrainingConfig:
     cutmix_alpha: float = setting(0.0, "CutMix (Yun et al. 2019): Beta parameter, 0 for none; with mixup as well, "
                                   "each batch takes one of the two", low=0, least=0.01, high=1000)
     mix_probability: float = setting(1.0, "share of the batches that mixup or CutMix changes", low=0, high=1)
-    start_image_size: int = setting(32, "image side at the start; grows by 8 at a time to 32, which it has after "
-                                    "image_growth_fraction of training (progressive resizing)", low=12, high=32)
+    start_image_size: int = setting(32, "image side at the start; grows by up to 8 at a time to 32, which it has "
+                                    "after image_growth_fraction of training (progressive resizing)", low=12, high=32)
     image_growth_fraction: float = setting(0.6, "share of training before the image side is 32", low=0, high=1)
     ema_decay: float = setting(0.0, "decay per step of the averaged weights used for evaluation, smaller at first; 0 "
                                "for no average", low=0, below=1)

@@ -144,7 +144,7 @@ def _find(config: TrainingConfig) -> tuple[str, Path]:
         _refuse_other_data(folder)
         if config.num_classes != 100:
             raise DataError(f"num_classes={config.num_classes}, but data_dir='{folder}' holds no data set, and "
-                            f"CIFAR-100, which would be downloaded, has 100 classes\n{_ways(folder)}")
+                            f"CIFAR-100, the only one to download, has 100 classes\n{_ways(folder)}")
         wanted = "torchvision"
     return wanted, folder
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from .text import shown
 
 TAG, COMMIT = "v1", "cfbe0af"      # the last version that had them
-LATER = {"pooling": "577eb08"}      # of settings that came after it, the last commit
+LATER = {"pooling": "60a8b91"}      # of settings that came after it, the last commit
 ANY = object()          # for a setting that never shaped the weights
 NETWORK = ("model", "pooling", "pool_first", "skip", "input_skip", "mean_features")     # weights of another network
 
@@ -20,15 +20,15 @@ RETIRED = {
 
 def without_retired(settings: dict) -> tuple[dict, dict]:
     """`settings` in today's names, and by name the retired ones whose value can no longer be expressed. Drops those
-    with today's value. FastCNN becomes FlipCNN, which only stands in its place."""
+    with today's value. FastCNN is read as FlipCNN and listed as gone."""
     kept = {name: value for name, value in settings.items() if name not in RETIRED}
     gone = {name: value for name, value in settings.items()
             if name in RETIRED and value is not None and RETIRED[name] not in (ANY, value)}
     model = settings.get("model")
     if model == "FastCNN":
         kept["model"], gone["model"] = "FlipCNN", model
-    if model in ("FastCNN", "CIFAR100CNN"):     # one fault is enough; it had no effect
-        gone.pop("flip_equivariant", None)
+    if model in ("FastCNN", "CIFAR100CNN"):     # one fault is enough; they had no effect
+        gone = {name: value for name, value in gone.items() if name not in ("flip_equivariant", "pooling")}
     return kept, gone
 
 

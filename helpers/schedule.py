@@ -39,7 +39,7 @@ class Schedule:
         return learning_rate_factor(step, self.total_steps, warmup, config.lr_scheduler, milestones, config.lr_gamma)
 
     def image_size(self, step: int) -> int:
-        """Side of the training images in pixels: from the first it grows by 8 at a time, each for as many steps."""
+        """Side of the training images in pixels: grows by up to 8 at a time; each below 32 lasts equally long."""
         sizes = range(self.config.start_image_size, IMAGE_SIZE, 8)
         growth = self.config.image_growth_fraction * self.total_steps
         return sizes[int(len(sizes) * step / growth)] if sizes and step < growth else IMAGE_SIZE

@@ -69,6 +69,7 @@ def test_a_committed_plan_is_valid_and_each_change_changes_something(path):
 @pytest.mark.parametrize("changes, names", [({"seeds": []}, "seeds"), ({"changes": None}, "changes"),
                                             ({"seeds": 3}, "seeds: missing, empty or of another kind"),
                                             ({"changes": {"x": None}}, "x: None: write the settings"),
+                                            ({"changes": {"x": {"epochs": 3, "seeds": 3}}}, "x: seeds=3: write a list"),
                                             ({"changes": {"x": {"whitning": False}}}, "whitning"),
                                             ({"base": PLAN["base"] | {"val_size": 0}}, "val_size=0")])
 def test_a_wrong_plan_is_one_clear_error(plan, changes, names):

@@ -34,7 +34,7 @@ def test_what_flipcnn_always_does_is_no_setting(name, now, value):
     with pytest.raises(ConfigError, match=f"{name}={value!r}: is no longer a setting.*{last_version(name)}".replace(
             "(", ".").replace(")", ".")):
         TrainingConfig.from_settings({"preset": "fast", name: value})
-    reference = TrainingConfig().to_dict() | {"flip_equivariant": True}      # had no effect there
+    reference = TrainingConfig().to_dict() | {name: value}      # had no effect there
     assert TrainingConfig.from_settings(reference) == TrainingConfig()
 
 

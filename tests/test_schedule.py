@@ -149,7 +149,7 @@ def test_images_grow_by_8_pixels_at_a_time(start, growing, sizes):
 
 
 @pytest.mark.parametrize("preset", ["quick", "fast", "thorough"])
-def test_all_maps_of_flipcnn_have_odd_sides_in_a_preset(preset):
+def test_all_maps_that_flipcnn_pools_have_odd_sides_in_a_preset(preset):
     """Where smoothed pooling is the mean of two, as in a validation."""
     config = TrainingConfig.from_preset(preset)
     schedule = Schedule(config, 50_000)

@@ -21,9 +21,9 @@ def norm_gelu(norm: nn.BatchNorm2d, images: Tensor, skip: Tensor | None = None) 
 
 
 def max_blur_pool(images: Tensor) -> Tensor:
-    """Max pooling with little aliasing (after Zhang 2019, arXiv 1904.11486): float [N, C, H, W] to [N, C, H // 2,
-    W // 2], H and W at least 2. Takes the maxima of every 2×2 pixels, at stride 1, and of these smoothed every second:
-    by means of two along an odd side, by [1 2 1] / 4 along an even one, which has a border. Commutes with mirroring."""
+    """Max pooling with little aliasing (after Zhang 2019, arXiv 1904.11486) that commutes with mirroring: float
+    [N, C, H, W] to [N, C, H // 2, W // 2], H and W at least 2. Maxima of 2×2 pixels at stride 1, smoothed and halved:
+    along an odd side by the mean of two, along an even one, padded by a pixel, of three weighted [1 2 1] / 4."""
     if images.requires_grad and fused_is_faster(images):
         return fused.max_blur_pool(images)
     return _plain_max_blur_pool(images)

@@ -145,7 +145,7 @@ def grad_cam(model: nn.Module, images: Tensor, classes: Tensor, layer: nn.Module
 
     The last group of FlipCNN has only 3×3 places at 32 pixels. So the map is the mean over shifts × shifts copies of
     the image, moved by fractions of a quarter of its side and padded by reflection; shifts=1 is plain Grad-CAM. One
-    extra pixel makes the copies 41 wide and all maps of even sides, whose halves lie evenly across the image.
+    extra pixel makes the copies 41 wide, so that the maps to be pooled have even sides (40, 20, 10).
 
     images: normalised float [N, 3, H, W]; classes: int64 [N]; layer: a module with output [N, C, h, w], by default
     `grad_cam_layer`. Computes in fp32, in evaluation mode; parameters may be frozen.

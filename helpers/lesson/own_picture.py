@@ -58,8 +58,8 @@ def trust(confidence: float, reliable: float | None, classes: int) -> str:
     if reliable is None:
         verdict = "Its reliability is not known: these weights come without a validation split."
     elif math.isnan(reliable):
-        verdict = ("Take this with care: on the validation split there was no confidence from which on at least "
-                   f"{LEAST_RELIABLE} predictions were right {share} of the time.")
+        verdict = (f"Take this with care: on the validation split no confidence was found from which on {share} of at "
+                   f"least {LEAST_RELIABLE} predictions were right.")
     elif confidence < reliable:
         verdict = (f"Take this with care: the confidence of {100 * confidence:.0f} % is below {100 * reliable:.0f} %, "
                    f"the lowest at which at least {share} of predictions were right on the validation split.")

@@ -54,6 +54,8 @@ def ablation_runs(path, **overrides) -> list[tuple[str, TrainingConfig]]:
     for name, change in plan["changes"].items():
         if not isinstance(change, dict):
             raise ConfigError([f"{name}: {change!r}: write the settings that it changes, {{epochs: 3}}"], str(path))
+        if not isinstance(change.get("seeds", []), list):
+            raise ConfigError([f"{name}: seeds={change['seeds']!r}: write a list, [{change['seeds']}]"], str(path))
         if "seed" in change:
             raise ConfigError([f"{name}: seed={change['seed']}: write seeds: [{change['seed']}]"], str(path))
         settings = {key: value for key, value in change.items() if key != "seeds"}
@@ -61,7 +63,7 @@ def ablation_runs(path, **overrides) -> list[tuple[str, TrainingConfig]]:
     runs = []
     for name, change in wanted:
         settings = plan["base"] | change
-        slug = re.sub(r"\W+", "-", name).strip("-").lower()
+        slug = re.sub(r"\W+", "-", str(name)).strip("-").lower()
         version = zlib.crc32(_text_of(settings).encode())       # another recipe, another run
         settings |= {"run_name": f"{slug}-{change['seed']}-{version:08x}"} | overrides
         config = TrainingConfig.from_settings(settings, f"{path}, {name}")

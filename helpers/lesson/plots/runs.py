@@ -86,7 +86,7 @@ def record(recipes: Sequence[dict], others: Sequence[dict] = (), published: Sequ
     recipes: dicts with name, preset, top1 (mean, %), top1_std (over the runs; None for one run), petaflops, minutes,
     runs and machine (a SystemInfo as a dict); a line joins those named after their preset, the others are variants,
     drawn hollow. others: dicts with name, top1, petaflops (a number, or the least and the most), and where known
-    top1_std and runs. published: (name, top1, top5) with unknown compute, drawn as lines.
+    top1_std, runs and label_on (left or right). published: (name, top1, top5) with unknown compute, drawn as lines.
     """
     figure = new_figure(6, "Test accuracy against training compute", note)
     axes = figure.subplots()
@@ -101,7 +101,8 @@ def record(recipes: Sequence[dict], others: Sequence[dict] = (), published: Sequ
         axes.errorbar(middle, other["top1"], yerr=other.get("top1_std"), xerr=[[middle - low], [high - middle]],
                       fmt="D", color="0.45", markersize=7, capsize=4, zorder=3)
         cost = f"{low:.3g}" if low == high else f"{low:g} to {high:g}"
-        beside = {"xytext": (-9, 0), "ha": "right", "va": "center"}
+        left = other.get("label_on", "left") == "left"
+        beside = {"xytext": (-9 if left else 9, 0), "ha": "right" if left else "left", "va": "center"}
         below = {"xytext": (0, -9), "ha": "center", "va": "top"}
         name = other["name"].replace(", ", "\n")
         axes.annotate(f"{name}\n{_accuracy(other)}\n{cost} PFLOP", (middle, other["top1"]),
@@ -118,7 +119,7 @@ def record(recipes: Sequence[dict], others: Sequence[dict] = (), published: Sequ
         axes.errorbar(recipe["petaflops"], recipe["top1"], yerr=recipe["top1_std"], fmt="*", color=colour, zorder=5,
                       markersize=17, markeredgecolor="0.15", ecolor="0.15", capsize=4)
         system = recipe["machine"]
-        place = {"xytext": (26, 4), "va": "bottom"} if recipe is presets[-1] else {"xytext": (26, -4), "va": "top"}
+        place = {"xytext": (26, 4), "va": "bottom"} if recipe is presets[-1] else {"xytext": (26, -20), "va": "top"}
         machine = f"{system['cpu_cores']} CPU cores" if system["device"] == "cpu" else f"one {system['device_name']}"
         axes.annotate(f"{recipe['name']}: {_accuracy(recipe)}\n{recipe['petaflops']:.3g} PFLOP\n"
                       f"{recipe['minutes']:.0f} min on {machine}", (recipe["petaflops"], recipe["top1"]),
