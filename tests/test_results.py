@@ -80,8 +80,11 @@ def test_the_committed_record_is_read():
     drawn = results.recipes([run for run in results.finished(results.FIGURES / "record")
                              if not results.without_retired(run["run"]["settings"])[1]])
     assert {"fast", "quick"} <= {row["name"] for row in drawn}
-    handles, _ = results.plots.record(drawn).axes[0].get_legend_handles_labels()
+    axes = results.plots.record(drawn, results.OTHERS, results.PUBLISHED).axes[0]
+    handles, _ = axes.get_legend_handles_labels()
     assert len({handle.get_marker() for handle in handles}) == len(handles)
+    labels = [text.get_window_extent() for text in axes.texts]
+    assert [label.count_overlaps(labels) for label in labels] == [1] * len(labels), "each overlaps itself alone"
 
 
 def test_others_are_drawn_with_their_compute_or_as_lines(runs):

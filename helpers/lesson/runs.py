@@ -25,8 +25,7 @@ REFERENCE = {"name": "reference CNN, 150 epochs", "top1": 78.25, "top5": 94.85, 
 # NAVIER-STOKED entry of the AIDDA contest (2026), and the network of airbench96 (Jordan 2024, arXiv 2404.00498).
 OTHERS = (REFERENCE,
           {"name": "NAVIER-STOKED", "top1": 75.19, "top1_std": 0.26, "runs": 40, "petaflops": 0.329},
-          {"name": "NAVIER-STOKED, 18 epochs", "top1": 77.12, "runs": 1, "petaflops": 0.7,
-           "label_on": "right"},
+          {"name": "NAVIER-STOKED, 18 epochs", "top1": 77.12, "runs": 1, "petaflops": 0.7},
           {"name": "airbench96", "top1": 79.27, "petaflops": (3, 7)})
 
 # Test accuracies (top-1, top-5, %) that the reference project lists for CIFAR-100; none was measured here.

@@ -48,7 +48,6 @@ from ..trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 SEEDS = (42, 1, 2)
-SIZES = (20, 24, 28, 32)
 T4_FLOPS = 25e12            # a second in fp16: assumed, two fifths of the peak
 T4_BANDWIDTH = 300e9        # bytes a second: nearly the peak, 320
 
@@ -90,7 +89,7 @@ def cost_of_training(config: TrainingConfig, images: int = 49_500) -> dict:
     included. What one image adds is the same in a batch of any size."""
     schedule = Schedule(config, images)
     costs = Counter()
-    for size, steps in Counter(map(schedule.image_size, range(schedule.total_steps))).items():
+    for size, steps in _steps_by_size(schedule).items():
         (count, *few), (_, *more) = (operations_of_step(config, size, batch_size=number) for number in (10, 20))
         whole = [a + (b - a) / 10 * (schedule.batch_size - 10) for a, b in zip(few, more)]
         costs["bytes"] += steps * whole[0]
@@ -137,7 +136,7 @@ def steps(args) -> dict:
     config, rows = _config(args, "fast", resume="never"), []
     data = load_cifar100(config)
     ways = {"ordinary": None, "graph": "auto"}
-    for size in SIZES:
+    for size in _steps_by_size(Schedule(config, len(data.train_images))):
         for name, capture in ways.items():
             with tempfile.TemporaryDirectory() as folder:
                 trainer = Trainer(config, data, folder)
@@ -224,6 +223,10 @@ PARTS = {machine: 30, tests: 100, operations: 120, steps: 90, kernels: 40, quick
 def _config(args, preset: str, **settings) -> TrainingConfig:
     overrides = yaml.safe_load("\n".join(override.replace("=", ": ", 1) for override in args.overrides)) or {}
     return TrainingConfig.from_settings({"preset": preset, "data_dir": args.data_dir, **settings, **overrides})
+
+
+def _steps_by_size(schedule: Schedule) -> Counter:
+    return Counter(map(schedule.image_size, range(schedule.total_steps)))
 
 
 def _step_seconds(step, device: torch.device, count: int) -> tuple[float, float]:

@@ -11,7 +11,9 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.text import Annotation
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import Bbox
 
 from ...text import fitted, wrapped
 from .theme import (BLUE, DASHES, ORANGE, PALETTE, as_floats, draw_column, epoch_marker, new_figure, themed,
@@ -86,28 +88,34 @@ def record(recipes: Sequence[dict], others: Sequence[dict] = (), published: Sequ
     recipes: dicts with name, preset, top1 (mean, %), top1_std (over the runs; None for one run), petaflops, minutes,
     runs and machine (a SystemInfo as a dict); a line joins those named after their preset, the others are variants,
     drawn hollow. others: dicts with name, top1, petaflops (a number, or the least and the most), and where known
-    top1_std, runs and label_on (left or right). published: (name, top1, top5) with unknown compute, drawn as lines.
+    top1_std and runs. published: (name, top1, top5) with unknown compute, drawn as lines.
     """
     figure = new_figure(6, "Test accuracy against training compute", note)
     axes = figure.subplots()
-    over_lines = {"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.8}
+    points, labels = [], []
+
+    def label(text: str, row: dict, **look) -> None:
+        labels.append(axes.annotate(
+            text, (_middle(row), row["top1"]), (0, 0), textcoords="offset points", in_layout=False,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.8}, **look))
+
+    def point(row: dict, look: str, **looks) -> None:
+        low, high = np.broadcast_to(row["petaflops"], 2)
+        spread = row.get("top1_std")
+        axes.errorbar(_middle(row), row["top1"], yerr=spread, xerr=[[_middle(row) - low], [high - _middle(row)]],
+                      fmt=look, capsize=4, **looks)
+        points.append([(low, row["top1"] - (spread or 0)), (high, row["top1"] + (spread or 0))])
+
     for (name, top1, _), dashes in zip(published, itertools.cycle(DASHES)):
         axes.axhline(top1, color="0.75", linestyle=(0, dashes), linewidth=1, zorder=0)
         axes.annotate(f"{name}: {top1:.2f} %", (0.995, top1), xycoords=("axes fraction", "data"), ha="right",
                       textcoords="offset points", xytext=(0, 2), fontsize=9, color="0.35")
     for other in others:
+        point(other, "D", color="0.45", markersize=7, zorder=3)
         low, high = np.broadcast_to(other["petaflops"], 2)
-        middle = (low * high) ** 0.5        # of a logarithmic axis
-        axes.errorbar(middle, other["top1"], yerr=other.get("top1_std"), xerr=[[middle - low], [high - middle]],
-                      fmt="D", color="0.45", markersize=7, capsize=4, zorder=3)
         cost = f"{low:.3g}" if low == high else f"{low:g} to {high:g}"
-        left = other.get("label_on", "left") == "left"
-        beside = {"xytext": (-9 if left else 9, 0), "ha": "right" if left else "left", "va": "center"}
-        below = {"xytext": (0, -9), "ha": "center", "va": "top"}
         name = other["name"].replace(", ", "\n")
-        axes.annotate(f"{name}\n{_accuracy(other)}\n{cost} PFLOP", (middle, other["top1"]),
-                      textcoords="offset points", fontsize=9, color="0.3", bbox=over_lines,
-                      **(beside if low == high else below))
+        label(f"{name}\n{_accuracy(other)}\n{cost} PFLOP", other, fontsize=9, color="0.3")
     presets = [recipe for recipe in recipes if recipe["name"] == recipe["preset"]]
     axes.plot([row["petaflops"] for row in presets], [row["top1"] for row in presets], color="0.6", linewidth=1)
     markers = itertools.cycle("osv^PdX<>ph8")
@@ -115,21 +123,42 @@ def record(recipes: Sequence[dict], others: Sequence[dict] = (), published: Sequ
         if recipe not in presets:
             axes.plot(recipe["petaflops"], recipe["top1"], next(markers), color="none", markersize=7, zorder=4,
                       markeredgecolor="0.15", label=f"{recipe['name']}: {_accuracy(recipe)}")
+            points.append([(recipe["petaflops"], recipe["top1"])] * 2)
     for recipe, colour in zip(presets, itertools.cycle(PALETTE)):
-        axes.errorbar(recipe["petaflops"], recipe["top1"], yerr=recipe["top1_std"], fmt="*", color=colour, zorder=5,
-                      markersize=17, markeredgecolor="0.15", ecolor="0.15", capsize=4)
+        point(recipe, "*", color=colour, zorder=5, markersize=17, markeredgecolor="0.15", ecolor="0.15")
         system = recipe["machine"]
-        place = {"xytext": (26, 4), "va": "bottom"} if recipe is presets[-1] else {"xytext": (26, -20), "va": "top"}
         machine = f"{system['cpu_cores']} CPU cores" if system["device"] == "cpu" else f"one {system['device_name']}"
-        axes.annotate(f"{recipe['name']}: {_accuracy(recipe)}\n{recipe['petaflops']:.3g} PFLOP\n"
-                      f"{recipe['minutes']:.0f} min on {machine}", (recipe["petaflops"], recipe["top1"]),
-                      textcoords="offset points", bbox=over_lines, **place)
+        label(f"{recipe['name']}: {_accuracy(recipe)}\n{recipe['petaflops']:.3g} PFLOP\n"
+              f"{recipe['minutes']:.0f} min on {machine}", recipe)
     use_log_scale(axes)
     axes.margins(x=0.3, y=0.2)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="lower center", bbox_to_anchor=(0.6, 0), fontsize=9, title="variants")
     axes.set(xlabel="training compute (PFLOP, forward and backward, logarithmic)", ylabel="test top-1 accuracy (%)")
+    _keep_apart(axes, labels, points)
     return figure
+
+
+def _middle(row: dict) -> float:
+    """PFLOP; the middle of a range on a logarithmic axis."""
+    return float(np.prod(np.broadcast_to(row["petaflops"], 2)) ** 0.5)
+
+
+def _keep_apart(axes: Axes, labels: Sequence[Annotation], points: Sequence) -> None:
+    """Put each label, the last one first, beside its point where it covers the fewest points and labels and leaves the
+    axes least. points: corners of each, in data coordinates."""
+    axes.figure.draw_without_rendering()        # now pixels are known
+    taken = [Bbox(axes.transData.transform(corners)).padded(7) for corners in points]
+    taken += [text.get_window_extent() for text in axes.texts if text not in labels]
+    for label in reversed(labels):
+        def faults(side: tuple[int, int]) -> int:
+            x, y = side
+            label.set(position=(13 * x, 13 * y), ha=("center", "left", "right")[x], va=("center", "bottom", "top")[y])
+            box = label.get_window_extent()
+            return box.count_overlaps(taken) + sum(not axes.bbox.contains(*corner) for corner in box.corners())
+
+        faults(min(itertools.product((1, -1, 0), (0, -1, 1)), key=faults))
+        taken.append(label.get_window_extent())
 
 
 def _accuracy(row: dict) -> str:
