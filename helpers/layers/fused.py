@@ -290,6 +290,13 @@ def _norm_backward(slope, images, images_grad, moments, weight, sums, features, 
 
 
 @_kernel
+def _window_weight(number: tl.constexpr, DOWN: tl.constexpr, RIGHT: tl.constexpr):
+    """Of a maximum in the mean: along a side of two [1 1] / 2, of three [1 2 1] / 4."""
+    down, right = 1 + number // RIGHT % 2 * (DOWN - 2), 1 + number % RIGHT % 2 * (RIGHT - 2)
+    return down * right * (0.25 / ((DOWN - 1) * (RIGHT - 1)))
+
+
+@_kernel
 def _pool(images, out, index, height, width, out_height, out_width, rows, channels, DOWN: tl.constexpr,
           RIGHT: tl.constexpr):
     """A row is a pixel of the result. `index`: of each of its DOWN by RIGHT windows of 2×2 pixels, in two bits, the
@@ -308,9 +315,9 @@ def _pool(images, out, index, height, width, out_height, out_width, rows, channe
             value = _load(images + ((image * height + y) * width + x) * channels + column, exists, float("-inf"))
             better = (value > best) | (value != value)
             best, place = tl.where(better, value, best), tl.where(better, step, place)
-        total += best * ((1 + shift // RIGHT % 2 * (DOWN - 2)) * (1 + shift % RIGHT % 2 * (RIGHT - 2)))
+        total += best * _window_weight(shift, DOWN, RIGHT)
         found |= place << (2 * shift)
-    tl.store(out + row * channels + column, total * (0.25 / ((DOWN - 1) * (RIGHT - 1))), mask=inside)
+    tl.store(out + row * channels + column, total, mask=inside)
     tl.store(index + row * channels + column, found.to(index.dtype.element_ty), mask=inside)
 
 
@@ -333,9 +340,8 @@ def _pool_backward(grad, index, images_grad, height, width, out_height, out_widt
                 down, right = y - 2 * out_y - shift // RIGHT, x - 2 * out_x - shift % RIGHT
                 chosen = (down >= 0) & (right >= 0) & (right < 2)       # a place that is further down is no maximum
                 chosen &= ((found >> (2 * shift)) & 3) == down * 2 + right
-                weight = (1 + shift // RIGHT % 2 * (DOWN - 2)) * (1 + shift % RIGHT % 2 * (RIGHT - 2))
-                total += tl.where(chosen, share * weight, 0.0)
-    tl.store(images_grad + row * channels + column, total * (0.25 / ((DOWN - 1) * (RIGHT - 1))), mask=inside)
+                total += tl.where(chosen, share * _window_weight(shift, DOWN, RIGHT), 0.0)
+    tl.store(images_grad + row * channels + column, total, mask=inside)
 
 
 @_kernel
