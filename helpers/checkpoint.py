@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.utils._pytree import tree_map_only
 
 from .files import discard, foreign_content, replacing
 from .system import is_out_of_memory
@@ -46,11 +47,12 @@ class NotSaved(OSError):
 
 
 def save_atomically(state: dict, path) -> Path:
-    """`torch.save` to a temporary file, flushed to disk and then renamed to `path`. Raises OSError when that fails;
-    torch.save alone raises RuntimeError on a full disk, and where memory is short."""
+    """`torch.save` to a temporary file, flushed to disk and then renamed to `path`; tensors as those of a CPU, so that
+    any machine can read them. Raises OSError when that fails; torch.save alone raises RuntimeError on a full disk, and
+    where memory is short."""
     content = io.BytesIO()
     try:
-        torch.save(state, content)
+        torch.save(tree_map_only(torch.Tensor, torch.Tensor.cpu, state), content)
     except (MemoryError, RuntimeError) as error:
         if not (isinstance(error, MemoryError) or is_out_of_memory(error) or "inline_container" in str(error)):
             raise

@@ -9,6 +9,7 @@ import operator
 import re
 import typing
 import unicodedata
+from collections.abc import Collection
 from pathlib import Path
 
 from .text import UNPRINTABLE
@@ -154,11 +155,12 @@ _NEEDS = [
     (("mixup_alpha", "cutmix_alpha"), "mix_probability above 0", lambda config: config.mix_probability > 0),
     (("image_growth_fraction",), "start_image_size below 32", lambda config: config.start_image_size < 32),
     (("start_image_size",), "image_growth_fraction above 0", lambda config: config.image_growth_fraction > 0)]
-# With these values a setting wants nothing.
+# Ingredients, each with the value that asks for none.
 _OFF = {"patience": 0, "self_distillation": 0, "mixup_alpha": 0, "cutmix_alpha": 0, "start_image_size": 32}
 
 
-def unmet_needs(config, given: dict) -> dict[str, str]:
-    """Those of the settings `given` that have no effect in a TrainingConfig, each with what it needs."""
+def unmet_needs(config, given: Collection[str]) -> dict[str, str]:
+    """The ingredients in a TrainingConfig, and those of the settings `given`, that have no effect in it, each with what
+    it needs."""
     return {name: need for names, need, is_met in _NEEDS if not is_met(config) for name in names
-            if name in given and given[name] != _OFF.get(name, ...)}
+            if (name in given or name in _OFF) and getattr(config, name) != _OFF.get(name, ...)}

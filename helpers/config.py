@@ -238,10 +238,9 @@ class TrainingConfig:
         return {name: value for name, value in self.training_settings().items() if value != before[name]}
 
     def idle_settings(self) -> dict[str, str]:
-        """The settings that differ from the preset's but have no effect, each with what it needs."""
-        data = {name: value for name in ("data_dir", "download")
-                if (value := getattr(self, name)) != SETTINGS[name].default}
-        return unmet_needs(self, self.changed_settings() | data)
+        """The settings without effect that differ from the preset's or are ingredients, each with what it needs."""
+        data = [name for name in ("data_dir", "download") if getattr(self, name) != SETTINGS[name].default]
+        return unmet_needs(self, [*self.changed_settings(), *data])
 
     def model_arguments(self) -> dict:
         """Arguments of `models.build_model`."""

@@ -84,7 +84,7 @@ class FlipGroup(nn.Module):
             norm.weight.requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        first = norm_gelu(self.norm1, max_blur_pool(self.conv1(images)))
+        first = norm_gelu(self.norm1, max_blur_pool(self.conv1(images), self.training))
         out = norm_gelu(self.norm2, self.conv2(first))
         return norm_gelu(self.norm3, self.conv3(out), first)
 

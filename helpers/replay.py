@@ -106,7 +106,9 @@ class ReplayedStep:
 
     def _give_up(self, error: Exception) -> None:
         """Go on with ordinary steps."""
-        self.why_eager = "too little memory" if is_out_of_memory(error) else first_line(error)
+        errors = [one for one in (error.__context__, error) if one]     # what broke the capture; what its end says
+        self.why_eager = ("too little memory" if any(map(is_out_of_memory, errors))
+                          else "; then ".join(map(first_line, errors)))
         log.warning("a step could not be captured as a CUDA graph (%s); steps are launched operation by operation, "
                     "which is slower and gives the same result", self.why_eager)
         self._capture = None

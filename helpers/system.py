@@ -71,15 +71,13 @@ class SystemInfo:
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The torch device for a `device` setting. Raises ValueError if it is unavailable."""
-    if name in ("auto", "cuda") and torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())        # some functions need the index
+    """The torch device for a `device` setting; a GPU becomes the current one. Raises ValueError if there is none."""
     if name == "auto":
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        device = torch.device(name)
+        device = torch.device("cuda:0" if name == "cuda" else name)     # some functions need the index
         torch.empty(1, device=device).item()        # "meta" makes tensors, but computes nothing
-        if device.type == "cuda" and device.index is not None:      # kernels and graphs take the current device
+        if device.type == "cuda":       # kernels and graphs take the current device
             torch.cuda.set_device(device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device={name!r} is unavailable ({first_line(error)}); "

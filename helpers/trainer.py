@@ -135,6 +135,7 @@ class Trainer:
             self._session_start = self._last_save = time.perf_counter()
             set_rng_state(self._rng, self.device)
             if self.device.type == "cuda":
+                torch.cuda.set_device(self.device)      # since another pipeline may have had its turn
                 torch.cuda.reset_peak_memory_stats(self.device)
             show_bar = show_bar and progress_style(self.config.progress) == "bar"
             with StopOnSignals(self.stop), tqdm(total=self.total_steps, initial=self.step, unit="step", mininterval=0.5,

@@ -620,8 +620,11 @@ def test_none_as_text_is_no_name(name):
 
 @pytest.mark.parametrize("preset, settings, idle", [
     ("reference", {"patience": 3, "val_size": 0}, {"patience": "val_size above 0"}),
-    ("reference", {"min_delta": 0.1, "val_size": 0}, {"min_delta": "val_size above 0"}),
-    ("reference", {"patience": 0, "val_size": 0}, {}), ("reference", {"val_size": 0}, {}),
+    ("reference", {"min_delta": 0.1, "val_size": 0}, {"min_delta": "val_size above 0", "patience": "val_size above 0"}),
+    ("reference", {"patience": 0, "val_size": 0}, {}), ("reference", {"val_size": 0}, {"patience": "val_size above 0"}),
+    ("fast", {"mixup_alpha": 0.2},
+     {"self_distillation": "mix_probability below 1, as mixed images are not distilled"}),
+    ("fast", {"epochs": 3}, {"self_distillation": "epochs of at least 4"}),
     ("demo", {"data_dir": "mine"}, {"data_dir": "another data_source than 'drawn'"}),
     ("quick", {"data_dir": "mine", "download": False}, {}),
     ("reference", {"augmentation": "none", "crop_mode": "reflect", "flip": "alternating"},

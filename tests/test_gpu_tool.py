@@ -16,13 +16,14 @@ def python(code):
     return [sys.executable, "-c", code]
 
 
-def test_a_part_that_takes_too_long_is_killed_with_its_children_and_keeps_what_it_said(tmp_path):
+def test_a_part_that_takes_too_long_is_stopped_with_its_children_and_keeps_what_it_said(tmp_path):
     code = ("import subprocess, sys; print('began', flush=True); "
             "subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])")
     report, start = ["heading\n"], time.perf_counter()
     fault = run_part(1.5, python(code), report, tmp_path / "report.txt")
     assert fault == "took longer than 2 s" and time.perf_counter() - start < 20
-    assert (tmp_path / "report.txt").read_text() == "".join(report) == "heading\nbegan\n"
+    assert (tmp_path / "report.txt").read_text() == "".join(report)
+    assert report[:2] == ["heading\n", "began\n"] and report[-1] == "KeyboardInterrupt\n", "it may say where it was"
 
 
 def test_an_interrupted_command_leaves_no_part_behind(tmp_path):

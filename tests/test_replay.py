@@ -177,8 +177,16 @@ class Failing(Recording):
             self.step.model.load_state_dict(weights["model_state_dict"])     # CUDA would not have executed anything
 
 
+def after(cause: Exception, error: Exception) -> Exception:
+    """As the end of a capture raises an error of its own."""
+    error.__context__ = cause
+    return error
+
+
 @pytest.mark.parametrize("error, words", [(RuntimeError("operation not permitted\nwhen capturing"), "not permitted"),
-                                          (torch.OutOfMemoryError("CUDA out of memory"), "too little memory")])
+                                          (torch.OutOfMemoryError("CUDA out of memory"), "too little memory"),
+                                          (after(RuntimeError("a sync"), RuntimeError("invalidated")),
+                                           "a sync; then invalidated")])
 def test_training_goes_on_without_a_graph_that_cannot_be_captured(tmp_path, caplog, monkeypatch, error, words):
     settings = MUON_RUN | REPLAYED | in_precision("fp16")
     ordinary = make_trainer(tmp_path / "ordinary", settings)

@@ -49,13 +49,16 @@ def test_the_settings_go_before_the_machine(device):
 
 # Device ----------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("cuda, mps, expected", [(True, False, "cuda"), (True, True, "cuda"), (False, True, "mps"),
+@pytest.mark.parametrize("cuda, mps, expected", [(True, False, "cuda:0"), (True, True, "cuda:0"), (False, True, "mps"),
                                                  (False, False, "cpu")])
 def test_auto_takes_the_fastest_device_there_is(cuda, mps, expected, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
-    assert pick_device().type == expected
+    monkeypatch.setattr(torch, "empty", lambda *_, device: torch.zeros(1))
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    device = pick_device()
+    assert device == torch.device(expected) and chosen == [device] * (device.type == "cuda")
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:99", "", "cpu:x", "meta"])

@@ -45,10 +45,10 @@ class FlipConv3x3(nn.Module):
             return winograd_conv(images, self.filters())
         if not images.is_cuda or torch.compiler.is_compiling():
             return self.by_pairs(images)
-        if not torch.is_grad_enabled():
+        if not (self.training and torch.is_grad_enabled()):     # too few steps to find the fastest way
             return self.by_filters(images)
         ways = {"channel pairs": self.by_pairs, "filters written out": self.by_filters}
-        if fused.available(images.device):
+        if fused.available(images):
             ways["fused channel pairs"] = self.by_fused_pairs
         return fastest(ways, images, list(self.parameters()))(images)
 

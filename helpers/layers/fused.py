@@ -36,10 +36,15 @@ def _kernel(function):
                                                    "out_width"]) if triton else function
 
 
+def available(images: Tensor) -> bool:
+    """Can the kernels take these images? Places are 32 bits wide, and `neighbours` makes half as many numbers again."""
+    return images.is_cuda and images.numel() < 2**30 and _run_on(images.device)
+
+
 @functools.cache
-def available(device: torch.device) -> bool:
-    """Can the kernels run on this device? Tried once, since Triton also needs a C compiler and Python's headers."""
-    if triton is None or device.type != "cuda" or torch.cuda.get_device_capability(device) < (7, 0):
+def _run_on(device: torch.device) -> bool:
+    """Tried once, since Triton also needs a C compiler and Python's headers."""
+    if triton is None or torch.cuda.get_device_capability(device) < (7, 0):
         return False
     try:
         pairs(*torch.zeros(2, 1, 16, 1, 1, dtype=torch.float16, device=device))

@@ -20,11 +20,12 @@ def norm_gelu(norm: nn.BatchNorm2d, images: Tensor, skip: Tensor | None = None) 
     return F.gelu(normed if skip is None else normed + skip)
 
 
-def max_blur_pool(images: Tensor) -> Tensor:
+def max_blur_pool(images: Tensor, training: bool = False) -> Tensor:
     """Max pooling with little aliasing (after Zhang 2019, arXiv 1904.11486) that commutes with mirroring: float
     [N, C, H, W] to [N, C, H // 2, W // 2], H and W at least 2. Maxima of 2×2 pixels at stride 1, smoothed and halved:
-    along an odd side by the mean of two, along an even one, padded by a pixel, of three weighted [1 2 1] / 4."""
-    if images.requires_grad and fused_is_faster(images):
+    along an odd side by the mean of two, along an even one, padded by a pixel, of three weighted [1 2 1] / 4.
+    `training`: many steps are to come, for which it pays to find the fastest way."""
+    if training and images.requires_grad and fused_is_faster(images):
         return fused.max_blur_pool(images)
     return _plain_max_blur_pool(images)
 
@@ -39,14 +40,13 @@ def _plain_max_blur_pool(images: Tensor) -> Tensor:
 
 def fused_is_faster(images: Tensor) -> bool:
     """Are `fused`'s kernels right, and faster than torch's, on the device of `images` for their dtype?"""
-    return images.is_cuda and not torch.compiler.is_compiling() and _fused_is_faster(images.device, images.dtype)
+    return (not torch.compiler.is_compiling() and fused.available(images)
+            and _fused_is_faster(images.device, images.dtype))
 
 
 @functools.cache
 def _fused_is_faster(device: torch.device, dtype: torch.dtype) -> bool:
     """Measured for one size: all of these operations are bound by memory."""
-    if not fused.available(device):
-        return False
     norm = nn.BatchNorm2d(160, device=device)
     norm.weight.requires_grad_(False)
     images = torch.randn(256, 160, 31, 31, device=device, dtype=dtype).to(memory_format=torch.channels_last)

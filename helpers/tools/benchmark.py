@@ -98,7 +98,8 @@ def step_profile(trainer: Trainer, image_size: int = IMAGE_SIZE, steps: int = 2)
     for event in profiler.key_averages():
         if event.device_type == torch.autograd.DeviceType.CPU:      # includes the time of its kernels
             spent = event.self_device_time_total if cuda else event.self_cpu_time_total
-            kind = next((kind for kind, names in KINDS.items() if any(name in event.key for name in names)), "other")
+            operation = event.key.lower()
+            kind = next((kind for kind, names in KINDS.items() if any(name in operation for name in names)), "other")
             seconds[kind] += spent / 1e6 / steps
     return seconds
 
@@ -110,8 +111,9 @@ def _step_of(trainer: Trainer, image_size: int = IMAGE_SIZE, capture="auto"):
 
 
 # Parts of the profiler's operation names, by kind; the first match counts (upsample_bilinear is not linear).
-# Winograd's convolutions are matrix products and copies.
-KINDS = {"convolution": ("convolution", "conv2d"), "norm": ("batch_norm",), "activation": ("gelu", "relu", "threshold"),
+# Winograd's convolutions are matrix products and copies. A fused kernel's time is that of its autograd function.
+KINDS = {"convolution": ("convolution", "conv2d"), "norm": ("batch_norm",), "norm and activation": ("normgelu",),
+         "channel pairs": ("pairs", "neighbours"), "activation": ("gelu", "relu", "threshold"),
          "pooling": ("pool", "amax", "mean"), "resize": ("upsample", "interpolate"),
          "matrix product": ("mm", "matmul", "linear"), "copy and fill": ("copy_", "fill_", "zero_", "clone", "::cat")}
 

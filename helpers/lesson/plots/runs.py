@@ -150,15 +150,18 @@ def _keep_apart(axes: Axes, labels: Sequence[Annotation], points: Sequence) -> N
     axes.figure.draw_without_rendering()        # now pixels are known
     taken = [Bbox(axes.transData.transform(corners)).padded(7) for corners in points]
     taken += [text.get_window_extent() for text in axes.texts if text not in labels]
-    for label in reversed(labels):
-        def faults(side: tuple[int, int]) -> int:
-            x, y = side
-            label.set(position=(13 * x, 13 * y), ha=("center", "left", "right")[x], va=("center", "bottom", "top")[y])
-            box = label.get_window_extent()
-            return box.count_overlaps(taken) + sum(not axes.bbox.contains(*corner) for corner in box.corners())
 
-        faults(min(itertools.product((1, -1, 0), (0, -1, 1)), key=faults))
-        taken.append(label.get_window_extent())
+    def box_at(label: Annotation, side: tuple[int, int]) -> Bbox:
+        x, y = side
+        label.set(position=(13 * x, 13 * y), ha=("center", "left", "right")[x], va=("center", "bottom", "top")[y])
+        return label.get_window_extent()
+
+    def faults(box: Bbox) -> int:
+        return box.count_overlaps(taken) + sum(not axes.bbox.contains(*corner) for corner in box.corners())
+
+    for label in reversed(labels):
+        found = {side: faults(box_at(label, side)) for side in itertools.product((1, -1, 0), (0, -1, 1))}
+        taken.append(box_at(label, min(found, key=found.get)))
 
 
 def _accuracy(row: dict) -> str:
