@@ -37,6 +37,7 @@ def build_parser(everything: bool = False) -> argparse.ArgumentParser:
             options = [_option(one) for one in (name, short_names.get(name)) if one]
             value, text = getattr(defaults, name), SETTINGS[name].metadata["help"]
             text = text if everything else text.split("; ")[0].split(" (")[0]
+            value = " ".join(map(str, value)) if isinstance(value, tuple) else value
             text = text.replace("%", "%%") + ("" if value is None else f" [{value}]")
             text = text if everything or name in EVERYDAY else argparse.SUPPRESS
             form = {"nargs": "+", "metavar": "N"} if "tuple" in str(HINTS[name]) else {"metavar": "…"}

@@ -148,8 +148,8 @@ class TrainingConfig:
                                        shapes_training=False)
     checkpoint_minutes: float = setting(10.0, "also save when the last checkpoint is this old, even within an epoch; 0 "
                                         "for never", low=0, shapes_training=False)
-    resume: str = setting("auto", "auto continues the run's newest checkpoint, never starts over, a path continues "
-                          "that file, or the newest in that folder", shapes_training=False, everyday=True)
+    resume: str = setting("auto", "'auto' continues the run's newest checkpoint, 'never' trains anew, a path "
+                          "continues that file, or the newest in that folder", shapes_training=False, everyday=True)
     drive: bool = setting(False, "on Colab: mount Google Drive and keep the checkpoints there", shapes_training=False,
                           everyday=True)
     progress: str = setting("auto", "bar, one line per epoch, or none; auto: a bar where somebody watches, else lines",
