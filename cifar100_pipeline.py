@@ -208,7 +208,7 @@ class CIFAR100Pipeline:
         """Try training steps at rising learning rates on a copy of the untrained network; print a rule of thumb, return
         the figure. By default the rates go from `learning_rate` / 1000 to 30 times it. Later training is unaffected."""
         trainer, rate = self.build_trainer(), self.config.learning_rate
-        found = lr_range_test(trainer, low or rate / 1000, high or 30 * rate, steps, self.config.progress)
+        found = lr_range_test(trainer, low, high, steps, self.config.progress)
         best = found["suggested"]
         print(f"{len(found['losses'])} steps, learning rate {found['rates'][0]:.2g} to {found['rates'][-1]:.2g}; "
               + ("the loss never fell" if best is None else f"the loss fell most steeply at {best:.2g}")
@@ -419,9 +419,9 @@ class CIFAR100Pipeline:
     def show_superclass_affinity(self, pairs: int = 3) -> Figure | None:
         """Which superclasses help each other: cosine similarities between the gradients of their losses.
 
-        Measured on the validation split or, without one, on 5,000 training images; `explain.superclass_affinity` states
-        what this shows and what not. Prints the `pairs` most alike and most opposed, and how well two halves of the
-        images agree. Without superclasses, prints a line and returns None.
+        Measured on the validation split or, without one, at most 5,000 training images; `explain.superclass_affinity`
+        states what this shows and what not. Prints the `pairs` most alike and most opposed, and how well two halves of
+        the images agree. Without superclasses, prints a line and returns None.
         """
         network, data = self._need_network(), self.prepare_data()
         if data.superclass_of is None:      # no error: the notebook's next cells still run

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import sys
 
 from cifar100_pipeline import (CheckpointError, CIFAR100Pipeline, ConfigError, DataError, TrainingConfig,
@@ -16,6 +15,7 @@ from helpers.config import ALIASES, EVERYDAY, HINTS, SETTINGS, by_group, layered
 from helpers.logs import outlast_readers
 from helpers.retired import RETIRED, last_version, without_fp32
 from helpers.system import is_out_of_memory
+from helpers.text import did_you_mean
 
 
 def build_parser(everything: bool = False) -> argparse.ArgumentParser:
@@ -83,8 +83,7 @@ def _unknown_arguments(unknown: list[str]) -> list[str]:
             now = "; --model FlipCNN replaces it" if name == "flip_equivariant" else ""
             faults.append(f"option {text!r}: is no longer a setting{now}; {last_version(name)} has it")
         elif text.startswith("--"):
-            near = difflib.get_close_matches(text.split("=")[0], options, n=1)
-            faults.append(f"unknown option {text!r}; " + (f"did you mean {near[0]}?" if near else "see --help-all"))
+            faults.append(f"unknown option {text!r}{did_you_mean(text.split('=')[0], options) or '; see --help-all'}")
     return faults or ([f"unexpected {' '.join(unknown)!r}; write settings as --name value"] if unknown else [])
 
 

@@ -69,7 +69,7 @@ def load(path) -> dict:
     try:
         content = io.BytesIO(Path(os.path.expanduser(path)).read_bytes())
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such checkpoint; resume='auto' looks for the newest") from None
+        raise CheckpointError(f"{path}: no such checkpoint") from None
     except (OSError, MemoryError) as error:
         raise ReadError(f"{path}: cannot be read now ({error}); try again later. Google Drive also refuses for some "
                         "hours after heavy reading") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import difflib
 import math
 import operator
 import re
@@ -12,7 +11,7 @@ import unicodedata
 from collections.abc import Collection
 from pathlib import Path
 
-from .text import UNPRINTABLE
+from .text import UNPRINTABLE, did_you_mean
 
 LONGEST = 255       # bytes of a file's name, on nearly every file system
 # On Windows these are devices, whatever follows the first dot.
@@ -98,8 +97,7 @@ def range_fault(value, rules) -> str:
         if item is None:
             continue
         if rules["choices"] and item not in rules["choices"]:
-            near = difflib.get_close_matches(str(item)[:80], rules["choices"], n=1)
-            return f"must be one of {', '.join(rules['choices'])}" + (f"; did you mean {near[0]!r}?" if near else "")
+            return f"must be one of {', '.join(rules['choices'])}{did_you_mean(str(item), rules['choices'])}"
         for rule, words, is_broken in (("low", "at least", operator.lt), ("above", "above", operator.le),
                                        ("high", "at most", operator.gt), ("below", "below", operator.ge)):
             if rules[rule] is not None and is_broken(item, rules[rule]):

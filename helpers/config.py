@@ -7,7 +7,6 @@ everywhere. `make docs` writes docs/SETTINGS.md from this file.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import typing
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from pathlib import Path
 
 from .checks import coerce, cross_faults, plain, range_fault, unmet_needs
 from .retired import RETIRED, refusals, without_fp32, without_retired
-from .text import short_text, shortened, shown
+from .text import did_you_mean, short_text, shortened, shown
 from .yaml_files import YamlError, read_yaml
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
@@ -313,10 +312,8 @@ def name_faults(settings, full_names_only: bool = False) -> list[str]:
             if full_names_only:
                 faults.append(f"{name}: belongs in files and mappings; TrainingConfig.from_settings reads it")
         elif name not in names:
-            near = [ALIASES[name]] if name in ALIASES else difflib.get_close_matches(
-                shown(name).lower().strip("'"), sorted(names), n=1, cutoff=0.6)
-            faults.append(f"unknown setting {shown(name)}" + (f"; did you mean {near[0]!r}?" if near else
-                          "; `python train.py --help-all` lists all settings"))
+            hint = did_you_mean(ALIASES.get(name, shown(name).lower().strip("'")), sorted(names))
+            faults.append(f"unknown setting {shown(name)}{hint or '; `python train.py --help-all` lists all settings'}")
         elif name in ALIASES and settings[name] is not None and settings.get(ALIASES[name]) is not None:
             faults.append(f"{name!r} and {ALIASES[name]!r} are the same setting; give one of them")
     return faults
@@ -342,9 +339,8 @@ def preset_names() -> list[str]:
 
 
 def _no_such_preset(name, asked: str) -> str:
-    near = difflib.get_close_matches(shown(name).strip("'"), preset_names(), n=1, cutoff=0.5)
-    return (f"{asked}: no such file in configs/experiments" + (f"; did you mean {near[0]!r}?" if near else "")
-            + f"; there are {', '.join(preset_names())}")
+    hint = did_you_mean(shown(name).strip("'"), preset_names(), cutoff=0.5)
+    return f"{asked}: no such file in configs/experiments{hint}; there are {', '.join(preset_names())}"
 
 
 def preset_settings(name: str, extended_by: tuple[str, ...] = ()) -> dict:

@@ -26,8 +26,6 @@ class BatchLoader:
         images: uint8 [N, 32, 32, 3]; labels: int64 [N].
         mean, std: of each channel, for images in [0, 1].
         dtype: of the images that `batch` returns.
-        placement: "device", "host" (pinned memory, batches copied ahead) or "auto": the device when the images take
-            less than a quarter of its free memory.
         alternating_flip: instead of drawing each flip, mirror a random half of the images in even epochs and the other
             half in odd ones (Jordan 2024, arXiv 2404.00498).
         mixup_alpha, cutmix_alpha: Beta parameters, 0 for none; labels become float [N, num_classes].
@@ -36,18 +34,14 @@ class BatchLoader:
 
     def __init__(self, images: Tensor, labels: Tensor, batch_size: int, device: torch.device, mean, std,
                  augmentation: Augmentation | None = None, dtype: torch.dtype = torch.float32, seed: int = 0,
-                 placement: str = "auto", alternating_flip: bool = False, mixup_alpha: float = 0.0,
-                 cutmix_alpha: float = 0.0, mix_probability: float = 1.0, num_classes: int = 100):
-        if placement == "auto":
-            too_large = device.type == "cuda" and images.numel() >= torch.cuda.mem_get_info(device)[0] / 4
-            placement = "host" if too_large else "device"
+                 alternating_flip: bool = False, mixup_alpha: float = 0.0, cutmix_alpha: float = 0.0,
+                 mix_probability: float = 1.0, num_classes: int = 100):
         self.count, self.batch_size = len(images), min(batch_size, len(images))
-        self.device, self.dtype, self.seed, self.placement = device, dtype, seed, placement
+        self.device, self.dtype, self.seed = device, dtype, seed
         self.augmentation, self.memory_format = augmentation, memory_format(device)
-        self.labels = labels.to(device)
-        self._source = images.to(device) if placement == "device" else _CopyAhead(images, device, self.batch_size)
+        self.images, self.labels = images.to(device), labels.to(device)
         self.mean, self.std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (mean, std))
-        self._epoch, self._order, self._host_order, self._parameters = None, None, None, {}
+        self._epoch, self._order, self._parameters = None, None, {}
         self._first_flip = (torch.rand(self.count, device=device, generator=self._generator(0)) < 0.5
                             if alternating_flip else None)
         mixes = [mix(alpha=alpha, num_classes=num_classes)
@@ -70,11 +64,11 @@ class BatchLoader:
 
     def batch_at(self, places: Tensor, image_size: int = IMAGE_SIZE) -> tuple[Tensor, Tensor, Tensor]:
         """As `batch`, with the indices of the images, int64 [B]: the batch at `places`, int64 [B] on the device, of the
-        epoch made ready by `prepare`. Takes no number from the host, so that a graph can replay it; needs images on the
-        device that are not mixed.
+        epoch made ready by `prepare`. Takes no number from the host, so that a graph can replay it; needs images that
+        are not mixed.
         """
         chosen = self._order[places]
-        images = resize(self._augmented(self._source[chosen], places), image_size)
+        images = resize(self._augmented(self.images[chosen], places), image_size)
         return images.to(self.dtype, memory_format=self.memory_format), self.labels[chosen], chosen
 
     def batches(self, epoch: int = 0):
@@ -89,10 +83,7 @@ class BatchLoader:
 
     def pixels(self, epoch: int, index: int) -> Tensor:
         """The unchanged images of a batch: uint8 [B, 32, 32, 3] on the device."""
-        if self.placement == "device":
-            return self._source[self.indices(epoch, index)]
-        self.prepare(epoch)
-        return self._source.get((epoch, index), lambda _, index: self._host_order[self._batch_slice(index)])
+        return self.images[self.indices(epoch, index)]
 
     def normalised(self, pixels: Tensor, epoch: int, index: int) -> Tensor:
         """Augment and normalise the pixels of a batch: float32 [B, 3, 32, 32]."""
@@ -126,7 +117,6 @@ class BatchLoader:
             self._order, self._parameters = order, parameters
         else:
             torch._foreach_copy_([self._order, *self._parameters.values()], [order, *parameters.values()])
-        self._host_order = self._order.cpu() if self.placement == "host" else None
         self._epoch = epoch
 
     def _batch_slice(self, index: int) -> slice:
@@ -138,43 +128,6 @@ class BatchLoader:
 
     def _seed_of(self, *purpose: int) -> int:
         return int(np.random.SeedSequence((self.seed, *purpose)).generate_state(1)[0])
-
-
-class _CopyAhead:
-    """Images in host memory; gathers and copies the next batch while the device works on the current one."""
-
-    def __init__(self, images: Tensor, device: torch.device, batch_size: int):
-        self.images, self.device, self.cuda = images, device, device.type == "cuda"
-        # Two pinned buffers: the next batch is gathered into one while the other may still be in transfer.
-        self.buffers = torch.empty((2, batch_size, *images.shape[1:]), dtype=images.dtype, pin_memory=self.cuda)
-        self.copied = [torch.cuda.Event() for _ in range(2)] if self.cuda else []
-        self.stream = torch.cuda.Stream(device) if self.cuda else None
-        self.turn, self.ready = 0, {}
-
-    def get(self, key: tuple[int, int], indices) -> Tensor:
-        """Images of batch `key` = (epoch, index) on the device; starts the transfer of the next batch.
-        `indices(epoch, index)` returns a batch's host indices, empty beyond the epoch's last."""
-        images = self.ready[key] if key in self.ready else self._start(indices(*key))
-        if self.cuda:
-            torch.cuda.current_stream(self.device).wait_stream(self.stream)
-            images.record_stream(torch.cuda.current_stream(self.device))
-        following = (key[0], key[1] + 1)
-        chosen = indices(*following)
-        self.ready = {following: self._start(chosen)} if len(chosen) else {}
-        return images
-
-    def _start(self, chosen: Tensor) -> Tensor:
-        self.turn = 1 - self.turn
-        if self.cuda:
-            self.copied[self.turn].synchronize()
-        buffer = self.buffers[self.turn, :len(chosen)]
-        torch.index_select(self.images, 0, chosen, out=buffer)
-        if not self.cuda:
-            return buffer.to(self.device, copy=True)
-        with torch.cuda.stream(self.stream):
-            images = buffer.to(self.device, non_blocking=True)
-            self.copied[self.turn].record()
-        return images
 
 
 def training_loader(config: TrainingConfig, images: Tensor, labels: Tensor, mean, std, **options) -> BatchLoader:

@@ -77,8 +77,7 @@ class History:
         last = self.rows[-1]["epoch"] if self.rows else 0
         epoch = row.get("epoch", last + 1)
         if epoch <= last:
-            raise ValueError(f"epoch={epoch} follows epoch {last}: epochs count up from 1; drop the rows after the "
-                             "checkpoint before you resume")
+            raise ValueError(f"epoch={epoch} follows epoch {last}: epochs count up from 1")
         # NumPy and tensor scalars become floats, which JSON can write.
         plain = {key: value if value is None or isinstance(value, int) else float(value) for key, value in row.items()}
         self.rows.append({"epoch": epoch} | plain)

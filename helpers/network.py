@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +18,7 @@ from .metrics import RELIABLE, Evaluation, fit_temperature
 from .models import build_model, evaluating, model_stats
 from .retired import NETWORK, RETIRED, refusals, without_retired
 from .system import DTYPES, autocast, in_parts, memory_format, with_bar
+from .text import did_you_mean
 
 log = logging.getLogger("cifar100")
 
@@ -136,9 +136,8 @@ class TrainedNetwork:
     def class_index(self, name: str) -> int:
         """The index of the class `name`. Raises ValueError with the nearest name if there is none."""
         if name not in self.class_names:
-            near = difflib.get_close_matches(name, self.class_names, 1)
-            raise ValueError(f"class_name={name!r}: not a class of this network"
-                             + (f"; did you mean {near[0]!r}?" if near else ""))
+            hint = did_you_mean(name, self.class_names)
+            raise ValueError(f"class_name={name!r}: not a class of this network{hint}")
         return self.class_names.index(name)
 
     def evaluation(self, logits: Tensor, data: ImageData) -> Evaluation:

@@ -60,15 +60,13 @@ class ReplayedStep:
     def __call__(self, epoch: int, batches: range, image_size: int, factor: float = 1.0,
                  distil: bool = False) -> tuple[Tensor, Tensor]:
         """One optimiser step over these batches of the epoch; otherwise as TrainStep."""
-        self.train_step.set_rates(factor)
         if self._capture is None:
             made = [self.loader.batch(epoch, index, image_size) for index in batches]
-            rows = [self.loader.indices(epoch, index) for index in batches]
-            result = self.train_step.on_device(made, rows, distil)
-        else:
-            self.loader.prepare(epoch)
-            self._first.fill_(batches.start * self.loader.batch_size)
-            result = self._captured(image_size, len(batches), self.train_step.parts, distil)
+            return self.train_step(made, factor, [self.loader.indices(epoch, index) for index in batches], distil)
+        self.train_step.set_rates(factor)
+        self.loader.prepare(epoch)
+        self._first.fill_(batches.start * self.loader.batch_size)
+        result = self._captured(image_size, len(batches), self.train_step.parts, distil)
         self.train_step.count += 1
         return result
 
@@ -160,8 +158,6 @@ def _why_eager(train_step: TrainStep, loader: BatchLoader) -> str:
     """Why these steps cannot be captured; "" if they can."""
     if train_step.config.compile:
         return "compile is on"
-    if loader.placement == "host":
-        return "the images are in host memory"
     if loader.mix is not None:
         return "mixup and CutMix are drawn by the host"
     return ""

@@ -32,11 +32,16 @@ class Schedule:
         return self.config.learning_rate * self.learning_rate_factor(step)
 
     def learning_rate_factor(self, step: int) -> float:
-        """See the function `learning_rate_factor`."""
+        """Factor on the peak rates at a step: linear warm-up, then a half cosine to 0 (Loshchilov & Hutter 2016, arXiv
+        1608.03983), a line to 0, or a factor `lr_gamma` at each of `lr_milestones`."""
         config = self.config
         warmup = min(round(config.warmup_epochs * self.steps_per_epoch), self.total_steps // 2)
-        milestones = [epoch * self.steps_per_epoch for epoch in config.lr_milestones]
-        return learning_rate_factor(step, self.total_steps, warmup, config.lr_scheduler, milestones, config.lr_gamma)
+        if step < warmup:
+            return (step + 1) / warmup
+        if config.lr_scheduler == "step":
+            return config.lr_gamma ** sum(step >= epoch * self.steps_per_epoch for epoch in config.lr_milestones)
+        progress = (step - warmup) / (self.total_steps - warmup)
+        return 1 - progress if config.lr_scheduler == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
 
     def image_size(self, step: int) -> int:
         """Side of the training images in pixels: grows by up to 8 at a time; each below 32 lasts equally long."""
@@ -50,18 +55,3 @@ class Schedule:
         for step in range(self.total_steps):
             images_at[self.image_size(step)] += len(self.batches(step)) * self.batch_size
         return sum(count * flops_of_image(size) for size, count in images_at.items())
-
-
-def learning_rate_factor(step: int, total_steps: int, warmup_steps: int, scheduler: str = "cosine",
-                         milestones=(), gamma: float = 0.2) -> float:
-    """Factor on the peak learning rate at optimiser step `step` of `total_steps`, from 0.
-
-    Linear warm-up over `warmup_steps`, then a half cosine to 0 (Loshchilov & Hutter 2016, arXiv 1608.03983), a line to
-    0, or a factor `gamma` at each of `milestones` (in steps).
-    """
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    if scheduler == "step":
-        return gamma ** sum(step >= milestone for milestone in milestones)
-    progress = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
-    return 1 - progress if scheduler == "linear" else 0.5 * (1 + math.cos(math.pi * progress))

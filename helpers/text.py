@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import textwrap
 import unicodedata
 import zlib
+from collections.abc import Iterable
 
 UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")      # Unicode categories: controls, lone surrogates, separators of lines
 
@@ -50,6 +52,12 @@ def shown(value) -> str:
         text = f"<a {type(value).__name__} too large to write>"
     text = " ".join(text.split())
     return text if len(text) <= 80 else f"{text[:60]} … {text[-12:]}"
+
+
+def did_you_mean(word: str, names: Iterable[str], cutoff: float = 0.6) -> str:
+    """"; did you mean 'name'?" with the name that is nearest to a misspelt word, "" if none is near."""
+    near = difflib.get_close_matches(word[:80], names, 1, cutoff)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def first_line(error: Exception) -> str:

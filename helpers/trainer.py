@@ -112,8 +112,7 @@ class Trainer:
         model.to(self.device, memory_format=memory_format(self.device))
         if hasattr(model, "whiten"):        # with about 5,000 evenly spaced training images
             images = self.data.train_images[self._rows[::max(1, len(self._rows) // 5000)]]
-            loader = BatchLoader(images, torch.zeros(len(images)), len(images), self.device, self.mean, self.std,
-                                 placement="device")
+            loader = BatchLoader(images, torch.zeros(len(images)), len(images), self.device, self.mean, self.std)
             model.whiten(loader.batch(0, 0)[0])
         return model
 

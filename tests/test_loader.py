@@ -65,7 +65,7 @@ def test_augmented_pixels_are_normalised_by_the_same_formula(loader_of, images):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("augmentation", [None, MODERATE])
 def test_batches_have_the_asked_type_and_lie_in_memory_by_pixel(dtype, augmentation, loader_of):
-    for settings in ({}, {"mixup_alpha": 1.0}, {"placement": "host"}):
+    for settings in ({}, {"mixup_alpha": 1.0}):
         pixels, _ = loader_of(augmentation=augmentation, dtype=dtype, **settings).batch(0, 1)
         assert pixels.dtype == dtype and pixels.shape == (16, 3, 32, 32)
         assert pixels.stride() == (3072, 1, 96, 3)
@@ -82,9 +82,8 @@ def test_smaller_images_are_averages_of_the_same_pictures(augmentation, loader_o
 
 
 @pytest.mark.parametrize("augmentation", [None, MODERATE])
-@pytest.mark.parametrize("placement", ["device", "host"])
-def test_a_batch_is_its_stages_one_after_the_other(augmentation, placement, loader_of, images):
-    loader = loader_of(augmentation=augmentation, placement=placement)
+def test_a_batch_is_its_stages_one_after_the_other(augmentation, loader_of, images):
+    loader = loader_of(augmentation=augmentation)
     for epoch, index in ((0, 1), (3, 0), (3, 2)):
         found, labels = loader.batch(epoch, index)
         chosen, pixels = loader.indices(epoch, index), loader.pixels(epoch, index)
@@ -102,9 +101,8 @@ KEYS = [(epoch, index) for epoch in (0, 1) for index in range(3)]
 
 
 @pytest.mark.parametrize("mix", MIXES.values(), ids=MIXES)
-@pytest.mark.parametrize("placement", ["device", "host"])
-def test_a_batch_is_a_function_of_seed_epoch_and_index(mix, placement, loader_of):
-    settings = {"augmentation": MODERATE, "placement": placement, "seed": 3, "alternating_flip": True, **mix}
+def test_a_batch_is_a_function_of_seed_epoch_and_index(mix, loader_of):
+    settings = {"augmentation": MODERATE, "seed": 3, "alternating_flip": True, **mix}
     torch.manual_seed(1)            # the global generator must not matter
     asked_in_order = loader_of(**settings)
     in_order = {key: asked_in_order.batch(*key) for key in KEYS}
@@ -120,22 +118,6 @@ def test_a_batch_is_a_function_of_seed_epoch_and_index(mix, placement, loader_of
 
 
 @pytest.mark.parametrize("mix", MIXES.values(), ids=MIXES)
-@pytest.mark.parametrize("augmentation", [None, MODERATE])
-def test_host_placement_gives_the_same_batches_to_the_bit(augmentation, mix, loader_of):
-    on_device, on_host = (loader_of(augmentation=augmentation, placement=placement, seed=7, alternating_flip=True,
-                                    **mix) for placement in ("device", "host"))
-    for key in [*KEYS, (1, 0), (0, 1)]:
-        assert same(on_host.batch(*key), on_device.batch(*key)), key
-
-
-def test_host_batches_stay_as_they_were_when_the_next_are_made(loader_of):
-    """The two buffers are used in turn; a batch must not share memory with them."""
-    loader = loader_of(placement="host")
-    batches = [(pixels, pixels.clone()) for pixels in (loader.pixels(0, index) for index in range(len(loader)))]
-    assert all(torch.equal(pixels, copy) for pixels, copy in batches)
-
-
-@pytest.mark.parametrize("mix", MIXES.values(), ids=MIXES)
 def test_a_batch_leaves_the_global_generator_alone(mix, loader_of):
     torch.manual_seed(1)
     before = torch.get_rng_state()
@@ -144,11 +126,10 @@ def test_a_batch_leaves_the_global_generator_alone(mix, loader_of):
 
 
 @pytest.mark.parametrize("alternating_flip", [False, True])
-@pytest.mark.parametrize("placement", ["device", "host"])
-def test_a_batch_is_augmented_by_what_was_drawn_for_its_epoch(alternating_flip, placement, loader_of, images):
+def test_a_batch_is_augmented_by_what_was_drawn_for_its_epoch(alternating_flip, loader_of, images):
     settings = {"augmentation": MODERATE, "alternating_flip": alternating_flip, "seed": 5}
     order, parameters = loader_of(**settings).draw_epoch(1)
-    loader = loader_of(**settings, placement=placement)
+    loader = loader_of(**settings)
     for index, places in enumerate(torch.arange(48).split(16)):
         of_batch = {name: values[places] for name, values in parameters.items()}
         expected = augment_by(images[order[places]], MODERATE, of_batch, torch.tensor(MEAN), torch.tensor(STD))
@@ -185,9 +166,8 @@ def test_the_batch_size_only_cuts_an_epoch_up(loader_of):
     assert torch.equal(few_labels, many_labels) and torch.allclose(few, many, atol=1e-5)
 
 
-@pytest.mark.parametrize("placement", ["device", "host"])
-def test_an_epoch_shows_every_image_once_in_an_order_of_its_own(placement, loader_of):
-    loader = loader_of(batch_size=10, augmentation=CROP_ONLY, placement=placement)
+def test_an_epoch_shows_every_image_once_in_an_order_of_its_own(loader_of):
+    loader = loader_of(batch_size=10, augmentation=CROP_ONLY)
     orders = [torch.cat([labels for _, labels in loader.batches(epoch)]) for epoch in range(3)]
     assert all(order.sort().values.equal(torch.arange(50)) for order in orders)
     assert not orders[0].equal(orders[1]) and not orders[1].equal(orders[2])

@@ -203,12 +203,11 @@ def test_training_goes_on_without_a_graph_that_cannot_be_captured(tmp_path, capl
     assert words in trainer.replayed_step.why_eager and "\n" not in trainer.replayed_step.why_eager
 
 
-@pytest.mark.parametrize("changes, placement, words", [
-    ({"compile": True}, "device", "compile"), ({}, "host", "host memory"), ({"mixup_alpha": 0.4}, "device", "mixup")])
-def test_steps_that_no_graph_can_hold_are_ordinary_and_one_line_says_why(caplog, changes, placement, words):
+@pytest.mark.parametrize("changes, words", [({"compile": True}, "compile"), ({"mixup_alpha": 0.4}, "mixup")])
+def test_steps_that_no_graph_can_hold_are_ordinary_and_one_line_says_why(caplog, changes, words):
     config, data = TrainingConfig(**MUON_RUN | REPLAYED | changes), colour_data()
     loader = training_loader(config, data.train_images, data.train_labels, (0.5,) * 3, (0.2,) * 3,
-                             device=torch.device("cpu"), placement=placement)
+                             device=torch.device("cpu"))
     step = TrainStep(build_model(**config.model_arguments()).train(), config.replace(compile=False))
     step.config = config
     recording = Recording()
@@ -267,9 +266,9 @@ def test_nothing_in_a_step_leaves_its_device_or_comes_from_the_host(monkeypatch,
     with device:
         model = build_model(**config.model_arguments()).train()
     loader = training_loader(config, torch.zeros(32, 32, 32, 3, dtype=torch.uint8), torch.zeros(32, dtype=torch.long),
-                             (0.5,) * 3, (0.2,) * 3, device=device, placement="device")
+                             (0.5,) * 3, (0.2,) * 3, device=device)
     on_cpu = training_loader(config, torch.zeros(32, 32, 32, 3, dtype=torch.uint8), torch.zeros(32, dtype=torch.long),
-                             (0.5,) * 3, (0.2,) * 3, device=torch.device("cpu"), placement="device")
+                             (0.5,) * 3, (0.2,) * 3, device=torch.device("cpu"))
     order, parameters = on_cpu.draw_epoch(0)        # generators know no meta device
     drawn = order.to(device), {name: values.to(device) for name, values in parameters.items()}
     monkeypatch.setattr(loader, "draw_epoch", lambda epoch: drawn)

@@ -5,15 +5,17 @@ import torch
 from torch import nn
 
 from helpers.config import TrainingConfig
-from helpers.schedule import Schedule, learning_rate_factor
+from helpers.schedule import Schedule
 
 # The factor ------------------------------------------------------------------------------------------------
 
 TOTAL, WARMUP = 200, 20
 
 
-def factors(scheduler, **settings):
-    return [learning_rate_factor(step, TOTAL, WARMUP, scheduler, **settings) for step in range(TOTAL)]
+def factors(scheduler, steps=TOTAL, **settings):
+    """An epoch is a step."""
+    schedule = planned(10, epochs=TOTAL, warmup_epochs=WARMUP, lr_scheduler=scheduler, **settings)
+    return [schedule.learning_rate_factor(step) for step in range(steps)]
 
 
 def torch_factors(after_warmup):
@@ -41,12 +43,12 @@ def test_linear_equals_torchs_schedulers():
 
 def test_step_equals_torchs_schedulers():
     expected = torch_factors(lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [m - WARMUP for m in (60, 120)], 0.2))
-    assert factors("step", milestones=(60, 120), gamma=0.2) == pytest.approx(expected)
+    assert factors("step", lr_milestones=(60, 120), lr_gamma=0.2) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("scheduler", ["cosine", "linear", "step"])
 def test_schedules_rise_from_above_zero_to_one_and_never_rise_again(scheduler):
-    found = factors(scheduler, milestones=(60, 120), gamma=0.2)
+    found = factors(scheduler, lr_milestones=(60, 120), lr_gamma=0.2)
     assert found[0] == 1 / WARMUP and found[WARMUP - 1] == found[WARMUP] == 1
     assert all(a < b for a, b in zip(found[:WARMUP - 1], found[1:WARMUP]))
     assert all(a >= b > 0 for a, b in zip(found[WARMUP:], found[WARMUP + 1:]))
@@ -54,16 +56,16 @@ def test_schedules_rise_from_above_zero_to_one_and_never_rise_again(scheduler):
 
 @pytest.mark.parametrize("scheduler", ["cosine", "linear"])
 def test_schedules_without_jumps(scheduler):
-    found = factors(scheduler)
+    *found, end = factors(scheduler, TOTAL + 1)
     assert max(abs(a - b) for a, b in zip(found, found[1:])) <= 1 / WARMUP + 1e-12
-    assert found[-1] < 2 / (TOTAL - WARMUP)
-    assert learning_rate_factor(TOTAL, TOTAL, WARMUP, scheduler) == pytest.approx(0)
+    assert found[-1] < 2 / (TOTAL - WARMUP) and end == pytest.approx(0)
 
 
 @pytest.mark.parametrize("scheduler", ["cosine", "linear", "step"])
-def test_schedule_without_warmup_and_with_a_single_step(scheduler):
-    assert learning_rate_factor(0, 100, 0, scheduler, milestones=(50,)) == 1
-    assert learning_rate_factor(0, 1, 0, scheduler, milestones=(50,)) == 1
+def test_schedule_without_warmup_and_with_few_steps(scheduler):
+    for epochs, batch_size in ((100, 10), (2, 20)):
+        schedule = planned(20, epochs=epochs, batch_size=batch_size, lr_scheduler=scheduler, lr_milestones=(1,))
+        assert schedule.learning_rate_factor(0) == 1
 
 
 # Steps and batches -----------------------------------------------------------------------------------------
@@ -112,9 +114,7 @@ def test_steps_take_the_batches_of_an_epoch_in_turn(images, batch_size, accumula
 def test_the_learning_rate_is_the_peak_times_the_factor(scheduler):
     schedule = planned(learning_rate=0.3, lr_scheduler=scheduler, warmup_epochs=0.5, lr_milestones=(2, 3))
     for step in range(40):
-        factor = learning_rate_factor(step, 40, 5, scheduler, milestones=(20, 30))
-        assert schedule.learning_rate_factor(step) == factor
-        assert schedule.learning_rate(step) == pytest.approx(0.3 * factor)
+        assert schedule.learning_rate(step) == pytest.approx(0.3 * schedule.learning_rate_factor(step))
 
 
 @pytest.mark.parametrize("accumulation, steps_of_epoch", [(1, 10), (4, 3)])

@@ -97,7 +97,7 @@ def test_inference_leaves_the_model_as_it_is():
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_training_speed_is_of_train_steps(tmp_path, monkeypatch, accumulation):
     trainer = make_trainer(tmp_path, batch_size=8, gradient_accumulation_steps=accumulation)
-    monkeypatch.setattr(TrainStep, "__call__", lambda self, batches, factor: time.sleep(0.005))
+    monkeypatch.setattr(TrainStep, "__call__", lambda *_: time.sleep(0.005))
     row = speed.training_throughput(trainer, steps=2, repeats=3)
     assert len(row["seconds"]) == 3 and row["steps_per_second_max"] <= 1 / 0.005 and row["milliseconds"] >= 5
     assert row["steps_per_second"] == pytest.approx(1 / sorted(row["seconds"])[1])
@@ -119,7 +119,7 @@ def test_training_benchmark_leaves_the_trainer_as_it_is(tmp_path):
 
 # Loader ----------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("settings", [{"placement": "device"}, {"placement": "host"}, {"augmentation": None},
+@pytest.mark.parametrize("settings", [{}, {"augmentation": None},
                                       {"mixup_alpha": 1.0, "num_classes": 4, "dtype": torch.bfloat16}])
 def test_loader_profile_adds_up(images, settings):
     profile = speed.profile_loader(make_loader(images, **settings), batches=4, step_milliseconds=50.0)

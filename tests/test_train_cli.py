@@ -84,13 +84,13 @@ def test_every_setting_has_an_option():
 def test_a_mistyped_option_is_answered_with_the_nearest(typed, meant):
     for text in (f"{typed} 3", f"{typed}=3"):
         fault, = faults_of(text)
-        assert typed in fault and f"did you mean {meant}?" in fault
+        assert typed in fault and f"did you mean {meant!r}?" in fault
 
 
 def test_options_are_not_guessed_from_their_beginning():
     """--ep must not silently become --epochs, nor --lr-mile --lr-milestones."""
     assert "unknown option" in faults_of("--ep 3")[0]
-    assert "did you mean --lr-milestones" in faults_of("--lr-mile 3")[0]
+    assert "did you mean '--lr-milestones'" in faults_of("--lr-mile 3")[0]
 
 
 def test_all_faults_of_a_command_and_its_file_come_at_once(tmp_path):

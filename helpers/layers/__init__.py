@@ -1,1 +1,1 @@
-"""Layers that PyTorch lacks: Winograd's convolution on a CPU, and layers that commute with mirroring."""
+"""Layers that PyTorch lacks or does slower: that commute with mirroring, Winograd's on a CPU, fused ones on a GPU."""

@@ -4,7 +4,8 @@ After Cohen & Welling 2016 (arXiv 1602.07576) and, for the saving, Bökman, Nord
 The C channels form C/2 pairs, the first of each in the first half of the channels. Mirroring the image mirrors every
 channel and swaps each pair. The sum of a pair is its even part, the difference its odd part. Filters between parts of
 the same kind are symmetric, with two free values per row of three; those between even and odd antisymmetric, with one:
-half the parameters and arithmetic of a plain convolution. Every layer preserves its input's memory format.
+half the parameters and arithmetic of a plain convolution. In plain torch operations a layer preserves its input's
+memory format; where Winograd or a fused kernel computes it, its output is in channels_last.
 """
 
 from __future__ import annotations

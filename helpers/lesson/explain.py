@@ -229,8 +229,8 @@ def superclass_affinity(model: nn.Module, loader: BatchLoader, superclass_of: Te
 
 def affinity_of_superclasses(network: TrainedNetwork, data: ImageData, val_size: int, seed: int,
                              progress: str = "none") -> tuple[Tensor, float]:
-    """`superclass_affinity` on the validation split or, without one, on 5,000 training images; and the `agreement` of
-    two halves of them."""
+    """`superclass_affinity` on the validation split or, without one, at most 5,000 training images; and the
+    `agreement` of two halves of them."""
     count = val_size or min(5000, len(data.train_labels) // 10)
     chosen = stratified_split(data.train_labels, count, seed)[1]
     chosen = chosen[data.superclass_of[data.train_labels[chosen]].argsort()]

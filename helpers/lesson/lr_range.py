@@ -15,8 +15,9 @@ BLOWN_UP = 2.0          # the test ends above this multiple of the first loss
 SMOOTHING = 7           # losses per mean, centred
 
 
-def lr_range_test(trainer: Trainer, low: float, high: float, steps: int, progress: str = "none") -> dict:
-    """Take training steps at a learning rate that rises exponentially from `low` to `high`, on a copy of the network.
+def lr_range_test(trainer: Trainer, low: float | None, high: float | None, steps: int, progress: str = "none") -> dict:
+    """Take training steps at a learning rate that rises exponentially from `low` to `high`, on a copy of the network;
+    by default from a thousandth of `learning_rate` to 30 times it.
 
     `trainer`, its weights and later random numbers do not change. The steps have the training's first batches and image
     sizes, and start from the trainer's weights if it has not trained yet, else from new ones of the same seed. Under
@@ -26,6 +27,8 @@ def lr_range_test(trainer: Trainer, low: float, high: float, steps: int, progres
     `smoothed_losses`; and `suggested`, see `steepest_rate`. Raises ValueError for impossible limits, TrainingDiverged
     if the first loss is not finite.
     """
+    low = trainer.config.learning_rate / 1000 if low is None else low
+    high = trainer.config.learning_rate * 30 if high is None else high
     if not 0 < low < high:
         raise ValueError(f"low={low}, high={high}: both must be positive, and low below high")
     if steps < SMOOTHING:

@@ -78,7 +78,7 @@ def training_throughput(trainer: Trainer, steps: int = 5, repeats: int = 5, prog
     Each repeat times `steps` of them. Returns `batch_size` (the effective one), `steps_per_second` and
     `images_per_second` (medians) with `_min` and `_max`, `milliseconds` (median) and `seconds` (by repeat) per step.
     """
-    model = copy.deepcopy(trainer.model).train()
+    model = copy.deepcopy(trainer.model)
     step = repeated_step(trainer, TrainStep(model, trainer.config, trainer.precision))
     seconds = [seconds_of(step, trainer.device, steps) / steps
                for _ in announced(range(1, repeats + 1), "training steps, repeat", progress)]
@@ -89,6 +89,7 @@ def training_throughput(trainer: Trainer, steps: int = 5, repeats: int = 5, prog
 def repeated_step(trainer: Trainer, train_step: TrainStep, image_size: int = IMAGE_SIZE, **options):
     """A function that takes the next step of the trainer's first epochs, by `train_step`; already up to speed. The
     `options` are ReplayedStep's."""
+    train_step.model.train()
     schedule, take = trainer.schedule, ReplayedStep(train_step, trainer.loader, **options)
 
     def step() -> None:

@@ -88,7 +88,8 @@ class _Convolutions(TorchDispatchMode):
 
 def step_profile(trainer: Trainer, image_size: int = IMAGE_SIZE, steps: int = 2) -> dict[str, float]:
     """Seconds of one training step by kind of operation, from torch's profiler; on CUDA, those of its kernels."""
-    step = _step_of(trainer, image_size, capture=None)      # a replayed graph has kernels, but no operations
+    # Not replayed: a graph has kernels, but no operations.
+    step = repeated_step(trainer, trainer.train_step, image_size, capture=None)
     cuda = trainer.device.type == "cuda"
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]
                                 + [torch.profiler.ProfilerActivity.CUDA] * cuda) as profiler:
@@ -102,12 +103,6 @@ def step_profile(trainer: Trainer, image_size: int = IMAGE_SIZE, steps: int = 2)
             kind = next((kind for kind, names in KINDS.items() if any(name in operation for name in names)), "other")
             seconds[kind] += spent / 1e6 / steps
     return seconds
-
-
-def _step_of(trainer: Trainer, image_size: int = IMAGE_SIZE, capture="auto"):
-    """A function that takes the next step of a new Trainer, at this image size; `capture` as of `ReplayedStep`."""
-    trainer.model.train()
-    return repeated_step(trainer, trainer.train_step, image_size, capture=capture)
 
 
 # Parts of the profiler's operation names, by kind; the first match counts (upsample_bilinear is not linear).
@@ -233,7 +228,7 @@ def _training(args, config: TrainingConfig, data: ImageData) -> dict:
     """The plain loop, or the Trainer's step with its loader: `--steps` steps after one for warm-up."""
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(config, data, folder)
-        step = _step_of(trainer)
+        step = repeated_step(trainer, trainer.train_step)
 
         def ours() -> float:
             step()
@@ -263,7 +258,7 @@ def _step(args, config: TrainingConfig, data: ImageData) -> dict:
             flops = training_flops(trainer.model, size)         # per image
             convolutions = bare_convolutions(trainer.model, trainer.loader.batch_size, size, trainer.device,
                                              trainer.precision)
-            step = _step_of(trainer, size)
+            step = repeated_step(trainer, trainer.train_step, size)
             convolutions()
             timings = {"step": [], "convolutions": []}
             for _ in range(args.repeats):

@@ -142,7 +142,6 @@ def steps(args) -> dict:
         for name, capture in ways.items():
             with tempfile.TemporaryDirectory() as folder:
                 trainer = Trainer(config, data, folder)
-            trainer.model.train()
             step = repeated_step(trainer, trainer.train_step, size, capture=capture)
             seconds, host = _step_seconds(step, trainer.device, args.steps)
             flops = training_flops(trainer.model, size) * images_of_step(trainer)
@@ -157,7 +156,6 @@ def kernels(args) -> dict:
     config = _config(args, "fast", resume="never")
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(config, load_cifar100(config), folder)
-    trainer.model.train()
     step = repeated_step(trainer, trainer.train_step)
     rows = [{"ms": milliseconds, "calls": calls, "kernel": name[:100]}
             for name, milliseconds, calls in _kernels(step, trainer.device)]

@@ -1,4 +1,4 @@
-"""A GPU's memory: batches that do not fit, captures that do not fit, and images that stay with the host."""
+"""A GPU's memory: batches that do not fit, and captures that do not fit."""
 
 import logging
 import math
@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from helpers.data import ImageData
-from helpers.loader import training_loader
 from helpers.replay import WARM_UP, CudaGraphs, ReplayedStep
 from training import CUDA_RUN, assert_near, colour_data, make_trainer, take_steps, weights_of
 
@@ -71,36 +70,3 @@ def test_out_of_memory_in_a_capture_means_ordinary_steps_and_one_warning(tmp_pat
     assert starved.train_step.parts == 1 and starved.step == WARM_UP + 4
     assert losses == pytest.approx(expected, rel=0.01)
     assert_near(starved.model, ordinary.model, start, 0.15)
-
-
-# Images in the host's memory -------------------------------------------------------------------------------
-
-def loader_at(trainer, placement):
-    rows = torch.arange(80)
-    return training_loader(trainer.config, trainer.data.train_images[rows], trainer.data.train_labels[rows],
-                           trainer.mean, trainer.std, device=trainer.device, placement=placement)
-
-
-@pytest.mark.parametrize("augmentation", ["none", "basic", "strong"])
-def test_batches_from_the_hosts_memory_are_those_from_the_devices(tmp_path, augmentation):
-    trainer = make_trainer(tmp_path, CUDA_RUN | {"augmentation_strength": augmentation})
-    on_device, on_host = (loader_at(trainer, placement) for placement in ("device", "host"))
-    for place in [(0, 0), (0, 1), (0, 2), (0, 4), (1, 3), (1, 4), (2, 0), (0, 0)]:     # copied ahead, or asked for
-        for found, expected in zip(on_host.batch(*place), on_device.batch(*place)):
-            assert found.device == expected.device == trainer.device
-            assert torch.equal(found, expected), place
-
-
-def test_steps_from_the_hosts_memory_are_ordinary_and_one_line_says_why(tmp_path, caplog):
-    pair = [make_trainer(tmp_path / placement, CUDA_RUN) for placement in ("host", "device")]
-    start = weights_of(pair[0].model)
-    with caplog.at_level(logging.INFO, "cifar100"):
-        caplog.clear()
-        for trainer, placement in zip(pair, ("host", "device")):
-            trainer.loader = loader_at(trainer, placement)
-            trainer.replayed_step = ReplayedStep(trainer.train_step, trainer.loader)
-    assert ["the images are in host memory" in record.getMessage() for record in caplog.records] == [True]
-    assert [trainer.replayed_step.warm_up for trainer in pair] == [1, WARM_UP + 1]
-    found, expected = (take_steps(trainer, 12)[0] for trainer in pair)
-    assert found == pytest.approx(expected, rel=0.03) and sum(found[-4:]) < sum(found[:4])
-    assert_near(pair[0].model, pair[1].model, start, 0.3)

@@ -15,8 +15,8 @@ from matplotlib.patheffects import withStroke
 
 from ...metrics import Evaluation
 from ...text import columns_of, readable
-from .theme import (BLUE, ORANGE, RED, WIDTH, as_array, draw_picture, new_canvas, new_figure, themed, write_caption,
-                    write_centred)
+from .theme import (BLUE, ORANGE, RED, WIDTH, as_array, draw_heat, draw_picture, new_canvas, new_figure, themed,
+                    write_caption, write_centred)
 
 
 @themed
@@ -217,8 +217,7 @@ def explained_prediction(image, names: Sequence[str], probabilities, attention=N
         _captioned(axes, pixels, caption)
     if attention is not None:
         _captioned(panels[-1], image, f"where it looks for\n{readable(names[0], 18)} (Grad-CAM)")
-        panels[-1].imshow(as_array(attention), cmap="inferno", alpha=0.6, vmin=0, vmax=1,
-                          extent=panels[-1].images[0].get_extent(), interpolation="bilinear")
+        draw_heat(panels[-1], attention)
     _probability_bars(bars, names, values)
     if neighbours:
         rows[1].suptitle("nearest training images, with their classes and the cosine similarity of their features",

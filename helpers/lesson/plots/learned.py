@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ...text import fitted, readable
-from .theme import (BLUE, GREEN, ORANGE, PALETTE, WIDTH, as_array, draw_picture, new_canvas, new_figure, themed,
-                    write_caption)
+from .theme import (BLUE, GREEN, ORANGE, PALETTE, WIDTH, as_array, draw_heat, draw_picture, new_canvas, new_figure,
+                    themed, write_caption)
 
 _MARKERS = "os^DvPX*<>"
 
@@ -53,12 +53,9 @@ def grad_cam_overlay(images, heat_maps, titles: Sequence[str], note: str = "") -
     figure, axes = new_canvas(height * math.ceil(len(images) / columns), "Where the network looks (Grad-CAM)", note)
     for place, (image, heat, title) in enumerate(zip(images, heat_maps, titles)):
         left, top = place % columns * width + 0.1, place // columns * height
-        frame = axes.get_xlim(), axes.get_ylim()
         for x in (left, left + side + 0.05):
             draw_picture(axes, image, x, top, side)
-        axes.imshow(heat, cmap="inferno", alpha=0.6, vmin=0, vmax=1, interpolation="bilinear",
-                    extent=axes.images[-1].get_extent())
-        axes.set(xlim=frame[0], ylim=frame[1])
+        draw_heat(axes, heat)
         title = "\n".join(fitted(line, 38) for line in title.split("\n"))
         axes.text(left + side, top + side + 0.04, title, fontsize=9.5, ha="center", va="top")
     write_caption(axes, "Yellow: speaks most for the class; dark: does not speak for it.")

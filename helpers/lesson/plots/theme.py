@@ -107,12 +107,15 @@ def new_canvas(height: float, title: str, note: str) -> tuple[Figure, Axes]:
 
 def draw_picture(axes: Axes, image: np.ndarray | None, x: float, y: float, side: float, edge: str = "") -> None:
     """Draw `image`, uint8 or float [H, W, 3], `side` inches wide, with its upper left corner at (x, y); None: a box."""
-    frame = axes.get_xlim(), axes.get_ylim()
     if image is not None:
         axes.imshow(image, extent=(x, x + side, y + side, y), interpolation="nearest")
     if image is None or edge:
         axes.add_patch(Rectangle((x, y), side, side, fill=False, edgecolor=edge or "0.7", linewidth=2.5 if edge else 1))
-    axes.set(xlim=frame[0], ylim=frame[1])      # undo imshow's limits
+
+def draw_heat(axes: Axes, heat) -> None:
+    """Lay a heat map, float [H, W] in [0, 1], over the last picture."""
+    axes.imshow(as_array(heat), cmap="inferno", alpha=0.6, vmin=0, vmax=1, interpolation="bilinear",
+                extent=axes.images[-1].get_extent())
 
 
 def use_log_scale(axes: Axes) -> None:
