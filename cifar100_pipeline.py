@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from helpers import checkpoint
 from helpers.augment import augment
 from helpers.checkpoint import CheckpointError, NotSaved
-from helpers.config import ConfigError, TrainingConfig, preset_names
+from helpers.config import ConfigError, TrainingConfig, on_top, preset_names
 from helpers.data import DataError, ImageData, load_cifar100
 from helpers.files import replacing
 from helpers.image_files import network_input
@@ -92,7 +92,7 @@ class CIFAR100Pipeline:
         if "name" not in state:
             raise CheckpointError(f"{path}: holds weights but no configuration of this project; make a pipeline with "
                                   "the network's sizes and call pipeline.load_weights(path)")
-        pipeline = cls(TrainingConfig.from_settings(portable_settings(state, path) | overrides, str(path)))
+        pipeline = cls(TrainingConfig.from_settings(on_top(overrides, portable_settings(state, path)), str(path)))
         pipeline._use(TrainedNetwork.from_state(state, pipeline.config, pipeline.device, pipeline.precision, path))
         return pipeline
 
@@ -163,9 +163,9 @@ class CIFAR100Pipeline:
         """Warn of settings that are probably a mistake."""
         for name, need in config.idle_settings().items():
             log.warning("%s has no effect here: it needs %s", name, need)
-        if config.resume == "never" and (steps := checkpoint.list_steps(self.checkpoint_dir)):
-            log.warning("resume='never': starts over beside %s, which the next checkpoints will replace; "
-                        "resume='auto' continues it", steps[0])
+        if config.resume != "auto" and (steps := checkpoint.list_steps(self.checkpoint_dir)):
+            log.warning("resume=%r: the next checkpoints will replace %s; resume='auto' continues from there",
+                        config.resume, steps[0])
 
     def summarise_model(self) -> Figure | None:
         """Print parameters, memory and FLOPs, by layer and in total; return their figure."""
@@ -234,6 +234,8 @@ class CIFAR100Pipeline:
         if self._read_only and not trainer.is_finished:
             raise self._read_only
         note, was_finished = f" ({self.note})" if self.note else "", trainer.is_finished
+        live = live and not was_finished
+        self._log("bar" if live else progress_style(self.config.progress))
         if was_finished:
             log.info("run %r%s is complete after %d epochs; give another run_name or resume='never' to train anew",
                      self.config.name, note, len(trainer.history))
@@ -246,7 +248,7 @@ class CIFAR100Pipeline:
             log.info("run %r%s: training %s on %s in %s, on %s images", self.config.name, note, self.config.model,
                      self.device, self.precision, f"{trainer.loader.count:,}")
         try:
-            self.history = self._fit(on_epoch, live and not was_finished)
+            self.history = self._fit(on_epoch, live)
         except TrainingDiverged as error:
             log.error("%s", error)
             raise
@@ -268,7 +270,6 @@ class CIFAR100Pipeline:
     def _fit(self, on_epoch, live: bool) -> History:
         """Train with the live view, or with the bar or lines that `progress` asks for."""
         trainer = self.trainer
-        self._log("bar" if live else progress_style(self.config.progress))
         if not self._read_only:
             forget_epochs(self.run_dir / "train.log", after=len(trainer.history))
         if not live:
@@ -300,13 +301,12 @@ class CIFAR100Pipeline:
         `uncalibrated_error` divide the logits by `temperature`. Writes metrics.json, unless the weights were loaded:
         then that file belongs to another pipeline.
         """
-        network, data = self._need_network(), self.prepare_data()
+        network, data, config = self._need_network(), self.prepare_data(), self.config
         if self.evaluation is None:
             network.check_classes(data)
             loader = network.loader(data.test_images)
-            features, logits = explain.features_and_logits(network.model, loader, network.precision,
-                                                           self.config.progress)
-            mirrored = network.logits(loader, mirrored=True, progress=self.config.progress)
+            features, logits = explain.features_and_logits(network.model, loader, network.precision, config.progress)
+            mirrored = network.logits(loader, mirrored=True, progress=config.progress)
             evaluation, flipped = network.evaluation(logits, data), network.evaluation((logits + mirrored) / 2, data)
             self._as_trained = Evaluation.from_logits(logits, data.test_labels, data.class_names)
             network.results = {"note": self.note, **evaluation.summary(), "temperature": network.temperature,
@@ -315,7 +315,7 @@ class CIFAR100Pipeline:
             self._test_features, self.evaluation = features, evaluation     # last: the passes may be interrupted
             self._write_metrics()
         if self.history.stopped == "interrupted":
-            print(f"This training was stopped after {len(self.history)} of {self.config.epochs} epochs.")
+            print(f"This training was stopped after {len(self.history)} of {config.epochs} epochs.")
         print(results_text(self.results))
         return self.results
 
@@ -334,9 +334,8 @@ class CIFAR100Pipeline:
     def explain_errors(self, pairs: int = 6) -> Figure | None:
         """Print the most confused pairs of classes; return their figure, with pictures."""
         evaluation = self._evaluated()
-        for true, predicted, count, share in evaluation.most_confused(pairs):
-            print(f"{count:3d} images ({share:4.1f} %) of {readable(true, 40)} were taken for "
-                  f"{readable(predicted, 40)}")
+        for true, other, count, share in evaluation.most_confused(pairs):
+            print(f"{count:3d} images ({share:4.1f} %) of {readable(true, 40)} were taken for {readable(other, 40)}")
         return self._keep("confused_pairs", plots.confused_pairs, evaluation, self.data.test_images, pairs, self.note)
 
     def show_confident_errors(self, n: int = 12) -> Figure | None:
@@ -449,6 +448,8 @@ class CIFAR100Pipeline:
         if isinstance(images, (np.ndarray, Tensor)) and images.ndim <= 1:
             images = images.tolist()
         images = list(images) if isinstance(images, (list, tuple, range)) else [images]
+        if not images:
+            raise ValueError("show_attention: there is no picture in images")
         pixels = torch.stack([self.as_input(image) for image in images])
         heat, answers = attention(network, pixels, class_name)
         titles = [f"true: {readable(self.data.class_names[self.data.test_labels[int(image)]])}\n{text}"
@@ -555,8 +556,7 @@ class CIFAR100Pipeline:
 
     def _need_network(self) -> TrainedNetwork:
         if self.network is None:
-            raise RuntimeError("there is no trained network yet; call pipeline.train() or pipeline.load_weights(path) "
-                               "first")
+            raise RuntimeError("there is no trained network yet; call pipeline.train() or pipeline.load_weights(path)")
         return self.network
 
     def _ready_network(self) -> TrainedNetwork:

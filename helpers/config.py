@@ -180,13 +180,13 @@ class TrainingConfig:
         known = _given({name: value for name, value in settings.items() if name in KNOWN_NAMES})
         try:
             if settings.get(EXTENDS) is not None:       # a preset's file, perhaps with another preset
-                known = _on_top(known, preset_settings(settings[EXTENDS]))
+                known = on_top(known, preset_settings(settings[EXTENDS]))
             base = preset_settings(known["preset"]) if "preset" in known else {}
         except ConfigError as error:    # without a preset, values can only be checked one by one
             faults += error.faults + list(value_faults(without_fp32(known)).values())
             raise ConfigError(faults, where) from error
         try:
-            config = cls(**without_fp32(_on_top(known, base)))
+            config = cls(**without_fp32(on_top(known, base)))
         except ConfigError as error:
             faults += error.faults
         if faults:
@@ -208,7 +208,7 @@ class TrainingConfig:
         faults = name_faults(changes)
         if faults:
             raise ConfigError(faults + list(value_faults(_full_names(changes)).values()))
-        return type(self)(**(self._values() | _full_names(changes)))
+        return type(self)(**on_top(changes, self._values()))
 
     def to_dict(self) -> dict:
         """Plain values (tuples as lists) for metrics.json, checkpoints and YAML."""
@@ -360,12 +360,13 @@ def preset_settings(name: str, extended_by: tuple[str, ...] = ()) -> dict:
                            f"preset: {name} there"])
     parent = extends or preset
     base = {} if parent in (name, *extended_by) else preset_settings(parent, (*extended_by, name))
-    return _on_top(own, base) | {"preset": name}
+    return on_top(own, base) | {"preset": name}
 
 
-def _on_top(given: dict, base: dict) -> dict:
-    """`given` over `base`, without the crop and cutout of `base` where `given` changes the augmentation strength, which
-    brings its own."""
+def on_top(given: dict, base: dict) -> dict:
+    """`given`, perhaps by short names, over `base`, without the crop and cutout of `base` where `given` changes the
+    augmentation strength, which brings its own."""
+    given = _full_names(given)
     return _without_strength_details(base, given) | given
 
 

@@ -95,9 +95,12 @@ class ImageData:
             deviations.append(1.0 if deviation < 1 / 255 else round(deviation, 6))
         return tuple(means), tuple(deviations)
 
-    def fingerprint(self) -> str:
-        """CRC-32 of the ordered training images. Sources differ in their order, and the split depends on it."""
-        return f"{zlib.crc32(np.ascontiguousarray(self.train_images)):08x}"
+    def identity(self) -> dict:
+        """What a resumed training must find again, by its name in messages: classes, and CRC-32 of the ordered training
+        images and labels. Sources differ in their order, and the split depends on it."""
+        return {"classes": list(self.class_names), "training images": len(self.train_labels),
+                **{f"fingerprint of the training {what}": f"{zlib.crc32(np.ascontiguousarray(tensor)):08x}"
+                   for what, tensor in (("images", self.train_images), ("labels", self.train_labels))}}
 
     def __str__(self) -> str:
         superclasses = f" in {len(self.superclass_names)} superclasses" if self.superclass_names else ""

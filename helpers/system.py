@@ -77,12 +77,17 @@ def pick_device(name: str = "auto") -> torch.device:
     try:
         device = torch.device("cuda:0" if name == "cuda" else name)     # some functions need the index
         torch.empty(1, device=device).item()        # "meta" makes tensors, but computes nothing
-        if device.type == "cuda":       # kernels and graphs take the current device
-            torch.cuda.set_device(device)
+        use(device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device={name!r} is unavailable ({first_line(error)}); "
                          "use 'auto' or 'cpu', or on Colab choose Runtime > Change runtime type > GPU") from error
     return device
+
+
+def use(device: torch.device) -> None:
+    """Make a GPU the current device, which kernels and graphs take: another pipeline may have had its turn."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
 
 
 def memory_format(device: torch.device) -> torch.memory_format:

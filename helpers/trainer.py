@@ -29,7 +29,7 @@ from .schedule import Schedule
 from .signals import ENDING, StopOnSignals
 from .step import TrainStep
 from .system import (DTYPES, SystemInfo, keep_freed_memory, memory_format, peak_memory_mb, pick_device, pick_precision,
-                     progress_style, rng_state, set_rng_state, synchronize)
+                     progress_style, rng_state, set_rng_state, synchronize, use)
 from .text import epoch_line
 
 log = logging.getLogger("cifar100")
@@ -70,7 +70,7 @@ class Trainer:
         self.device = pick_device(config.device)
         torch.backends.cudnn.benchmark = True       # few shapes, many steps: search for the fastest kernels
         keep_freed_memory()
-        self._fingerprint = data.fingerprint()
+        self._identity = data.identity()
         path, saved = self._find_checkpoint() or ("", None)
         self.precision = self._pick_precision(saved, path)
         self.mean, self.std = data.channel_statistics()
@@ -96,6 +96,7 @@ class Trainer:
         self._unwritten_best, self._last_best = None, -math.inf
         self._weights_to_save = None            # the last step's, when writing them failed
         self.stop_requested = ""                # "SIGINT", "SIGTERM", "SIGHUP" or "button"
+        self._to_continue = "the same settings" if config.resume == "auto" else "resume='auto'"
         self._session_start = self._last_save = self._epoch_start = time.perf_counter()
         self._epoch_images, self._flops_at = 0, {}
         self.running = RunningMeans()
@@ -133,8 +134,8 @@ class Trainer:
             claim(self.checkpoint_dir)
             self._session_start = self._last_save = time.perf_counter()
             set_rng_state(self._rng, self.device)
+            use(self.device)
             if self.device.type == "cuda":
-                torch.cuda.set_device(self.device)      # since another pipeline may have had its turn
                 torch.cuda.reset_peak_memory_stats(self.device)
             show_bar = show_bar and progress_style(self.config.progress) == "bar"
             with StopOnSignals(self.stop), tqdm(total=self.total_steps, initial=self.step, unit="step", mininterval=0.5,
@@ -152,8 +153,10 @@ class Trainer:
         else:
             self._save_and_use_weights()
         if self.history.stopped == "interrupted":
-            log.info("stopped after step %d of %d (%s); train again with the same settings to continue from %s",
-                     self.step, self.total_steps, self.stop_requested, self.checkpoint_dir)
+            log.info("stopped after step %d of %d (%s); train again with %s to continue from %s", self.step,
+                     self.total_steps, self.stop_requested, self._to_continue, self.checkpoint_dir)
+        elif self.stop_requested:
+            log.info("%s came with the last step: the training is complete", self.stop_requested)
         if self.stop_requested in ENDING:
             signal.raise_signal(signal.Signals[self.stop_requested])
         return self.history
@@ -170,7 +173,7 @@ class Trainer:
             path = checkpoint.step_path(self.checkpoint_dir, self.step)
             raise NotSaved(f"{path} could not be written: {error.strerror or error}. Not kept: what was trained since "
                            f"the last checkpoint. Safe: {checkpoint.safe_files(self.checkpoint_dir)}. Make space and "
-                           "train with the same settings to continue from there") from error
+                           f"train with {self._to_continue} to continue from there") from error
         finally:
             self.model.load_state_dict(self.best_weights or _copy_of(self.averaged_model.state_dict()))
             self.model.eval()
@@ -281,11 +284,11 @@ class Trainer:
                 self._write_best()
         if not self.config.patience:
             return
-        if accuracy > self.patience_accuracy + 100 * self.config.min_delta:
+        if accuracy > self.patience_accuracy + max(0, 100 * self.config.min_delta - 1e-9):      # or rounding decides
             self.patience_accuracy, self.patience_left = accuracy, self.config.patience
         else:
             self.patience_left -= 1
-            if self.patience_left <= 0:
+            if self.patience_left <= 0 and self.step < self.total_steps:
                 self.history.stopped = "early"      # even if somebody stopped the run in this epoch, which is complete
 
     # Checkpoints -----------------------------------------------------------------------------------------------
@@ -353,9 +356,7 @@ class Trainer:
         return path, state
 
     def _training_settings(self) -> dict:
-        return self.config.training_settings() | {
-            "classes": list(self.data.class_names), "training images": len(self.data.train_labels),
-            "fingerprint of the training images": self._fingerprint}
+        return self.config.training_settings() | self._identity
 
     def _pick_precision(self, saved: dict | None, path) -> str:
         """The precision the run began in, for the same weights; a new choice on another kind of device, or on an older

@@ -457,6 +457,8 @@ def test_attention_of_any_picture_and_any_class(trained, tmp_path):
     assert "true: " in trained.show_attention(torch.tensor(1)).axes[0].texts[0].get_text()
     with pytest.raises(ValueError, match="did you mean"):
         trained.show_attention(0, name + "s")
+    with pytest.raises(ValueError, match="no picture"):
+        trained.show_attention([])
 
 
 def test_without_superclasses_the_affinity_is_a_sentence(trained, monkeypatch, capsys):

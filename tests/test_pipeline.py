@@ -204,6 +204,13 @@ def test_no_folder_is_taken_from_a_file(finished, runs_dir, tmp_path):
     assert CIFAR100Pipeline.from_checkpoint(path, data_dir="mine").config.data_dir == "mine"
 
 
+def test_settings_given_with_a_file_may_have_short_names_and_a_strength_brings_its_own_crop(finished, runs_dir):
+    path = runs_dir / "tiny" / "checkpoints" / "final.pt"
+    config = CIFAR100Pipeline.from_checkpoint(path, lr=0.05, augmentation="strong").config
+    assert (config.learning_rate, config.augmentation_strength, config.cutout_size) == (0.05, "strong", None)
+    assert TrainingConfig.from_preset("quick").replace(augmentation="none").crop_padding is None
+
+
 @pytest.mark.parametrize("part", ["config", "classes", "mean", "std", "note", "name"])
 @pytest.mark.parametrize("odd", [3, None, "missing"])
 def test_weights_with_a_wrong_part_are_a_checkpoint_error_that_names_it(finished, runs_dir, tmp_path, part, odd):
@@ -417,6 +424,16 @@ def test_an_interrupted_run_leaves_the_test_split_alone_and_goes_on(finished, ru
         assert torch.equal(weight, pipeline.model.state_dict()[name]), name
 
 
+def test_each_of_two_pipelines_writes_to_its_own_log(runs_dir):
+    first, second = (CIFAR100Pipeline.from_preset("demo", run_name=name, runs_dir=str(runs_dir), **TINY)
+                     for name in ("first", "second"))
+    for pipeline in (first, second):
+        pipeline.build_trainer()
+    first.train()
+    assert "run 'first'" in (runs_dir / "first" / "train.log").read_text()
+    assert not (runs_dir / "second" / "train.log").exists()
+
+
 def test_an_interrupted_run_goes_on_after_a_rebuild_that_failed(runs_dir, monkeypatch):
     """As when Google Drive cannot be read for a moment; with resume='never' too it does not start over."""
     settings = {"runs_dir": str(runs_dir), **TINY, "epochs": 2, "resume": "never"}
@@ -520,7 +537,7 @@ def test_what_is_allowed_but_hardly_meant_is_said(tmp_path):
     assert "WARNING" not in log.read_text()
     CIFAR100Pipeline.from_preset("demo", **settings, resume="never", lr_gamma=0.5).build_trainer()
     assert "lr_gamma has no effect here: it needs lr_scheduler='step'" in log.read_text()
-    assert "resume='never': starts over beside" in log.read_text() and "step_" in log.read_text()
+    assert "resume='never': the next checkpoints will replace" in log.read_text() and "step_" in log.read_text()
 
 
 def test_training_again_after_an_error_starts_over_until_there_is_a_checkpoint_of_it(tmp_path):

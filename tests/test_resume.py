@@ -192,6 +192,9 @@ def test_other_data_are_refused(tmp_path):
     fewer = ImageData(data.train_images[:80], data.train_labels[:80], None, None, data.class_names)
     with pytest.raises(CheckpointError, match="training images: 96 in the checkpoint, 80 now"):
         make_trainer(tmp_path, epochs=1, data=fewer)
+    corrected = ImageData(data.train_images, data.train_labels.flip(0), None, None, data.class_names)
+    with pytest.raises(CheckpointError, match="fingerprint of the training labels"):
+        make_trainer(tmp_path, epochs=1, data=corrected)
 
 
 def test_a_truncated_newest_checkpoint_is_passed_over_and_reported(tmp_path, caplog):

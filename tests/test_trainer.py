@@ -201,6 +201,8 @@ def test_train_size_is_what_is_trained_on(tmp_path):
     ([10, 20, 20.5, 20.9, 90], 4, 4),               # gains too small to count, yet the best weights are the last
     ([10, 20, 20.5, 21.5, 21.6, 21.4, 90], 6, 5),   # a gain that is large enough after one that is not
     ([50, 50, 50, 90], 3, 1),                       # of equal ones the first
+    ([16.1, 17.1, 18.1, 19.1, 20.1, 21.1, 22.1], 7, 7),     # gains of just min_delta, whatever their last digits
+    ([10, 20, 30, 40, 50, 40, 40], 7, 5),           # the last epoch ends patience, and the training anyway
     ([10, 20, 30, 40, 50, 60, 70], 7, 7)])          # always better: to the end
 def test_patience_and_best_weights(tmp_path, monkeypatch, accuracies, epochs, best):
     drive_accuracies(monkeypatch, accuracies)
@@ -304,10 +306,21 @@ def test_a_stop_asked_for_in_mid_epoch_is_heard_after_the_next_step(tmp_path, mo
     assert trainer.step == 8 and steps_in(tmp_path) == [8] and trainer.stop_requested == "button"
 
 
-def test_a_stopped_trainer_does_not_train_on(tmp_path):
-    trainer = make_trainer(tmp_path)
+def test_a_stop_with_the_last_step_is_told_to_come_late(tmp_path, caplog):
+    trainer = make_trainer(tmp_path, epochs=1)
+    at_batch(trainer, 0, len(trainer.loader) - 1, trainer.stop)
+    with caplog.at_level(logging.INFO):
+        assert trainer.fit().stopped == "" and trainer.is_finished
+    assert "came with the last step: the training is complete" in caplog.text
+
+
+@pytest.mark.parametrize("resume, words", [("auto", "the same settings"), ("never", "resume='auto'")])
+def test_a_stopped_trainer_does_not_train_on_and_says_how_to(tmp_path, caplog, resume, words):
+    trainer = make_trainer(tmp_path, resume=resume)
     trainer.stop()
-    trainer.fit()
+    with caplog.at_level(logging.INFO):
+        trainer.fit()
+    assert f"train again with {words} to continue" in caplog.text
     with pytest.raises(RuntimeError, match="make a new one"):
         trainer.fit()
 
