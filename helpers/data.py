@@ -25,6 +25,7 @@ from .class_folders import find_splits, is_class, list_images, missing_splits, s
 from .config import TrainingConfig
 from .files import foreign_content, replacing
 from .image_files import IMAGE_SIZE, DataError, decode, picture_suffixes
+from .locks import turn
 from .original_files import find_original, find_parquet, read_original, read_parquet
 from .text import first_line
 
@@ -112,10 +113,14 @@ class ImageData:
 
 def load_cifar100(config: TrainingConfig) -> ImageData:
     """Load and check the data set that `data_source`, `data_dir` and `download` select. Raises DataError."""
-    source, folder = _find(config)
-    data = {"drawn": _from_drawing, "npz": lambda: _from_npz(folder / NPZ_NAME),
-            "folder": lambda: _from_folders(folder, config), "parquet": lambda: _from_parquet(folder, config),
-            "torchvision": lambda: _from_original(folder, config.download)}[source]()
+    try:
+        source, folder = _find(config)
+        data = {"drawn": _from_drawing, "npz": lambda: _from_npz(folder / NPZ_NAME),
+                "folder": lambda: _from_folders(folder, config), "parquet": lambda: _from_parquet(folder, config),
+                "torchvision": lambda: _from_original(folder, config.download)}[source]()
+    except OSError as error:
+        raise DataError(f"{error.filename or config.data_dir}: cannot be read now ({error.strerror or error}); try "
+                        "again, or copy the data to a disk of this machine and set data_dir to it") from error
     if data.num_classes != config.num_classes:
         raise DataError(f"num_classes={config.num_classes}, but {data.source} holds {data.num_classes} classes; "
                         f"set num_classes={data.num_classes}, or data_dir to another set")
@@ -175,7 +180,7 @@ def _refuse_other_data(folder: Path) -> None:
 def _some_data(folder: Path) -> Path | None:
     """A file that may be somebody's data, at most five levels down; none of torchvision's archives and our caches."""
     suffixes = picture_suffixes() | DATA_SUFFIXES
-    for place, names, files in os.walk(folder):
+    for place, names, files in os.walk(folder, followlinks=True):
         deep = len(Path(place).relative_to(folder).parts) >= 5
         names[:] = [] if deep else [name for name in names if is_class(name) and not KNOWN.fullmatch(name)]
         for name in sorted(files):
@@ -197,7 +202,10 @@ def _from_original(folder: Path, download: bool) -> ImageData:
         failure = "download=False"
         if download:
             try:
-                download_url(datasets.CIFAR100.url, str(folder), datasets.CIFAR100.filename, datasets.CIFAR100.tgz_md5)
+                folder.mkdir(parents=True, exist_ok=True)
+                with turn(folder / ".download"):        # or two processes write into one archive
+                    download_url(datasets.CIFAR100.url, str(folder), datasets.CIFAR100.filename,
+                                 datasets.CIFAR100.tgz_md5)
                 arrays = read_original(folder)
                 failure = "what was downloaded is not it"
             except (RuntimeError, OSError, http.client.HTTPException) as error:
@@ -229,6 +237,8 @@ def _from_npz(path: Path) -> ImageData:
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; data_source='auto' tries other sources as well") from None
     except _NOT_AN_NPZ as error:
+        if isinstance(error, OSError) and error.errno:      # of the disk, not of what the file holds
+            raise
         why = (isinstance(error, zipfile.BadZipFile) and foreign_content(path.read_bytes()[:512]) or first_line(error))
         raise DataError(f"{path}: cannot be read ({why}); write it again, with plain arrays only") from error
     missing = [name for name in ARRAYS if name not in arrays]

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from .files import foreign_content
@@ -62,13 +62,25 @@ def open_picture(source, name: str = "", side: int | None = None) -> Image.Image
 def _upright_rgb(picture: Image.Image) -> Image.Image:
     if 0 in picture.size:
         raise ValueError("it has no pixels")
-    picture = ImageOps.exif_transpose(picture)
+    picture = _upright(picture)
     if picture.mode == "F" or picture.mode == "I" and picture.getextrema()[1] > 65535:
         raise ValueError("its 32 bits a pixel have no agreed range; save it with 8 or 16")
     if picture.mode.startswith("I"):        # 16 bits, which Pillow would clip at 255
         picture = Image.fromarray((np.asarray(picture) / 257).clip(0, 255).astype(np.uint8))
     picture = picture.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """As ImageOps.exif_transpose, which refuses a picture for any odd tag, since it also writes them."""
+    try:
+        orientation = picture.getexif().get(ExifTags.Base.Orientation)
+    except Exception:       # whatever damaged tags make Pillow run into; the pixels may be good
+        return picture
+    turns = Image.Transpose
+    turn = {2: turns.FLIP_LEFT_RIGHT, 3: turns.ROTATE_180, 4: turns.FLIP_TOP_BOTTOM, 5: turns.TRANSPOSE,
+            6: turns.ROTATE_270, 7: turns.TRANSVERSE, 8: turns.ROTATE_90}.get(orientation)
+    return picture if turn is None else picture.transpose(turn)
 
 
 def _size(picture: Image.Image) -> str:

@@ -6,6 +6,7 @@ within one machine only.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import platform
@@ -47,6 +48,16 @@ def try_lock(file) -> bool:
     except HELD:
         return False
     return True
+
+
+@contextlib.contextmanager
+def turn(path):
+    """Wait in a `with` for the lock of the file `path`, which is made if need be; none where the system knows none."""
+    with open(path, "ab") as file:
+        with contextlib.suppress(OSError):
+            while not try_lock(file):
+                time.sleep(0.5)
+        yield
 
 
 def claim(folder, setting: str = "run_name") -> None:

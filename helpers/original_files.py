@@ -6,6 +6,7 @@ import hashlib
 import io
 import logging
 import pickle
+import re
 import tarfile
 from pathlib import Path
 
@@ -83,6 +84,11 @@ def find_parquet(folder: Path) -> dict[str, list[Path]]:
 
 def read_parquet(files: dict[str, list[Path]], resize: bool, progress: str) -> dict[str, np.ndarray]:
     """x_train, y_train, x_test and y_test from the columns `img` and `fine_label`. Raises DataError."""
+    for paths in files.values():
+        parts = [re.fullmatch(r".*-of-(\d+)", path.stem) for path in paths]
+        if all(parts) and len(paths) != int(parts[0][1]):
+            raise DataError(f"{paths[0]}: is one of {int(parts[0][1])} files, of which {len(paths)} can be seen; "
+                            "download the others too")
     try:
         from pyarrow import ArrowException, parquet
     except ImportError:
@@ -101,6 +107,8 @@ def read_parquet(files: dict[str, list[Path]], resize: bool, progress: str) -> d
                 why = foreign_content(path.read_bytes()[:512]) or f"{type(error).__name__}: {error}".splitlines()[0]
                 raise DataError(f"{path}: cannot be read ({why}); it must hold the columns img, with the bytes of "
                                 "pictures, and fine_label, as Hugging Face's cifar100 does") from error
+        if not sources:
+            raise DataError(f"{paths[0]}: holds no rows")
         arrays[f"x_{split}"] = decode(sources, resize, f"decoding {split} images", progress)
         arrays[f"y_{split}"] = np.concatenate(labels)
     return arrays

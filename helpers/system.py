@@ -72,15 +72,17 @@ class SystemInfo:
 
 def pick_device(name: str = "auto") -> torch.device:
     """The torch device for a `device` setting; a GPU becomes the current one. Raises ValueError if there is none."""
+    chosen = name
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        chosen = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        device = torch.device("cuda:0" if name == "cuda" else name)     # some functions need the index
-        torch.empty(1, device=device).item()        # "meta" makes tensors, but computes nothing
+        device = torch.device("cuda:0" if chosen == "cuda" else chosen)     # some functions need the index
+        (torch.zeros(1, device=device) + 1).item()      # "meta" computes nothing, nor does a torch without its kernels
         use(device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device={name!r} is unavailable ({first_line(error)}); "
-                         "use 'auto' or 'cpu', or on Colab choose Runtime > Change runtime type > GPU") from error
+        others = "'cpu'" if name == "auto" else "'auto' or 'cpu'"
+        raise ValueError(f"device={name!r} is unavailable ({first_line(error)}); use {others}, or choose a T4 GPU: on "
+                         "Colab by Runtime > Change runtime type, on Kaggle by Settings > Accelerator") from error
     return device
 
 
@@ -281,8 +283,8 @@ def mount_drive() -> Path:
     if host_kind() != "colab":
         raise ValueError("drive=True works on Google Colab only; elsewhere set checkpoint_dir to a permanent folder")
     if not os.path.ismount(DRIVE):      # an ordinary folder of that name vanishes with the session
-        remedy = ("run `from google.colab import drive; drive.mount('/content/drive')` in a notebook cell first, "
-                  "or set checkpoint_dir")
+        remedy = ("run `from google.colab import drive as google; google.mount('/content/drive')` in a notebook cell "
+                  "first, or set checkpoint_dir")     # `drive` is a setting there
         if "ipykernel" not in sys.modules or started_headless():
             raise ValueError(f"Google Drive is not mounted, and nobody can grant access here; {remedy}")
         from google.colab import drive

@@ -176,6 +176,13 @@ def test_rows_whose_base_is_gone_stay_and_are_compared_with_no_other(plan, data,
     assert ["-10.00" in line for line in (tmp_path / "out.txt").read_text().split("\n") if "FastCNN" in line] == [True]
 
 
+@pytest.mark.parametrize("content", ["{}", "[]", "{", '{"rows": [{"change": "x"}], "note": ""}'])
+def test_a_file_of_another_make_is_not_written_over(tmp_path, content):
+    (tmp_path / "mine.json").write_text(content)
+    with pytest.raises(ConfigError, match="mine.json: holds no results of this tool"):
+        ablation.finished_rows(tmp_path / "mine.json", [], "")
+
+
 @pytest.mark.parametrize("name", [path.stem for path in sorted(CONFIG_DIR.glob("ablation*.yaml"))] + ["ablation_long"])
 def test_committed_rows_are_of_the_committed_plan_or_of_a_base_that_is_gone(name):
     """So that a preset does not change under the rows of a plan: the plan must then name what it keeps."""

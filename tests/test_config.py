@@ -610,6 +610,12 @@ def test_without_history_variables_named_like_settings_are_taken():
     assert settings == {"preset": "demo", "epochs": 3}
 
 
+def test_a_module_of_a_settings_name_is_told():
+    """Colab's button that mounts Google Drive inserts `from google.colab import drive`."""
+    with pytest.raises(ConfigError, match="drive: is a module now.*run the parameters again"):
+        config_of_notebook("# Parameters\ndrive = None", "import json as drive")
+
+
 @pytest.mark.parametrize("name", ["run_name", "checkpoint_dir"])
 def test_none_as_text_is_no_name(name):
     with pytest.raises(ConfigError, match=f"{name}='None': is the text 'None'; leave the setting out"):

@@ -1,6 +1,7 @@
 """data: every source against the arrays it was made of, every broken file, and the split."""
 
 import dataclasses
+import errno
 import logging
 import os
 import shutil
@@ -294,6 +295,22 @@ def test_names_like_those_of_downloads_are_data_of_ones_own(name, tmp_path, conf
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_bytes(b"")
     assert "not downloaded in place of them" in error_of(config_for(tmp_path)) and not no_network
+
+
+def test_linked_folders_are_data_of_ones_own(folders, tmp_path, config_for, no_network):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "pictures").symlink_to(folders / "train")
+    assert "not downloaded in place of them" in error_of(config_for(tmp_path / "data")) and not no_network
+
+
+def test_a_disk_that_cannot_be_read_now_is_told(folders, config_for, monkeypatch):
+    """As Google Drive after many requests."""
+    def failing(folder):
+        raise OSError(errno.EIO, "Input/output error", str(folder))
+
+    monkeypatch.setattr(os, "scandir", failing)
+    message = error_of(config_for(folders))
+    assert message.startswith(f"{folders}: cannot be read now (Input/output error); try again")
 
 
 def test_folders_around_a_set_are_looked_into(folders, config_for):

@@ -20,6 +20,7 @@ import yaml
 from grid_runs import Page, plan, write_metrics, write_stub
 
 from helpers.config import ConfigError, TrainingConfig
+from helpers.files import write_json
 from helpers.lesson.runs import finished_runs
 from helpers.tools import grid
 from helpers.tools.grid_report import results_of
@@ -151,6 +152,27 @@ def test_grid_name_tells_what_varies_and_what_is_fixed(items, name):
 
 
 # Run -------------------------------------------------------------------------------------------------------
+
+def test_results_of_other_data_are_not_this_runs(tmp_path):
+    run, = plan("preset=quick", "data_dir=mine", folder=str(tmp_path))
+    write_metrics(run)
+    assert results_of(run)
+    write_metrics(run, config=run.config.to_dict() | {"data_dir": "yours"})
+    assert results_of(run) is None
+
+
+@pytest.mark.parametrize("cells, state", [
+    ([(1, []), (2, [])], "finished"), ([(1, []), (None, [])], "failed"),
+    ([(1, [{"output_type": "error"}]), (2, [])], "failed")])
+def test_a_notebook_that_broke_off_after_its_results_is_run_again(tmp_path, monkeypatch, cells, state):
+    run, = plan("preset=demo", folder=str(tmp_path))
+    write_metrics(run)
+    write_json({"cells": [{"cell_type": "code", "execution_count": count, "outputs": outputs}
+                          for count, outputs in cells]}, run.folder / "lesson.ipynb")
+    monkeypatch.setattr(grid, "run_papermill", lambda arguments, log: log.write_text("a line") and 1)
+    grid.run_grid([run], tmp_path / "lesson.ipynb", lambda: None)
+    assert run.state == state
+
 
 def test_results_need_equal_settings_and_a_finished_training(tmp_path):
     run, = plan("preset=demo", "seed=1", folder=tmp_path)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, features
+from PIL import Image, ImageOps, features
 
 from helpers import image_files
 from helpers.data import load_cifar100
@@ -53,6 +53,21 @@ def test_training_and_prediction_see_the_same_pixels(kind, folders, config_for):
     expected = {"16 bits": RANDOM[..., :1].repeat(3, 2), "plain": RANDOM[..., :3],
                 "turned": np.rot90(RANDOM[..., :3], -1)}.get(kind)
     assert expected is None or np.array_equal(trained.numpy(), expected)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_turned_as_pillow_does(orientation, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(RANDOM[..., :3]).save(tmp_path / "a.png", exif=exif)
+    with Image.open(tmp_path / "a.png") as picture:
+        expected = np.asarray(ImageOps.exif_transpose(picture))
+    assert np.array_equal(network_input(tmp_path / "a.png").numpy(), expected)
+
+
+def test_damaged_tags_do_not_cost_a_good_picture(tmp_path):
+    Image.fromarray(RANDOM[..., :3]).save(tmp_path / "a.png", exif=b"Exif\0\0hello")
+    assert np.array_equal(network_input(tmp_path / "a.png").numpy(), RANDOM[..., :3])
 
 
 def test_what_is_transparent_lies_on_white():

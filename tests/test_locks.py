@@ -5,12 +5,14 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from helpers import locks
-from helpers.locks import FolderInUse, claim, why_read_only
+from helpers.locks import FolderInUse, claim, turn, why_read_only
 
 ROOT = Path(__file__).resolve().parent.parent
 CLAIM = "import sys; from helpers.locks import claim; claim(sys.argv[1]); print('mine', flush=True); "
@@ -22,6 +24,24 @@ def in_another_process(folder, then="sys.stdin.read()"):
                              stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert child.stdout.readline() == "mine\n"
     return child
+
+
+def test_those_who_wait_for_their_turn_come_one_after_the_other(tmp_path):
+    inside, most = [], []
+
+    def visit():
+        with turn(tmp_path / "lock"):
+            inside.append(1)
+            most.append(len(inside))
+            time.sleep(0.05)
+            inside.pop()
+
+    threads = [threading.Thread(target=visit) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert most == [1, 1, 1]
 
 
 def test_the_second_process_is_told_who_has_the_folder_until_that_one_ends(tmp_path):

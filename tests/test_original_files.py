@@ -63,11 +63,18 @@ def test_a_download_is_read_where_it_lies(original, arrays, config_for, monkeypa
     content = (original / "cifar-100-python.tar.gz").read_bytes()
 
     def download(url, root, filename, md5):
-        os.makedirs(root)
+        os.makedirs(root, exist_ok=True)
         with open(os.path.join(root, filename), "wb") as file:
             file.write(content)
     monkeypatch.setattr(data_module, "download_url", download)
     assert_holds(load_cifar100(config_for(original / "new", data_source="torchvision")), arrays)
+
+
+def test_parquet_files_of_which_some_are_missing_are_told(tmp_path, config_for):
+    for name in ("train-00000-of-00002", "test-00000-of-00001"):
+        (tmp_path / f"{name}.parquet").write_bytes(b"")
+    with pytest.raises(DataError, match="train-00000-of-00002.parquet: is one of 2 files, of which 1 can be seen"):
+        load_cifar100(config_for(tmp_path))
 
 
 def spoil(path, how):

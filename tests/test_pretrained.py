@@ -65,7 +65,7 @@ def test_check_tells_whether_the_file_gives_what_it_states(run, folder, monkeypa
     from_settings, asked = pretrained.TrainingConfig.from_settings, []
     monkeypatch.setattr(pretrained.TrainingConfig, "from_settings",
                         lambda settings: asked.append(settings["preset"]) or from_settings(settings))
-    assert pretrained.main(["check", "demo"]) == 0 and asked == [None]
+    assert pretrained.main(["check", "demo"]) == 0 and set(asked) == {None}
     content["file_results"]["top1"] += 1
     checkpoint.save_atomically(content, path)
     assert pretrained.main(["check", "demo"]) == 1

@@ -54,11 +54,24 @@ def test_the_settings_go_before_the_machine(device):
 def test_auto_takes_the_fastest_device_there_is(cuda, mps, expected, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
-    monkeypatch.setattr(torch, "empty", lambda *_, device: torch.zeros(1))
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *_, device: zeros(1))
     chosen = []
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     device = pick_device()
     assert device == torch.device(expected) and chosen == [device] * (device.type == "cuda")
+
+
+def test_a_gpu_that_this_torch_has_no_kernels_for_is_told(monkeypatch):
+    """As a P100 with a torch for newer cards: it is there, and the first kernel fails."""
+    class Unusable:
+        def __add__(self, other):
+            raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nmore lines")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "zeros", lambda *_, device: Unusable())
+    with pytest.raises(ValueError, match="device='auto' is unavailable .*no kernel image.*; use 'cpu', or .*T4"):
+        pick_device()
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:99", "", "cpu:x", "meta"])

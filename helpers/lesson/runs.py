@@ -72,6 +72,7 @@ def run_of(content: dict) -> dict:
     if not all(map(math.isfinite, numbers.values())):
         raise ValueError("a number is not finite")
     return {"name": content["name"], "history": history, **numbers, "epochs": len(history), "note": content["note"],
+            "data_dir": content["config"].get("data_dir"),
             "settings": TrainingConfig.training_settings_of(content["config"])}
 
 

@@ -24,6 +24,7 @@ from ..config import CONFIG_DIR, ConfigError, TrainingConfig
 from ..data import DataError, ImageData, load_cifar100
 from ..files import write_json, write_text
 from ..lesson import plots
+from ..lesson.runs import NO_METRICS
 from ..logs import outlast_readers
 from ..retired import without_retired
 from ..system import SystemInfo, pick_device
@@ -91,11 +92,14 @@ def finished_rows(path: Path, runs: list[tuple[str, TrainingConfig]],
     """From the results file `path`: the row of each planned run, or None; and the rows of FastCNN or with retired
     settings, which nothing can train again and which stay. Raises ConfigError if the file holds other runs, which would
     be lost, or is of other data."""
-    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"note": note, "rows": []}
-    kept = [row for row in content["rows"]
-            if without_retired(row["settings"])[1]]
-    known = {(row["change"], _text_of(TrainingConfig.training_settings_of(row["settings"]))): row
-             for row in content["rows"] if row not in kept}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"note": note, "rows": []}
+        kept = [row for row in content["rows"] if without_retired(row["settings"])[1]]
+        known = {(row["change"], _text_of(TrainingConfig.training_settings_of(row["settings"]))): row
+                 for row in content["rows"] if row not in kept}
+    except NO_METRICS as error:
+        raise ConfigError([f"--out={path}: holds no results of this tool ({type(error).__name__}: {error}); name "
+                           "another file"], str(path)) from error
     rows = [known.get((name, _text_of(config.training_settings()))) for name, config in runs]
     strangers = len(content["rows"]) - len(kept) - sum(row is not None for row in rows)
     if strangers or content["note"] != note:

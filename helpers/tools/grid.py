@@ -193,6 +193,19 @@ def _end(papermill: subprocess.Popen) -> None:
         papermill.wait(STOP_SECONDS)
 
 
+def _broke_off(notebook: Path) -> bool:
+    """Is the executed notebook there, but not its last cell's result? Its training may be complete all the same."""
+    try:
+        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    except FileNotFoundError:       # trained by train.py
+        return False
+    except (OSError, ValueError):
+        return True
+    counts = [cell["execution_count"] for cell in cells if cell["cell_type"] == "code"]
+    return not counts or counts[-1] is None or any(
+        output["output_type"] == "error" for cell in cells for output in cell.get("outputs", []))
+
+
 def last_error(notebook: Path, log: Path) -> str:
     """The error in a half-executed notebook, as one line; without one, the last line of papermill's log."""
     try:
@@ -209,7 +222,7 @@ def last_error(notebook: Path, log: Path) -> str:
 def run_grid(runs: list[Run], notebook: Path, write_report) -> None:
     """Run what is not finished, print a line per run, and call `write_report()` first, after each run and on Ctrl-C."""
     for run in runs:
-        run.state = "finished" if results_of(run) else "waiting"
+        run.state = "finished" if results_of(run) and not _broke_off(run.folder / notebook.name) else "waiting"
     write_report()
     seconds = []
     for number, run in enumerate(runs, start=1):

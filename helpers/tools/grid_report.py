@@ -35,10 +35,11 @@ class Run:
 
 
 def results_of(run: Run) -> dict | None:
-    """The run's entry in `finished_runs`, if it has finished training with these settings; else None."""
+    """The run's entry in `finished_runs`, if it has finished training with these settings and data; else None."""
     settings = run.config.training_settings()
     return next((found for found in finished_runs(glob.escape(str(run.folder)))
-                 if found["settings"] == settings and found["history"].stopped != "interrupted"), None)
+                 if found["settings"] == settings and found["data_dir"] == run.config.data_dir
+                 and found["history"].stopped != "interrupted"), None)
 
 
 def value_text(value) -> str:

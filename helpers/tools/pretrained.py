@@ -37,9 +37,10 @@ def in_half_precision(state: dict) -> dict:
     return halved
 
 
-def export(run_dir, data: ImageData | None = None, out=None) -> Path:
-    """Write the weights of a finished run in half precision, with the run's results and those of the halved weights.
-    Reads `checkpoints/final.pt` and `metrics.json` in `run_dir`. Raises CheckpointError and DataError."""
+def export(run_dir, data_dir: str | None = None, out=None) -> Path:
+    """Write the weights of a finished run in half precision, with the run's results and those of the halved weights, on
+    the data in `data_dir`. Reads `checkpoints/final.pt` and `metrics.json` in `run_dir`. Raises CheckpointError and
+    DataError."""
     run_dir = Path(run_dir)
     state = checkpoint.load(run_dir / "checkpoints" / "final.pt")
     config, name = take(state, "config", {str: object}, run_dir), take(state, "name", str, run_dir)
@@ -57,13 +58,17 @@ def export(run_dir, data: ImageData | None = None, out=None) -> Path:
     config = {setting: value for setting, value in config.items() if setting not in PATHS}
     content = {**state, "model_state_dict": in_half_precision(state["model_state_dict"]), "config": config,
                "training": training, "system": system}
-    content["file_results"] = evaluate(content, data or load_cifar100(_config_of(content)))
+    content["file_results"] = evaluate(content, _data_for(content, data_dir))
     path = out or network.PRETRAINED / f"{config.get('preset') or name}.pt"
     return checkpoint.save_atomically(content, path)
 
 
 def _config_of(content: dict) -> TrainingConfig:
     return TrainingConfig.from_settings(portable_settings(content))
+
+
+def _data_for(content: dict, data_dir: str | None) -> ImageData:
+    return load_cifar100(TrainingConfig.from_settings(portable_settings(content) | {"data_dir": data_dir}))
 
 
 def evaluate(content: dict, data: ImageData) -> dict:
@@ -92,15 +97,14 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument("--data-dir", default="data", help="folder with CIFAR-100")
     args = parser.parse_args(arguments)
     try:
-        data = load_cifar100(TrainingConfig(data_dir=args.data_dir))
         if args.command == "export":
-            path = export(args.run_dir, data)
+            path = export(args.run_dir, args.data_dir)
             print(f"wrote {path.name}, {path.stat().st_size / 2**20:.1f} MB")
             return 0
         content = checkpoint.load(pretrained_path(args.name))
         stated, in_the_run = (take(content, name, {str: object}, args.name) for name in ("file_results",
                                                                                          "test_results"))
-        found = evaluate(content, data)
+        found = evaluate(content, _data_for(content, args.data_dir))
     except (CheckpointError, ConfigError, DataError, OSError) as error:
         print(f"pretrained: {error}", file=sys.stderr)
         return 2
