@@ -81,7 +81,7 @@ def test_every_recorded_run_is_read(name):
         assert TrainingConfig.training_settings_of(config).items() >= gone.items()
     else:
         assert TrainingConfig.from_settings(config | {"preset": None}).epochs == config["epochs"]
-    if name in preset_names() and name != "fast":       # which was not trained anew with today's image sizes
+    if name in preset_names():
         assert TrainingConfig.training_settings_of(config) == TrainingConfig.from_preset(name).training_settings()
 
 
