@@ -164,8 +164,7 @@ class CIFAR100Pipeline:
         for name, need in config.idle_settings().items():
             log.warning("%s has no effect here: it needs %s", name, need)
         if config.resume != "auto" and (steps := checkpoint.list_steps(self.checkpoint_dir)):
-            log.warning("resume=%r: the next checkpoints will replace %s; resume='auto' continues from there",
-                        config.resume, steps[0])
+            log.warning("resume=%r: the next checkpoints replace %s; 'auto' continues there", config.resume, steps[0])
 
     def summarise_model(self) -> Figure | None:
         """Print parameters, memory and FLOPs, by layer and in total; return their figure."""
@@ -345,13 +344,14 @@ class CIFAR100Pipeline:
 
     def explore_errors(self):
         """A widget to browse and explain test images; where nothing can be clicked, the most confident errors."""
-        self._evaluated()
+        evaluation = self._evaluated()
         if not widgets.can_show():
             print("These are the most confident errors. To filter, sort and click all test images, open the notebook "
                   "in Jupyter or Colab with ipywidgets installed and call pipeline.explore_errors().")
             return self.show_confident_errors()
         self._features_of_training_images()
-        return widgets.ErrorExplorer(self.evaluation, self.data.test_images, self.explain_image, self.note).box
+        return widgets.ErrorExplorer(evaluation, self.data.test_images, self.explain_image, self.note,
+                                     is_current=lambda: self.evaluation is evaluation).box
 
     def explain_image(self, index: int, neighbours: int = 8) -> Figure | None:
         """Test image `index`, or the last one if there are fewer: its five most probable classes, its Grad-CAM, and the

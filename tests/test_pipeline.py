@@ -537,7 +537,7 @@ def test_what_is_allowed_but_hardly_meant_is_said(tmp_path):
     assert "WARNING" not in log.read_text()
     CIFAR100Pipeline.from_preset("demo", **settings, resume="never", lr_gamma=0.5).build_trainer()
     assert "lr_gamma has no effect here: it needs lr_scheduler='step'" in log.read_text()
-    assert "resume='never': the next checkpoints will replace" in log.read_text() and "step_" in log.read_text()
+    assert "resume='never': the next checkpoints replace" in log.read_text() and "step_" in log.read_text()
 
 
 def test_training_again_after_an_error_starts_over_until_there_is_a_checkpoint_of_it(tmp_path):

@@ -107,6 +107,13 @@ def test_pages_cut_the_indices_without_gap():
     assert widgets.page_of(indices[:48], 0, 24)[2] == 2
 
 
+def test_the_explorer_of_an_earlier_network_explains_nothing(evaluation, images):
+    explorer = widgets.ErrorExplorer(evaluation, images, lambda index: pytest.fail("asked another network"),
+                                     is_current=lambda: False)
+    explorer.thumbnails[0].button.click()
+    assert "earlier network: run the cell again" in explorer.words.value and explorer.detail.layout.display == "none"
+
+
 def test_the_explorer_shows_what_its_filters_say(evaluation, images):
     asked = []
 

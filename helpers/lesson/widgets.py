@@ -266,12 +266,13 @@ def page_of(indices: np.ndarray, page: int, size: int = PAGE_SIZE) -> tuple[np.n
 
 class ErrorExplorer:
     """Test images by class, outcome, confidence and loss, in pages; a click on an image explains it. `images` are the
-    evaluated ones, uint8 [N, 32, 32, 3]; `explain(index)` returns a Figure about one of them. `box` is the widget to
-    show, `thumbnails` hold its pictures and buttons, `words` and `detail` are the explanation."""
+    evaluated ones, uint8 [N, 32, 32, 3]; `explain(index)` returns a Figure about one of them, as long as `is_current()`
+    says that the evaluated network is still there. `box` is the widget to show, `thumbnails` hold its pictures and
+    buttons, `words` and `detail` are the explanation."""
 
-    def __init__(self, evaluation: Evaluation, images, explain, note: str = ""):
+    def __init__(self, evaluation: Evaluation, images, explain, note: str = "", is_current=lambda: True):
         import ipywidgets
-        self.evaluation, self.images, self.explain = evaluation, images, explain
+        self.evaluation, self.images, self.explain, self.is_current = evaluation, images, explain, is_current
         names = [readable(name) for name in evaluation.class_names]
         classes = sorted(zip(names, range(len(names))))
         self.true = _dropdown("true class", [("any", ANY), *classes])
@@ -328,6 +329,10 @@ class ErrorExplorer:
     def _pick(self, index: int) -> None:
         self._messages.clear_output()
         with self._messages:        # an error in a callback would appear nowhere else
+            if not self.is_current():
+                self.words.value = "These pictures are of an earlier network: run the cell again."
+                self.detail.layout.display = "none"
+                return
             words = html.escape(self._caption(index)[2])
             self.words.value = f"{words} …"     # it may take seconds
             self.detail.value = plots.png_of(self.explain(index))
