@@ -351,7 +351,7 @@ class CIFAR100Pipeline:
             return self.show_confident_errors()
         self._features_of_training_images()
         return widgets.ErrorExplorer(evaluation, self.data.test_images, self.explain_image, self.note,
-                                     is_current=lambda: self.evaluation is evaluation).box
+                                     lambda: self.evaluation is evaluation).box
 
     def explain_image(self, index: int, neighbours: int = 8) -> Figure | None:
         """Test image `index`, or the last one if there are fewer: its five most probable classes, its Grad-CAM, and the

@@ -331,10 +331,12 @@ def test_with_a_front_end_the_explorer_explains_what_is_clicked(pipeline, monkey
     kept = []
     monkeypatch.setattr(widgets, "ErrorExplorer", lambda *given: kept.append(given) or SimpleNamespace(box="box"))
     assert pipeline.explore_errors() == "box"
-    evaluation, images, explain, _ = kept[0]
-    assert evaluation is pipeline.evaluation and images is pipeline.data.test_images
+    evaluation, images, explain, _, is_current = kept[0]
+    assert is_current() and evaluation is pipeline.evaluation and images is pipeline.data.test_images
     figure = explain(3)
     assert pipeline.data.class_names[pipeline.data.test_labels[3]] in figure.get_suptitle()
+    monkeypatch.setattr(pipeline, "evaluation", None)       # as after load_weights
+    assert not is_current()
 
 
 def test_own_pictures_of_every_kind_are_answered(pipeline, tmp_path):
