@@ -114,8 +114,7 @@ def record(recipes: Sequence[dict], others: Sequence[dict] = (), published: Sequ
         point(other, "D", color="0.45", markersize=7, zorder=3)
         low, high = np.broadcast_to(other["petaflops"], 2)
         cost = f"{low:.3g}" if low == high else f"{low:g} to {high:g}"
-        name = other["name"].replace(", ", "\n")
-        label(f"{name}\n{_accuracy(other)}\n{cost} PFLOP", other, fontsize=9, color="0.3")
+        label(f"{other['name']}\n{_accuracy(other)}\n{cost} PFLOP", other, fontsize=9, color="0.3")
     presets = [recipe for recipe in recipes if recipe["name"] == recipe["preset"]]
     axes.plot([row["petaflops"] for row in presets], [row["top1"] for row in presets], color="0.6", linewidth=1)
     markers = itertools.cycle("osv^PdX<>ph8")
