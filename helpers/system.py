@@ -78,7 +78,7 @@ def pick_device(name: str = "auto") -> torch.device:
     try:
         device = torch.device("cuda:0" if chosen == "cuda" else chosen)     # some functions need the index
         (torch.zeros(1, device=device) + 1).item()      # "meta" computes nothing, nor does a torch without its kernels
-        use(device)
+        make_current(device)
     except (RuntimeError, AssertionError) as error:
         others = "'cpu'" if name == "auto" else "'auto' or 'cpu'"
         raise ValueError(f"device={name!r} is unavailable ({first_line(error)}); use {others}, or choose a T4 GPU: on "
@@ -86,7 +86,7 @@ def pick_device(name: str = "auto") -> torch.device:
     return device
 
 
-def use(device: torch.device) -> None:
+def make_current(device: torch.device) -> None:
     """Make a GPU the current device, which kernels and graphs take: another pipeline may have had its turn."""
     if device.type == "cuda":
         torch.cuda.set_device(device)

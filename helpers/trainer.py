@@ -28,8 +28,8 @@ from .retired import refusals, without_retired
 from .schedule import Schedule
 from .signals import ENDING, StopOnSignals
 from .step import TrainStep
-from .system import (DTYPES, SystemInfo, keep_freed_memory, memory_format, peak_memory_mb, pick_device, pick_precision,
-                     progress_style, rng_state, set_rng_state, synchronize, use)
+from .system import (DTYPES, SystemInfo, keep_freed_memory, make_current, memory_format, peak_memory_mb, pick_device,
+                     pick_precision, progress_style, rng_state, set_rng_state, synchronize)
 from .text import epoch_line
 
 log = logging.getLogger("cifar100")
@@ -134,7 +134,7 @@ class Trainer:
             claim(self.checkpoint_dir)
             self._session_start = self._last_save = time.perf_counter()
             set_rng_state(self._rng, self.device)
-            use(self.device)
+            make_current(self.device)
             if self.device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(self.device)
             show_bar = show_bar and progress_style(self.config.progress) == "bar"

@@ -8,7 +8,7 @@ import math
 import torch
 
 from ..step import TrainStep
-from ..system import use, with_bar
+from ..system import make_current, with_bar
 from ..trainer import Trainer, TrainingDiverged
 
 BLOWN_UP = 2.0          # the test ends above this multiple of the first loss
@@ -34,7 +34,7 @@ def lr_range_test(trainer: Trainer, low: float | None, high: float | None, steps
     if steps < SMOOTHING:
         raise ValueError(f"steps={steps}: must be at least {SMOOTHING}, to smooth the losses")
     rates = [low * (high / low) ** (step / (steps - 1)) for step in range(steps)]
-    use(trainer.device)
+    make_current(trainer.device)
     config, schedule, losses = trainer.config.replace(compile=False), trainer.schedule, []
     with torch.random.fork_rng(devices=[trainer.device] if trainer.device.type == "cuda" else []):
         model = trainer.initial_network(copy.deepcopy(trainer.model) if trainer.step == 0 else None)

@@ -18,8 +18,8 @@ from ..models import build_model, training_flops
 from ..replay import ReplayedStep
 from ..schedule import Schedule
 from ..step import TrainStep
-from ..system import (DTYPES, autocast, is_out_of_memory, memory_format, peak_memory_mb, progress_style, synchronize,
-                      use, with_bar)
+from ..system import (DTYPES, autocast, is_out_of_memory, make_current, memory_format, peak_memory_mb, progress_style,
+                      synchronize, with_bar)
 from ..text import duration, table
 from ..trainer import Trainer
 
@@ -89,7 +89,7 @@ def training_throughput(trainer: Trainer, steps: int = 5, repeats: int = 5, prog
 def repeated_step(trainer: Trainer, train_step: TrainStep, image_size: int = IMAGE_SIZE, **options):
     """A function that takes the next step of the trainer's first epochs, by `train_step`; already up to speed. The
     `options` are ReplayedStep's."""
-    use(trainer.device)
+    make_current(trainer.device)
     train_step.model.train()
     schedule, take = trainer.schedule, ReplayedStep(train_step, trainer.loader, **options)
 

@@ -195,25 +195,28 @@ def _end(papermill: subprocess.Popen) -> None:
 
 def _broke_off(notebook: Path) -> bool:
     """Is the executed notebook there, but not its last cell's result? Its training may be complete all the same."""
+    if not notebook.exists():       # trained by train.py
+        return False
+    cells = _code_cells(notebook)
+    return not cells or cells[-1]["execution_count"] is None or bool(_errors(cells))
+
+
+def _code_cells(notebook: Path) -> list[dict]:
+    """None if papermill stopped before it wrote the notebook."""
     try:
         cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    except FileNotFoundError:       # trained by train.py
-        return False
     except (OSError, ValueError):
-        return True
-    counts = [cell["execution_count"] for cell in cells if cell["cell_type"] == "code"]
-    return not counts or counts[-1] is None or any(
-        output["output_type"] == "error" for cell in cells for output in cell.get("outputs", []))
+        return []
+    return [cell for cell in cells if cell["cell_type"] == "code"]
+
+
+def _errors(cells: list[dict]) -> list[dict]:
+    return [output for cell in cells for output in cell["outputs"] if output["output_type"] == "error"]
 
 
 def last_error(notebook: Path, log: Path) -> str:
     """The error in a half-executed notebook, as one line; without one, the last line of papermill's log."""
-    try:
-        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    except (OSError, ValueError):       # papermill stopped before it wrote the notebook
-        cells = []
-    errors = [output for cell in cells for output in cell.get("outputs", []) if output["output_type"] == "error"]
-    if errors:
+    if errors := _errors(_code_cells(notebook)):
         return _one_line(f"{errors[-1]['ename']}: {errors[-1]['evalue']}")
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     return _one_line(lines[-1]) if lines else "papermill ended without output"

@@ -58,17 +58,13 @@ def export(run_dir, data_dir: str | None = None, out=None) -> Path:
     config = {setting: value for setting, value in config.items() if setting not in PATHS}
     content = {**state, "model_state_dict": in_half_precision(state["model_state_dict"]), "config": config,
                "training": training, "system": system}
-    content["file_results"] = evaluate(content, _data_for(content, data_dir))
+    content["file_results"] = evaluate(content, load_cifar100(_config_of(content, data_dir)))
     path = out or network.PRETRAINED / f"{config.get('preset') or name}.pt"
     return checkpoint.save_atomically(content, path)
 
 
-def _config_of(content: dict) -> TrainingConfig:
-    return TrainingConfig.from_settings(portable_settings(content))
-
-
-def _data_for(content: dict, data_dir: str | None) -> ImageData:
-    return load_cifar100(TrainingConfig.from_settings(portable_settings(content) | {"data_dir": data_dir}))
+def _config_of(content: dict, data_dir: str | None = None) -> TrainingConfig:
+    return TrainingConfig.from_settings(portable_settings(content) | {"data_dir": data_dir})
 
 
 def evaluate(content: dict, data: ImageData) -> dict:
@@ -104,7 +100,7 @@ def main(arguments: list[str] | None = None) -> int:
         content = checkpoint.load(pretrained_path(args.name))
         stated, in_the_run = (take(content, name, {str: object}, args.name) for name in ("file_results",
                                                                                          "test_results"))
-        found = evaluate(content, _data_for(content, args.data_dir))
+        found = evaluate(content, load_cifar100(_config_of(content, args.data_dir)))
     except (CheckpointError, ConfigError, DataError, OSError) as error:
         print(f"pretrained: {error}", file=sys.stderr)
         return 2
