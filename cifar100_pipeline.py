@@ -380,7 +380,7 @@ class CIFAR100Pipeline:
                 return None
         if widgets.can_show():
             _ = network.reliable_confidence     # measures it now, so that the first picture need not wait
-            return widgets.OwnPicture(lambda content, name: answer(network, io.BytesIO(content), name)).box
+            return widgets.OwnPicture(lambda file, name: answer(self._ready_network(), io.BytesIO(file), name)).box
         print("Give the path of a picture, pipeline.try_your_own_image('cat.jpg'); to upload one, open the notebook "
               "in Jupyter or Colab with ipywidgets installed.")
 
@@ -431,7 +431,7 @@ class CIFAR100Pipeline:
         matrix, agreement = explain.affinity_of_superclasses(network, data, self.config.val_size, self.config.seed,
                                                              self.config.progress)
         ranked = explain.ranked_pairs(matrix, names := data.superclass_names)
-        for similarity, pair in [*ranked[:pairs], *ranked[-pairs:]]:
+        for similarity, pair in [*ranked[:pairs], *ranked[max(pairs, len(ranked) - pairs):]]:
             print(f"{similarity:+.2f}  {pair}")
         print(f"Two halves of the images agree with a correlation of {agreement:.2f}; 0 would be chance.")
         return self._keep("superclass_affinity", plots.superclass_affinity, matrix, names, note=self.note)
@@ -478,7 +478,7 @@ class CIFAR100Pipeline:
         OSError, also if another process trains in this folder."""
         claim(self.checkpoint_dir)
         path = self._ready_network().save(self.checkpoint_dir / "final.pt")
-        print(f"wrote {path} ({path.stat().st_size / 2**20:.1f} MB)")
+        print(f"wrote {path} ({path.stat().st_size / 2**20:.1f} MiB)")
         return path
 
     def load_weights(self, path) -> nn.Module:

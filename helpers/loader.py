@@ -36,7 +36,7 @@ class BatchLoader:
                  augmentation: Augmentation | None = None, dtype: torch.dtype = torch.float32, seed: int = 0,
                  alternating_flip: bool = False, mixup_alpha: float = 0.0, cutmix_alpha: float = 0.0,
                  mix_probability: float = 1.0, num_classes: int = 100):
-        self.count, self.batch_size = len(images), min(batch_size, len(images))
+        self.count, self.batch_size = len(images), max(1, min(batch_size, len(images)))
         self.device, self.dtype, self.seed = device, dtype, seed
         self.augmentation, self.memory_format = augmentation, memory_format(device)
         self.images, self.labels = images.to(device), labels.to(device)

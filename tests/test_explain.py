@@ -433,6 +433,10 @@ def test_affinity_is_measured_on_the_validation_split(trained, monkeypatch, caps
     assert (data.superclass_of[labels].diff() >= 0).all()
     assert len(halves) == 2 and sum(len(part) for _, part in halves) == len(labels)
     assert len(capsys.readouterr().out.splitlines()) == 5
+    count = len(data.superclass_names)
+    for pairs, shown in ((0, 0), (1000, count * (count - 1) // 2)):
+        trained.show_superclass_affinity(pairs)
+        assert len(capsys.readouterr().out.splitlines()) == shown + 1
 
 
 def test_a_range_test_before_training_does_not_change_its_weights(trained, tmp_path, capsys):

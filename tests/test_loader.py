@@ -30,6 +30,11 @@ def loader_of(images):
     return make
 
 
+def test_a_loader_of_no_images_has_no_batches(images):
+    empty = BatchLoader(images[:0], torch.arange(0), 16, CPU, mean=MEAN, std=STD, num_classes=50)
+    assert len(empty) == 0 and list(empty.batches()) == []
+
+
 def normalised(images: torch.Tensor) -> torch.Tensor:
     """By the formula, in NumPy and double precision."""
     values = (images.numpy() / 255.0 - np.array(MEAN)) / np.array(STD)

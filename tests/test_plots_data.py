@@ -26,7 +26,7 @@ def test_sample_grid_places_the_first_image_of_each_class():
 
 def test_augmentation_preview_starts_each_line_with_the_original():
     original, augmented = images(2), torch.rand(2, 3, 3, 32, 32)
-    shown = plots.augmentation_preview(original, augmented).axes[0].images
+    shown = plots.augmentation_preview(original, augmented, ["cat", "dog"]).axes[0].images
     assert len(shown) == 8
     np.testing.assert_array_equal(shown[4].get_array(), original[1])
     np.testing.assert_array_equal(shown[6].get_array(), augmented[1, 1].permute(1, 2, 0))

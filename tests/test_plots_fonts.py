@@ -3,11 +3,13 @@
 import warnings
 
 import pytest
+import torch
 from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib import font_manager
 
 from helpers.lesson import plots
+from helpers.metrics import Evaluation
 from plot_data import RUNS, images, texts
 
 
@@ -90,5 +92,6 @@ def test_controls_and_lone_surrogates_are_marked(install, caplog):
 
 def test_names_within_an_evaluation_and_a_dict_count_too(install, caplog):
     install("Gothic of the test", "𐌰")
-    history = plots.compare_runs([RUNS[0] | {"name": "𐌰"}])
-    assert any("𐌰" in text for text in texts(history)) and not caplog.records
+    bars = plots.class_accuracy_bars(Evaluation.from_logits(torch.eye(2), torch.arange(2), ("𐌰", "cat")))
+    for figure in (bars, plots.compare_runs([RUNS[0] | {"name": "𐌰"}])):
+        assert any("𐌰" in text for text in texts(figure)) and not caplog.records

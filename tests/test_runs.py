@@ -10,7 +10,7 @@ from helpers.lesson.runs import differing_settings, finished_runs, runs_text
 from helpers.metrics import History
 
 def metrics_file(folder, name, top1, note="", epochs=2, **settings) -> dict:
-    """What the pipeline writes for a run, as far as `report` reads it."""
+    """What the pipeline writes for a run, as far as `runs` reads it."""
     config = TrainingConfig.from_settings({"run_name": name, "runs_dir": str(folder), **settings})
     history = [{"epoch": epoch, "val_top1": 10.0 * epoch} for epoch in range(1, epochs + 1)]
     content = {"name": name, "note": note, "config": config.to_dict(), "history": history,

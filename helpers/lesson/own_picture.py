@@ -21,9 +21,9 @@ def look_at(network: TrainedNetwork, pixels: Tensor) -> tuple[tuple[str, ...], t
     """For an image, uint8 [32, 32, 3]: the most probable classes, their probabilities, and the Grad-CAM of the first,
     float32 [32, 32] in [0, 1]."""
     loader = network.loader(pixels[None])
-    logits = network.logits(loader)
-    names, probabilities = zip(*network.most_probable(logits[0]))
-    return names, probabilities, grad_cam(network.model, loader.batch(0, 0)[0], logits.argmax(1))[0]
+    names, probabilities = zip(*network.most_probable(network.logits(loader)[0]))
+    first = torch.tensor([network.class_index(names[0])])      # not argmax, which may decide a tie otherwise
+    return names, probabilities, grad_cam(network.model, loader.batch(0, 0)[0], first)[0]
 
 
 def attention(network: TrainedNetwork, pixels: Tensor, class_name: str | None = None) -> tuple[Tensor, list[str]]:
@@ -61,9 +61,9 @@ def trust(confidence: float, reliable: float | None, classes: int) -> str:
         verdict = (f"Take this with care: on the validation split no confidence was found from which on {share} of at "
                    f"least {LEAST_RELIABLE} predictions were right.")
     elif confidence < reliable:
-        verdict = (f"Take this with care: the confidence of {100 * confidence:.0f} % is below {100 * reliable:.0f} %, "
+        verdict = (f"Take this with care: the confidence of {100 * confidence:.1f} % is below {100 * reliable:.1f} %, "
                    f"the lowest at which at least {share} of predictions were right on the validation split.")
     else:
-        verdict = (f"On the validation split, predictions as confident as this ({100 * reliable:.0f} % or more) were "
+        verdict = (f"On the validation split, predictions as confident as this ({100 * reliable:.1f} % or more) were "
                    f"right at least {share} of the time.")
     return f"{verdict} The network knows {classes} classes and assigns one of them to any picture."

@@ -39,8 +39,8 @@ NO_METRICS = (ValueError, LookupError, TypeError, AttributeError, ArithmeticErro
 
 def finished_runs(pattern: str) -> list[dict]:
     """The evaluated runs whose folders match `pattern`, best test top-1 first: dicts of name, history (History), top1,
-    top5 (test split, %), seconds, petaflops, epochs, note and settings (those that shape training). Skips folders
-    without results, and files of another make with a warning."""
+    top5 (test split, %), seconds, petaflops, epochs, note, data_dir and settings (those that shape training). Skips
+    folders without results, and files of another make with a warning."""
     runs = []
     for folder in sorted(glob.glob(os.path.expanduser(pattern))):
         path = Path(folder) / "metrics.json"

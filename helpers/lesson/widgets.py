@@ -21,9 +21,9 @@ import numpy as np
 from PIL import Image
 
 from ..data import DataError
-from ..logs import epoch_log, log
+from ..logs import epoch_log
 from ..metrics import Evaluation
-from ..system import peak_memory_mb, progress_style
+from ..system import peak_memory_mb, progress_style, say_once
 from ..text import duration, readable
 from ..trainer import READ_SECONDS, Trainer
 from . import plots
@@ -104,7 +104,8 @@ class LiveView:
                        100 * self._seconds / trained)
         png = {"image/png": base64.b64encode(content).decode()} if (content := self._png(self.summary())) else {}
         self._handle.update(png | {"text/plain": self.summary()}, raw=True)
-        self._picture.close()       # not the button: a late click still needs its handler
+        self._picture.close()       # not the button: a late click still needs its handler,
+        self.trainer = self._figure = None      # which keeps this object, but need not keep the images and the network
 
     def update(self, trainer: Trainer) -> None:
         """Check for a click, and show the state of `trainer` if due; a hook of the Trainer."""
@@ -159,7 +160,7 @@ class LiveView:
             self._figure = plots.live_curves(self.trainer.history, self._running, title, self.note, self._figure)
             return plots.png_of(self._figure)
         except Exception as error:      # of matplotlib
-            log.warning("the live curves could not be drawn: %s: %s", type(error).__name__, error)
+            say_once(f"the live curves could not be drawn: {type(error).__name__}: {error}")
             return b""
 
 
@@ -234,10 +235,8 @@ def select_images(evaluation: Evaluation, true: int | None = None, predicted: in
     """Indices, int64 [n], of the evaluated images that pass all filters, stably sorted by `key`; None passes all.
 
     true, predicted: a class; superclass: that of the true class; outcome: "wrong", "right" or "all"; key: "confidence"
-    or "loss" (cross entropy of the image). Raises ValueError for an unknown outcome or key.
+    or "loss" (cross entropy of the image).
     """
-    if outcome not in ("wrong", "right", "all") or key not in ("confidence", "loss"):
-        raise ValueError(f"outcome={outcome!r}: must be wrong, right or all; key={key!r}: must be confidence or loss")
     labels, predictions = evaluation.labels.numpy(), evaluation.predictions.numpy()
     passes = (outcome == "all") | ((labels == predictions) == (outcome == "right"))
     if true is not None:
@@ -257,18 +256,18 @@ def losses(evaluation: Evaluation) -> np.ndarray:
     return -np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))
 
 
-def page_of(indices: np.ndarray, page: int, size: int = PAGE_SIZE) -> tuple[np.ndarray, int, int]:
+def page_of(indices: np.ndarray, page: int) -> tuple[np.ndarray, int, int]:
     """(indices on page `page`, its number, number of pages); a page out of range becomes the nearest."""
-    pages = max(1, math.ceil(len(indices) / size))
+    pages = max(1, math.ceil(len(indices) / PAGE_SIZE))
     page = min(max(page, 0), pages - 1)
-    return indices[page * size:(page + 1) * size], page, pages
+    return indices[page * PAGE_SIZE:(page + 1) * PAGE_SIZE], page, pages
 
 
 class ErrorExplorer:
     """Test images by class, outcome, confidence and loss, in pages; a click on an image explains it. `images` are the
-    evaluated ones, uint8 [N, 32, 32, 3]; `explain(index)` returns a Figure about one of them, as long as `is_current()`
-    says that the evaluated network is still there. `box` is the widget to show, `thumbnails` hold its pictures and
-    buttons, `words` and `detail` are the explanation."""
+    evaluated ones, uint8 [N, 32, 32, 3]; `explain(index)` returns a Figure about one of them, None if it cannot be
+    drawn, as long as `is_current()` says that the evaluated network is still there. `box` is the widget to show,
+    `thumbnails` hold its pictures and buttons, `words` and `detail` are the explanation."""
 
     def __init__(self, evaluation: Evaluation, images, explain, note: str = "", is_current=lambda: True):
         import ipywidgets
@@ -335,8 +334,9 @@ class ErrorExplorer:
                 return
             words = html.escape(self._caption(index)[2])
             self.words.value = f"{words} …"     # it may take seconds
-            self.detail.value = plots.png_of(self.explain(index))
-            self.words.value, self.detail.layout.display = words, ""
+            figure = self.explain(index)        # None: a line below says why
+            self.detail.value = plots.png_of(figure) if figure else b""
+            self.words.value, self.detail.layout.display = words, "" if figure else "none"
 
 
 class _Thumbnail:
@@ -391,13 +391,14 @@ class OwnPicture:
             return
         name, content = files[-1]
         self._messages.clear_output()
+        self.message.value, self.picture.layout.display = html.escape(f"{name} …"), "none"
         with self._messages:        # an error in a callback would appear nowhere else
             try:
                 figure, words = self.answer(content, name)
                 self.picture.value = plots.png_of(figure)
                 self.message.value, self.picture.layout.display = html.escape(f"{name}: {words}"), ""
             except DataError as error:
-                self.message.value, self.picture.layout.display = html.escape(str(error)), "none"
+                self.message.value = html.escape(str(error))
 
 
 def uploaded_files(value) -> list[tuple[str, bytes]]:

@@ -42,16 +42,16 @@ def sample_grid(images, labels, class_names: Sequence[str], superclass_of=None,
 
 
 @themed
-def augmentation_preview(original, augmented, titles: Sequence[str] = (), note: str = "") -> Figure:
+def augmentation_preview(original, augmented, titles: Sequence[str], note: str = "") -> Figure:
     """One line per image: the original, then R augmented versions. original: uint8 [K, H, W, 3]; augmented: float [K,
-    R, 3, H, W] in [0, 1]; titles: K names or none."""
+    R, 3, H, W] in [0, 1]; titles: K names."""
     original, augmented = as_array(original), as_array(augmented)
-    if len(original) != len(augmented) or len(titles) not in (0, len(original)):
+    if len(original) != len(augmented) or len(original) != len(titles):
         raise ValueError(f"original, augmented and titles hold {len(original)}, {len(augmented)} and {len(titles)} "
-                         "entries; give one of each for every image, or no titles")
+                         "entries; give one of each for every image")
     draws = np.moveaxis(augmented, 2, -1).clip(0, 1)
     count, repeats = draws.shape[:2]
-    margin = 1.3 if len(titles) else 0
+    margin = 1.3
     side = min(1.25, (WIDTH - margin - 0.1) / (repeats + 1) - 0.06)
     step = side + 0.06
     left = margin + (WIDTH - margin - 0.1 - step * (repeats + 1)) / 2
@@ -61,8 +61,7 @@ def augmentation_preview(original, augmented, titles: Sequence[str] = (), note: 
               va="bottom", weight="bold")
     for line in range(count):
         top = 0.25 + line * step
-        if len(titles):
-            axes.text(left - 0.1, top + side / 2, readable(titles[line], 16), ha="right", va="center")
+        axes.text(left - 0.1, top + side / 2, readable(titles[line], 16), ha="right", va="center")
         draw_picture(axes, original[line], left, top, side)
         for draw in range(repeats):
             draw_picture(axes, draws[line, draw], left + 0.1 + (draw + 1) * step, top, side)

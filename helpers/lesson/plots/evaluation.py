@@ -194,7 +194,7 @@ def reliability_diagram(evaluation: Evaluation, before: Evaluation | None = None
 
 
 @themed
-def explained_prediction(image, names: Sequence[str], probabilities, attention=None, original=None, true: str = "",
+def explained_prediction(image, names: Sequence[str], probabilities, attention, original=None, true: str = "",
                          neighbours: Sequence[tuple] = (), remark: str = "", note: str = "") -> Figure:
     """One picture as the network sees it, its most probable classes, and what the prediction rests on.
 
@@ -211,13 +211,12 @@ def explained_prediction(image, names: Sequence[str], probabilities, attention=N
     pictures = [(original, "your picture, cropped"), (image, f"what the network sees, {len(image)}×{len(image)}")]
     pictures = [(pixels, caption) for pixels, caption in pictures if pixels is not None]
     rows = figure.subfigures(2, 1, height_ratios=(2.3, 1.35)) if neighbours else [figure.subfigures()]
-    columns = len(pictures) + (attention is not None) + 1
+    columns = len(pictures) + 2
     *panels, bars = rows[0].subplots(1, columns, width_ratios=[1] * (columns - 1) + [1.25])
     for axes, (pixels, caption) in zip(panels, pictures):
         _captioned(axes, pixels, caption)
-    if attention is not None:
-        _captioned(panels[-1], image, f"where it looks for\n{readable(names[0], 18)} (Grad-CAM)")
-        draw_heat(panels[-1], attention)
+    _captioned(panels[-1], image, f"where it looks for\n{readable(names[0], 18)} (Grad-CAM)")
+    draw_heat(panels[-1], attention)
     _probability_bars(bars, names, values)
     if neighbours:
         rows[1].suptitle("nearest training images, with their classes and the cosine similarity of their features",

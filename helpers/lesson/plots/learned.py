@@ -64,16 +64,16 @@ def grad_cam_overlay(images, heat_maps, titles: Sequence[str], note: str = "") -
 
 @themed
 def class_map(points, class_names: Sequence[str], superclass_of=None, superclass_names: Sequence[str] = (),
-              kept: float | None = None, note: str = "") -> Figure:
+              kept: float = math.nan, note: str = "") -> Figure:
     """Classes as named points in a plane; colour and marker together show the superclass.
 
     points: float [C, 2], NaN for a class to leave out; superclass_of: int64 [C] or None; kept: share of neighbours that
-    the plane preserves, in [0, 1], from `explain.class_map`. The axes have no scale: only nearness has a meaning. At
-    most 200 names are written.
+    the plane preserves, in [0, 1], from `explain.class_map`, or NaN. The axes have no scale: only nearness has a
+    meaning. At most 200 names are written.
     """
     points = as_array(points)
     members = None if superclass_of is None else as_array(superclass_of)
-    shown = "" if kept is None or math.isnan(kept) else (
+    shown = "" if math.isnan(kept) else (
         f"\nof the four nearest to a class in the plane, {100 * kept:.0f} % are among its four nearest by the features")
     rows = math.ceil(len(superclass_names) / 4)
     figure = new_figure(9.6 + 0.24 * rows, f"Who is near whom: t-SNE of the classes' mean features{shown}", note)

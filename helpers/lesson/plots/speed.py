@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -28,8 +27,7 @@ def throughput(rows: Sequence[dict], note: str = "") -> Figure:
     for axes in panels:
         for place, row in enumerate(rows):
             if error := row.get("error"):
-                short = "out of memory" if "out of memory" in error else textwrap.shorten(error, 32, placeholder=" …")
-                axes.text(place, 0.03, short, rotation=90, ha="center", va="bottom", color=RED, weight="bold",
+                axes.text(place, 0.03, error, rotation=90, ha="center", va="bottom", color=RED, weight="bold",
                           transform=axes.get_xaxis_transform())
         axes.set_xticks(range(len(rows)), [str(row["batch_size"]) for row in rows])
         axes.set(xlabel="batch size (images)", xlim=(-0.6, len(rows) - 0.4))

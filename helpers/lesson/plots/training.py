@@ -66,7 +66,7 @@ def live_curves(history: History, running: Sequence[dict] = (), title: str = "",
         for axes, train, val in zip(figure.axes, ("train_loss", "train_accuracy"), ("val_loss", "val_top1")):
             for line in list(axes.lines):
                 line.remove()
-            draw_column(axes, history, train, "training (augmented images)", BLUE)
+            draw_column(axes, history, train, "training", BLUE)
             draw_column(axes, history, val, "validation", ORANGE)
             if running:
                 points = [*history.rows[-1:], *running]
@@ -97,15 +97,14 @@ def learning_rate_schedule(rates: Sequence[float], steps_per_epoch: int, note: s
 
 
 @themed
-def learning_rate_range(rates: Sequence[float], losses: Sequence[float], suggested: float | None = None,
-                        smoothed: Sequence[float] = (), configured: float | None = None, note: str = "") -> Figure:
-    """Loss of each step against its learning rate, both float [steps]. smoothed: the smoothed losses, or empty. Marks
-    `suggested`, where the loss falls most steeply, and `configured`, the rate that training will use, if given."""
+def learning_rate_range(rates: Sequence[float], losses: Sequence[float], suggested: float | None,
+                        smoothed: Sequence[float], configured: float, note: str = "") -> Figure:
+    """Loss of each step, as it is and smoothed, against its learning rate, all float [steps]. Marks `suggested`, where
+    the loss falls most steeply, if it ever falls, and `configured`, the rate that training will use."""
     figure = new_figure(4.2, "Learning-rate range test", note)
     axes = figure.subplots()
     axes.plot(rates, losses, "o", color="0.6", markersize=4, label="one training step")
-    if len(smoothed):
-        axes.plot(rates, smoothed, color=BLUE, label="smoothed")
+    axes.plot(rates, smoothed, color=BLUE, label="smoothed")
     for rate, colour, style, label in ((suggested, ORANGE, "-", "steepest fall, a rule of thumb"),
                                        (configured, GREEN, "--", "set for the training")):
         if rate is not None:
