@@ -46,6 +46,12 @@ def automatic_device(request):
 
 
 @pytest.fixture(autouse=True)
+def same_random_numbers():
+    """Each test draws the same numbers, whatever ran before it."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
 def project_log():
     """Give each test the project's logger as a program finds it: what an earlier test's pipeline set is gone."""
     log = logging.getLogger("cifar100")

@@ -100,6 +100,14 @@ def test_differences_are_to_the_full_recipe_with_the_same_seed(tmp_path):
     assert (tmp_path / "ablation.txt").read_text().split("\n")[1].startswith("more ")
 
 
+def test_an_interrupted_run_gives_no_row(plan, data, tmp_path, monkeypatch):
+    name, config = ablation.ablation_runs(plan(), runs_dir=str(tmp_path / "runs"))[0]
+    fit = ablation.Trainer.fit
+    monkeypatch.setattr(ablation.Trainer, "fit", lambda trainer: trainer.stop() or fit(trainer))
+    with pytest.raises(KeyboardInterrupt):
+        ablation.train_one(name, config, data)
+
+
 def test_command_trains_what_its_file_does_not_hold(plan, data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ablation, "load_cifar100", lambda config: data)
     out = tmp_path / "out.json"
@@ -154,7 +162,7 @@ def test_rows_of_settings_that_are_gone_stay_and_are_drawn(plan, data, tmp_path,
     assert json.loads(out.read_text())["rows"] == rows
 
 
-def test_rows_whose_base_is_gone_stay_and_are_compared_with_no_other(plan, data, tmp_path, monkeypatch, capsys):
+def test_rows_whose_base_is_gone_stay_and_are_compared_with_no_other(plan, data, tmp_path, monkeypatch):
     def trained(name, config, data):
         return row(name, config.seed, 60.0) | {"precision": "fp32", "settings": config.training_settings()}
 

@@ -26,7 +26,8 @@ def test_a_trainings_campaigns_find_nothing_and_say_so(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(out.read_text())
     assert sum(report["flips"]["outcomes"].values()) == report["flips"]["tries"] == 10
-    assert report["kills"]["outcomes"] == {"killed": 1, "ended as if never killed": 1}
+    kills = report["kills"]["outcomes"]
+    assert kills["killed"] == 1 and set(kills) == {"killed", "ended as if never killed"}
     assert report["flips"]["wrong"] == report["kills"]["wrong"] == 0
     assert "ended as if never killed" in out.with_suffix(".txt").read_text()
 

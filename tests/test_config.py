@@ -447,7 +447,7 @@ def test_replace_changes_one_thing_checks_it_and_can_unset():
     assert "at least 1" in faults_of(before.replace, epochs=0)[0]
 
 
-def test_to_dict_survives_yaml_and_gives_the_same_configuration(tmp_path):
+def test_to_dict_survives_yaml_and_gives_the_same_configuration():
     before = TrainingConfig.from_preset("quick", lr_milestones=[2, 4], epochs=9)
     text = yaml.safe_dump(before.to_dict())
     assert TrainingConfig.from_settings(yaml.safe_load(text)) == before

@@ -221,11 +221,6 @@ def test_a_class_that_one_split_lacks_is_named(split, other, folders, config_for
     assert str(folders / split) in message and "bee" in message and str(folders / other) in message
 
 
-def test_an_empty_class_folder_is_named(folders, config_for):
-    (folders / "train" / "dog").mkdir()
-    assert str(folders / "train" / "dog") in error_of(config_for(folders))
-
-
 def test_an_absent_split_and_an_empty_one_are_named(folders, config_for):
     (folders / "test").rename(folders.parent / "away")
     assert str(folders / "test") in error_of(config_for(folders, data_source="folder"))

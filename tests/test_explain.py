@@ -417,6 +417,11 @@ def test_test_images_go_through_the_network_once(loaded, trained, monkeypatch):
         loaded.show_class_map()
 
 
+def test_pairs_are_ranked_without_those_not_measured():
+    matrix = torch.tensor([[1, 0.2, math.nan], [0.2, 1, -0.5], [math.nan, -0.5, 1]])
+    assert [pair for _, pair in explain.ranked_pairs(matrix, "abc")] == ["b and a", "c and b"]
+
+
 def test_affinity_is_measured_on_the_validation_split(trained, monkeypatch, capsys):
     seen = []
 

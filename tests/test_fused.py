@@ -195,18 +195,23 @@ def test_a_graph_repeats_the_same_bits():
 
 COMPILE = """
 import sys
-import torch, triton
-from triton.backends.compiler import GPUTarget
-from triton.runtime.jit import JITFunction
+try:
+    import torch, triton
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime.jit import JITFunction
+
+    class Device:       # what Triton asks its driver before it compiles
+        get_current_device = get_current_stream = lambda *_: 0
+        get_current_target = lambda *_: GPUTarget("cuda", int(sys.argv[1]), 32)
+
+    triton.runtime.driver.set_active(Device())
+    run, kernels = JITFunction.run, set()
+except (ImportError, AttributeError) as error:
+    print(error, file=sys.stderr)
+    raise SystemExit(77)
 from helpers.layers import fused
 from helpers.layers.equivariant import PairNorm
 
-class Device:       # what Triton asks its driver before it compiles
-    get_current_device = get_current_stream = lambda *_: 0
-    get_current_target = lambda *_: GPUTarget("cuda", int(sys.argv[1]), 32)
-
-triton.runtime.driver.set_active(Device())
-run, kernels = JITFunction.run, set()
 def compile_only(kernel, *arguments, grid, warmup, **options):
     kernels.add(kernel.fn.__name__) if "cubin" in run(kernel, *arguments, grid=grid, warmup=True, **options).asm else 0
 JITFunction.run = compile_only
@@ -229,7 +234,7 @@ def test_all_kernels_compile_for_gpus(tmp_path, capability, dtype):
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     found = subprocess.run([sys.executable, "-c", COMPILE, capability, dtype], cwd=Path(__file__).parent.parent,
                            env=environment, capture_output=True, text=True)
-    if found.returncode and "CompilationError" not in found.stderr and "PTXASError" not in found.stderr:
+    if found.returncode == 77:
         pytest.skip(f"this Triton is not to be asked like this: {found.stderr.strip().splitlines()[-1]}")
     assert found.returncode == 0, found.stderr
     assert found.stdout.split() == ["11"]

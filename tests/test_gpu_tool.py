@@ -8,6 +8,8 @@ import time
 import pytest
 import torch
 
+from helpers.config import TrainingConfig
+from helpers.lesson.speed import planned_flops
 from helpers.tools import gpu
 from helpers.tools.gpu import Operations, main, run_part
 
@@ -20,8 +22,8 @@ def test_a_part_that_takes_too_long_is_stopped_with_its_children_and_keeps_what_
     code = ("import subprocess, sys; print('began', flush=True); "
             "subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])")
     report, start = ["heading\n"], time.perf_counter()
-    fault = run_part(1.5, python(code), report, tmp_path / "report.txt")
-    assert fault == "took longer than 2 s" and time.perf_counter() - start < 20
+    fault = run_part(6, python(code), report, tmp_path / "report.txt")
+    assert fault == "took longer than 6 s" and time.perf_counter() - start < 30
     assert (tmp_path / "report.txt").read_text() == "".join(report)
     assert report[:2] == ["heading\n", "began\n"] and report[-1] == "KeyboardInterrupt\n", "it may say where it was"
 
@@ -74,5 +76,7 @@ def test_operations_are_counted_without_views_and_with_the_bytes_they_touch():
     assert operations.bytes == 4 * (50 + 50 + 50)        # read, written; and in place, counted once
 
 
-def test_every_part_has_a_limit_and_says_what_it_is():
-    assert all(part.__doc__ and 0 < limit <= 200 for part, limit in gpu.PARTS.items())
+def test_the_cost_of_a_training_is_that_of_its_images():
+    config = TrainingConfig(num_classes=4, widths=(16,) * 4, epochs=2, batch_size=20, start_image_size=24)
+    cost = gpu.cost_of_training(config, images=100)
+    assert cost["petaflops"] * 1e15 == pytest.approx(planned_flops(config, 100))

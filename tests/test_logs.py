@@ -68,7 +68,7 @@ def test_console_handler_writes_above_a_progress_bar(tmp_path, monkeypatch):
     assert written == ["hello"]
 
 
-def test_a_deleted_folder_costs_no_later_line(tmp_path, capsys):
+def test_a_deleted_folder_costs_no_later_line(tmp_path):
     path = tmp_path / "run" / "train.log"
     log_to(path, "lines")
     log.info("one")
@@ -97,7 +97,7 @@ def test_a_screen_that_nobody_reads_ends_nothing(tmp_path, monkeypatch):
     assert "hello" in (tmp_path / "train.log").read_text()
 
 
-def test_lines_of_epochs_that_are_done_again_go_and_all_others_stay(tmp_path, capsys):
+def test_lines_of_epochs_that_are_done_again_go_and_all_others_stay(tmp_path):
     path = tmp_path / "train.log"
     log_to(path, "lines")
     for word in ("run 'x'", *(f"epoch {epoch:2}/10  train loss" for epoch in (8, 9, 10)), "epoch 10/10 is the last"):

@@ -91,7 +91,7 @@ def test_a_name_that_comes_twice_is_over(weights, tmp_path):
         load({**weights, "module.fc.bias": torch.zeros(4)}, tmp_path / "twice.pt")
 
 
-def test_safetensors_are_read_where_they_can_be(weights, tmp_path, monkeypatch):
+def test_safetensors_are_read_where_they_can_be(weights, tmp_path):
     safetensors = pytest.importorskip("safetensors.torch")
     path = tmp_path / "model.safetensors"
     content = safetensors.save({name: tensor.contiguous() for name, tensor in prefixed(weights, "model.").items()})

@@ -134,7 +134,8 @@ def setup(committed, tmp_path):
     origin = tmp_path / "origin" / "cifar100-cnn-training"
     subprocess.run(["git", "init", "--quiet", str(origin)], check=True)
     (origin / "cifar100_pipeline.py").write_text("found = __file__\n")
-    git = ["git", "-C", str(origin), "-c", "user.name=t", "-c", "user.email=t@example.org"]
+    git = ["git", "-C", str(origin), "-c", "user.name=t", "-c", "user.email=t@example.org",
+           "-c", "commit.gpgsign=false", "-c", "core.hooksPath=/dev/null"]
     subprocess.run([*git, "add", "-A"], check=True)
     subprocess.run([*git, "commit", "--quiet", "-m", "one"], check=True)
     (tmp_path / "elsewhere").mkdir()

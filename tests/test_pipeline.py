@@ -102,11 +102,17 @@ def test_weights_are_saved_before_a_figure_and_one_that_fails_is_a_line(tmp_path
     assert (tmp_path / "mine" / "figures" / "confusion.png").is_file()
 
 
-def test_a_figure_that_cannot_be_saved_is_shown_all_the_same(tmp_path, capsys):
+def test_a_figure_that_cannot_be_saved_is_shown_all_the_same(tmp_path, caplog):
     pipeline = four_classes(tmp_path, "mine")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "figures").write_text("in the way")
-    assert pipeline.show_samples() is not None
+    assert pipeline.show_samples() is not None and "could not write" in caplog.text
+
+
+@pytest.mark.parametrize("index", [-1, 1000])
+def test_an_index_beyond_the_test_images_is_named(finished, index):
+    with pytest.raises(DataError, match=f"no test image {index}; .* 0 to 999"):
+        finished[0].predict(index)
 
 
 def test_metrics_file_has_what_a_reader_needs(finished, runs_dir):

@@ -2,6 +2,7 @@
 
 import warnings
 
+import matplotlib
 import pytest
 import torch
 from fontTools.fontBuilder import FontBuilder
@@ -9,6 +10,7 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib import font_manager
 
 from helpers.lesson import plots
+from helpers.lesson.plots import fonts
 from helpers.metrics import Evaluation
 from plot_data import RUNS, images, texts
 
@@ -36,10 +38,14 @@ def write_font(path, family: str, characters: str):
 @pytest.fixture
 def install(tmp_path, monkeypatch):
     """A function that puts a font of some characters where the system's fonts are, as `apt-get install` does."""
-    monkeypatch.setattr(font_manager.fontManager, "ttflist", list(font_manager.fontManager.ttflist))
-    paths = []
+    shipped, paths = matplotlib.get_data_path(), []
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", [
+        one for one in font_manager.fontManager.ttflist if one.fname.startswith(shipped)])
+    monkeypatch.setattr(fonts, "_told", set())
+    fonts._characters.cache_clear()
     monkeypatch.setattr(font_manager, "findSystemFonts", lambda *_, **__: paths)
-    return lambda family, characters: paths.append(write_font(tmp_path / f"{family}.ttf", family, characters))
+    yield lambda family, characters: paths.append(write_font(tmp_path / f"{family}.ttf", family, characters))
+    fonts._characters.cache_clear()
 
 
 def families_of(figure, name: str) -> list[str]:

@@ -9,7 +9,7 @@ from helpers.requirements import missing_requirements
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = {"PIL": "pillow", "yaml": "pyyaml"}     # of packages whose modules are called otherwise
-COME_ALONG = {"IPython": "ipywidgets", "nbformat": "papermill", "nbclient": "papermill", "triton": "torch"}
+COME_ALONG = {"IPython": "ipywidgets", "triton": "torch"}
 OPTIONAL = {"pyarrow", "safetensors"}       # asked for where a file needs them
 OWN = {"helpers", "cifar100_pipeline", "google"}    # google.colab is there on Colab only
 

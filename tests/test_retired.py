@@ -1,5 +1,6 @@
 """retired: files that name settings which are gone are read, or refused with the tag that has them."""
 
+import inspect
 import json
 import subprocess
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 import yaml
 
 from helpers.config import SETTINGS, ConfigError, TrainingConfig, preset_names, read_settings
+from helpers.optim import build_optimizer
 from helpers.retired import ANY, COMMIT, LATER, RETIRED, TAG, last_version, without_retired
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -85,10 +87,18 @@ def test_every_recorded_run_is_read(name):
         assert TrainingConfig.training_settings_of(config) == TrainingConfig.from_preset(name).training_settings()
 
 
-def test_the_tag_is_a_commit_where_the_history_is_at_hand():
-    found = subprocess.run(["git", "rev-parse", "--verify", "--quiet", f"refs/tags/{TAG}"], cwd=ROOT,
-                           capture_output=True, text=True)
-    if found.returncode:
-        pytest.skip("this copy has no tags")
-    text = subprocess.run(["git", "show", f"{TAG}:helpers/config.py"], cwd=ROOT, capture_output=True, text=True).stdout
-    assert all((f"    {name}: " in text) == (name not in LATER) for name in RETIRED)
+def test_the_version_users_are_sent_to_has_the_settings():
+    def git(*words):
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
+    shown = git("show", f"{COMMIT}:helpers/config.py")
+    if shown.returncode:
+        pytest.skip("this copy has no history")
+    assert all((f"    {name}: " in shown.stdout) == (name not in LATER) for name in RETIRED)
+    tag = git("rev-parse", "--verify", "--quiet", f"{TAG}^{{commit}}")
+    assert tag.returncode or tag.stdout.startswith(COMMIT)
+
+
+def test_retired_rates_are_those_in_effect():
+    defaults = inspect.signature(build_optimizer).parameters
+    for name in ("norm_learning_rate", "head_learning_rate", "head_momentum"):
+        assert RETIRED[name] == defaults[name].default

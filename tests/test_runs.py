@@ -6,7 +6,7 @@ import pytest
 
 from helpers.config import TrainingConfig
 from helpers.files import write_json
-from helpers.lesson.runs import differing_settings, finished_runs, runs_text
+from helpers.lesson.runs import differing_settings, finished_runs, joint_note, runs_text
 from helpers.metrics import History
 
 def metrics_file(folder, name, top1, note="", epochs=2, **settings) -> dict:
@@ -115,3 +115,7 @@ def test_epochs_trained_are_not_mixed_up_with_epochs_configured(tmp_path):
         write_json(content, path)
     header, long, short = (line.split() for line in runs_text(finished_runs(str(tmp_path / "*"))).splitlines())
     assert {"3", "30"} <= set(long) and {"2", "20"} <= set(short)
+
+
+def test_notes_that_differ_are_named_by_run():
+    assert joint_note([{"name": "a", "note": ""}, {"name": "b", "note": "drawn"}]) == "b: drawn"

@@ -110,13 +110,6 @@ def test_steps_take_the_batches_of_an_epoch_in_turn(images, batch_size, accumula
 
 # Learning rate ---------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("scheduler", ["cosine", "linear", "step"])
-def test_the_learning_rate_is_the_peak_times_the_factor(scheduler):
-    schedule = planned(learning_rate=0.3, lr_scheduler=scheduler, warmup_epochs=0.5, lr_milestones=(2, 3))
-    for step in range(40):
-        assert schedule.learning_rate(step) == pytest.approx(0.3 * schedule.learning_rate_factor(step))
-
-
 @pytest.mark.parametrize("accumulation, steps_of_epoch", [(1, 10), (4, 3)])
 def test_milestones_are_whole_epochs(accumulation, steps_of_epoch):
     schedule = planned(learning_rate=0.8, lr_scheduler="step", lr_milestones=(1, 3, 90), lr_gamma=0.5,

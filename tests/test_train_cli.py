@@ -199,7 +199,7 @@ def test_the_network_that_is_gone_is_answered_with_the_tag_that_has_it():
             for fault in faults_of("--model FastCNN")] == [True]
 
 
-def test_fp32_is_said_as_before(capsys):
+def test_fp32_is_said_as_before():
     for option in ("--precision fp32", "--no-mixed-precision"):
         assert read(option).mixed_precision is False and read(option).precision == "auto"
 

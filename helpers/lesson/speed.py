@@ -29,8 +29,7 @@ log = logging.getLogger("cifar100")
 
 
 def inference_throughput(model: nn.Module, device: torch.device, precision: str, batch_sizes=(32, 64, 128, 256),
-                         image_size: int = IMAGE_SIZE, repeats: int = 5, min_seconds: float = 0.2,
-                         progress: str = "auto") -> list[dict]:
+                         repeats: int = 5, min_seconds: float = 0.2, progress: str = "auto") -> list[dict]:
     """Speed of the forward pass in evaluation mode, on a copy of `model`; one row per batch size.
 
     A row: `batch_size`, `images_per_second` (median over the repeats, each at least `min_seconds` long) with `_min` and
@@ -45,7 +44,7 @@ def inference_throughput(model: nn.Module, device: torch.device, precision: str,
             torch.cuda.empty_cache()        # after an out-of-memory error, which by now holds no tensor
             torch.cuda.reset_peak_memory_stats(device)
         try:
-            images = torch.randn(size, 3, image_size, image_size, device=device)
+            images = torch.randn(size, 3, IMAGE_SIZE, IMAGE_SIZE, device=device)
             images = images.to(DTYPES[precision], memory_format=layout)
             seconds = _forward_seconds(model, images, precision, repeats, min_seconds)
         except RuntimeError as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
-import math
 from collections.abc import Sequence
 
 import matplotlib
@@ -149,7 +148,7 @@ def epoch_marker(history: History) -> str:
 
 def as_floats(values: Sequence) -> np.ndarray:
     """float64 [n] from n numbers, NaN for None."""
-    return np.array([math.nan if value is None else value for value in values], dtype=float)
+    return np.array(values, dtype=float)
 
 
 def as_array(values) -> np.ndarray:
