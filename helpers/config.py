@@ -68,7 +68,7 @@ class TrainingConfig:
                                choices=("auto", "npz", "folder", "parquet", "torchvision", "drawn"))
     download: bool = setting(True, "download CIFAR-100 when data_dir does not hold it", shapes_training=False)
     resize: bool = setting(False, "take the central square of pictures of another size and resize it to 32×32 pixels")
-    num_classes: int = setting(100, "number of classes; must match the data", low=2, high=1000)
+    num_classes: int = setting(100, "number of classes; must match the data", low=2, high=100_000)
     val_size: int = setting(5000, "training images, the same share of each class, held out to validate each epoch and, "
                             "with patience, to choose the best one; 0 for none", low=0)
     train_size: int | None = setting(None, "images used, of those val_size leaves, stratified; None for all", low=1)

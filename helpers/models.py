@@ -95,7 +95,7 @@ class FlipCNN(nn.Module):
     A 2×2 whitening layer of 24 frozen filters (see `whiten`) with trained biases, groups of three convolutions, global
     max pooling, and a linear head whose logits are divided by 9. The norms have no scale, the 3×3 convolutions no bias.
     Maps float [N, 3, H, W], H and W at least 9, to logits float [N, num_classes]; `features` returns the head's input.
-    The divisor, the biases and the fast running statistics are airbench's and were not compared here.
+    The divisor, the biases and the fast running statistics are airbench's; only another divisor, 6, was compared here.
 
     Its layers commute with mirroring (helpers.layers.equivariant): an image and its mirror image get the same logits,
     and a convolution takes half the parameters and half the arithmetic of a common one. Channels form pairs, so

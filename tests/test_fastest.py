@@ -28,7 +28,7 @@ def ways_to_square(weight, **more):
 
 
 def images_of(channels):
-    """A kind of its own for each test, as choices are kept for the process."""
+    """Images with so many channels."""
     return torch.rand(2, channels, 3, 3).requires_grad_()
 
 

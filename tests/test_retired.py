@@ -94,6 +94,8 @@ def test_the_version_users_are_sent_to_has_the_settings():
     if shown.returncode:
         pytest.skip("this copy has no history")
     assert all((f"    {name}: " in shown.stdout) == (name not in LATER) for name in RETIRED)
+    for name, commit in LATER.items():
+        assert f"    {name}: " in git("show", f"{commit}:helpers/config.py").stdout
     tag = git("rev-parse", "--verify", "--quiet", f"{TAG}^{{commit}}")
     assert tag.returncode or tag.stdout.startswith(COMMIT)
 

@@ -21,9 +21,9 @@ import numpy as np
 from PIL import Image
 
 from ..data import DataError
-from ..logs import epoch_log
+from ..logs import epoch_log, log
 from ..metrics import Evaluation
-from ..system import peak_memory_mb, progress_style, say_once
+from ..system import peak_memory_mb, progress_style
 from ..text import duration, readable
 from ..trainer import READ_SECONDS, Trainer
 from . import plots
@@ -81,7 +81,7 @@ class LiveView:
             "To stop training, press the notebook's stop (■) button: that also saves a checkpoint.")
         self._box = ipywidgets.VBox([self._numbers, self._picture, stop])
         self._watching = contextlib.ExitStack()
-        self._figure, self._running, self._open = None, [], False
+        self._figure, self._running, self._open, self._fault = None, [], False, ""
         self._draw()                # before training, since the first figure is the slowest
         self._draw_if_due, self._write_if_due = rate_limited(self._draw), rate_limited(self._write)
 
@@ -160,7 +160,10 @@ class LiveView:
             self._figure = plots.live_curves(self.trainer.history, self._running, title, self.note, self._figure)
             return plots.png_of(self._figure)
         except Exception as error:      # of matplotlib
-            say_once(f"the live curves could not be drawn: {type(error).__name__}: {error}")
+            fault = f"the live curves could not be drawn: {type(error).__name__}: {error}"
+            if fault != self._fault:        # else again every two seconds
+                log.warning("%s", fault)
+            self._fault = fault
             return b""
 
 
@@ -399,6 +402,9 @@ class OwnPicture:
                 self.message.value, self.picture.layout.display = html.escape(f"{name}: {words}"), ""
             except DataError as error:
                 self.message.value = html.escape(str(error))
+            except Exception:
+                self.message.value = html.escape(f"{name}: no answer, see below")
+                raise
 
 
 def uploaded_files(value) -> list[tuple[str, bytes]]:

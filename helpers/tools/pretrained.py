@@ -95,7 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if args.command == "export":
             path = export(args.run_dir, args.data_dir)
-            print(f"wrote {path.name}, {path.stat().st_size / 2**20:.1f} MB")
+            print(f"wrote {path.name}, {path.stat().st_size / 2**20:.1f} MiB")
             return 0
         content = checkpoint.load(pretrained_path(args.name))
         stated, in_the_run = (take(content, name, {str: object}, args.name) for name in ("file_results",
