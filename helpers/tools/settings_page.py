@@ -19,7 +19,8 @@ def settings_page() -> str:
              "Notebook, papermill, YAML files, `train.py` (with `-` for `_`) and Python take the same names. "
              f"{len(SETTINGS)} in all; those in bold are commonly changed. Preset columns are empty where the default "
              "holds; – is `None`, not set. Where no preset is named, notebook, papermill and `train.py` start from "
-             "`fast`, `TrainingConfig` in Python from the defaults. `make docs` makes this page from `helpers/config.py`.", "",
+             "`fast`, `TrainingConfig` in Python from the defaults. `make docs` makes this page from "
+             "`helpers/config.py`.", "",
              "Short names: " + ", ".join(f"`{short}` for `{name}`" for short, name in ALIASES.items()) + ".", ""]
     for title, names in by_group().items():
         columns = " | ".join(f"`{preset.preset}`" for preset in presets)
